@@ -1,0 +1,7 @@
+"""Flotta runs N copies of one Python service as one."""
+
+from __future__ import annotations
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"

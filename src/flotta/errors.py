@@ -1,0 +1,359 @@
+"""Every exception that Flotta raises.
+
+::
+
+    FlottaError
+    ├── ConfigError                a setting, argument or file is wrong (also ValueError)
+    ├── InvalidName                a name breaks the rule of its kind (also ValueError)
+    ├── WireError                  bytes from outside are not what the protocol says (also ValueError)
+    ├── StateError                 (also RuntimeError)
+    │   ├── NotStarted             used before it was started
+    │   └── Closed                 used after it was closed
+    ├── EmbeddedServerError        an embedded Redis or PostgreSQL could not be run
+    ├── RedisError
+    │   ├── CommandError           the server answered with an error: the command was refused
+    │   ├── NotApplied             the command has certainly not run
+    │   │   ├── LinkUnavailable    no connection in time, or the server refuses every command
+    │   │   └── LinkBusy           too many commands in flight for too long
+    │   ├── AmbiguousOutcome       written, its reply lost: it may have run
+    │   └── ServerTooOld           the server lacks what Flotta needs
+    ├── MapError
+    │   └── NotAnInteger           incr on a value that is no integer
+    ├── StreamError
+    │   └── StreamFull             the backlog that some sink still needs has reached its maximum
+    ├── PostgresError
+    │   ├── DatabaseUnavailable    no connection could be made
+    │   ├── PoolTimeout            no connection became free in time
+    │   └── PoolFull               too many callers already wait: answer 503
+    ├── MigrationError
+    │   ├── MigrationFailed        a step ended with an error; the database is as it was before it
+    │   ├── MigrationTimeout       another instance did not finish in time
+    │   └── SeedChanged            a seed that was applied has other contents now
+    └── RealtimeError
+        ├── PacketError            an Engine.IO or Socket.IO packet breaks its protocol (also WireError)
+        ├── ConnectRefused         a handler refuses a connection (raise it in ``connect``)
+        └── AckTimeout             the other side did not acknowledge in time
+
+Each carries its facts as attributes; the sentence is for people. Driver errors are mapped to these once, where the
+driver is called, with ``from``.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+__all__ = [
+    "AckTimeout",
+    "AmbiguousOutcome",
+    "Closed",
+    "CommandError",
+    "ConfigError",
+    "ConnectRefused",
+    "DatabaseUnavailable",
+    "EmbeddedServerError",
+    "FlottaError",
+    "InvalidName",
+    "LinkBusy",
+    "LinkUnavailable",
+    "MapError",
+    "MigrationError",
+    "MigrationFailed",
+    "MigrationTimeout",
+    "NotAnInteger",
+    "NotApplied",
+    "NotStarted",
+    "Outcome",
+    "PacketError",
+    "PoolFull",
+    "PoolTimeout",
+    "PostgresError",
+    "RealtimeError",
+    "RedisError",
+    "SeedChanged",
+    "ServerTooOld",
+    "StateError",
+    "StreamError",
+    "StreamFull",
+    "WireError",
+]
+
+
+class FlottaError(Exception):
+    """The root: catch it to catch everything that Flotta itself raises."""
+
+
+class ConfigError(FlottaError, ValueError):
+    """A setting is wrong. ``variable`` names it, ``value`` is what was found, ``allowed`` says what may stand there."""
+
+    def __init__(self, variable: str, value: object, allowed: str, *, source: str = "environment") -> None:
+        self.variable = variable
+        self.value = value
+        self.allowed = allowed
+        self.source = source
+        shown = "is not set" if value is None else f"is {value!r}"
+        super().__init__(f"{variable} ({source}) {shown}; allowed: {allowed}")
+
+
+class InvalidName(FlottaError, ValueError):
+    """``name`` is no valid name of its ``kind``; ``rule`` says what one looks like."""
+
+    def __init__(self, kind: str, name: object, rule: str) -> None:
+        self.kind = kind
+        self.name = name
+        self.rule = rule
+        super().__init__(f"{name!r} is no valid {kind} name: {rule}")
+
+
+class WireError(FlottaError, ValueError):
+    """Bytes from outside break the format that ``what`` names. ``data`` holds at most their first 64 bytes."""
+
+    def __init__(self, what: str, reason: str, data: bytes | str = b"") -> None:
+        self.what = what
+        self.reason = reason
+        self.data = data[:64]
+        super().__init__(f"{what}: {reason}" + (f" in {self.data!r}" if data else ""))
+
+
+class StateError(FlottaError, RuntimeError):
+    """The object is not in a state that allows this. ``what`` names the object."""
+
+    def __init__(self, what: str, message: str) -> None:
+        self.what = what
+        super().__init__(message)
+
+
+class NotStarted(StateError):
+    """Used before it was started."""
+
+    def __init__(self, what: str, cure: str = "start it first") -> None:
+        super().__init__(what, f"{what} has not started: {cure}")
+
+
+class Closed(StateError):
+    """Used after it was closed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, f"{what} is closed")
+
+
+class EmbeddedServerError(FlottaError):
+    """An embedded server could not be started or has ended. ``output`` is the end of what it printed."""
+
+    def __init__(self, server: str, reason: str, output: str = "") -> None:
+        self.server = server
+        self.reason = reason
+        self.output = output
+        super().__init__(f"embedded {server}: {reason}" + (f"\n{output}" if output else ""))
+
+
+# --- Redis -----------------------------------------------------------------------------------------------------------
+
+
+class Outcome(Enum):
+    """What is known about a command that failed."""
+
+    APP = "app"
+    """The server answered: the command was refused, asking again gives the same."""
+    NOT_APPLIED = "not_applied"
+    """It has certainly not run: asking again, also elsewhere, is safe."""
+    AMBIGUOUS = "ambiguous"
+    """It was written and its reply is lost: it may have run."""
+
+
+class RedisError(FlottaError):
+    """A Redis command failed. ``command`` is its name (never its arguments), ``outcome`` what is known."""
+
+    outcome: Outcome = Outcome.APP
+
+    def __init__(self, message: str, *, command: str = "") -> None:
+        self.command = command
+        super().__init__(f"{command}: {message}" if command else message)
+
+
+class CommandError(RedisError):
+    """The server answered with an error. ``code`` is its first word (``WRONGTYPE``), ``text`` the whole answer."""
+
+    def __init__(self, text: str, *, command: str = "", outcome: Outcome = Outcome.APP) -> None:
+        self.code = text.partition(" ")[0]
+        self.text = text
+        self.outcome = outcome
+        super().__init__(text, command=command)
+
+
+class NotApplied(RedisError):
+    """The command has certainly not run."""
+
+    outcome = Outcome.NOT_APPLIED
+
+
+class LinkUnavailable(NotApplied):
+    """No connection in time, or the server refuses this one (authentication, TLS, ``maxclients``). ``address`` says
+    where (never with a password), ``reason`` why."""
+
+    def __init__(self, address: str, reason: str, *, command: str = "") -> None:
+        self.address = address
+        self.reason = reason
+        super().__init__(f"no connection to {address}: {reason}", command=command)
+
+
+class LinkBusy(NotApplied):
+    """``in_flight`` commands already wait for their replies and none ended in time."""
+
+    def __init__(self, in_flight: int, waited_s: float, *, command: str = "") -> None:
+        self.in_flight = in_flight
+        self.waited_s = waited_s
+        super().__init__(f"{in_flight} commands in flight, no place after {waited_s:g} s", command=command)
+
+
+class AmbiguousOutcome(RedisError):
+    """The command was written and its reply is lost (``reason``): it may have run."""
+
+    outcome = Outcome.AMBIGUOUS
+
+    def __init__(self, reason: str, *, command: str = "") -> None:
+        self.reason = reason
+        super().__init__(f"written, but its reply is lost ({reason}): it may have run", command=command)
+
+
+class ServerTooOld(RedisError):
+    """The server is ``version``; Flotta needs ``needed``."""
+
+    def __init__(self, version: str, needed: str) -> None:
+        self.version = version
+        self.needed = needed
+        super().__init__(f"the Redis server is {version}, {needed} or newer is needed")
+
+
+# --- Maps and streams ------------------------------------------------------------------------------------------------
+
+
+class MapError(FlottaError):
+    """A replicated map refuses an operation. ``map_name`` says which map."""
+
+    def __init__(self, map_name: str, message: str) -> None:
+        self.map_name = map_name
+        super().__init__(f"map {map_name!r}: {message}")
+
+
+class NotAnInteger(MapError):
+    """``incr`` on ``key``, whose value is no 64-bit integer."""
+
+    def __init__(self, map_name: str, key: str) -> None:
+        self.key = key
+        super().__init__(map_name, f"the value of {key!r} is no 64-bit integer")
+
+
+class StreamError(FlottaError):
+    """A stream, reader or sink refuses an operation. ``stream_name`` says which stream."""
+
+    def __init__(self, stream_name: str, message: str) -> None:
+        self.stream_name = stream_name
+        super().__init__(f"stream {stream_name!r}: {message}")
+
+
+class StreamFull(StreamError):
+    """``length`` events that some sink still needs are kept; ``backlog_max`` is the most that may be."""
+
+    def __init__(self, stream_name: str, length: int, backlog_max: int) -> None:
+        self.length = length
+        self.backlog_max = backlog_max
+        super().__init__(
+            stream_name,
+            f"{length:,} events wait for their sinks, backlog_max is {backlog_max:,}: "
+            'make the sinks faster, remove the ones that nobody runs, or choose overflow="drop"',
+        )
+
+
+# --- PostgreSQL and migrations ---------------------------------------------------------------------------------------
+
+
+class PostgresError(FlottaError):
+    """The connection pool cannot serve."""
+
+
+class DatabaseUnavailable(PostgresError):
+    """No connection to ``address`` could be made: ``reason``."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address = address
+        self.reason = reason
+        super().__init__(f"no connection to PostgreSQL at {address}: {reason}")
+
+
+class PoolTimeout(PostgresError):
+    """No connection became free within ``waited_s`` seconds; ``size`` are open, ``size_max`` is the limit."""
+
+    def __init__(self, waited_s: float, size: int, size_max: int) -> None:
+        self.waited_s = waited_s
+        self.size = size
+        self.size_max = size_max
+        super().__init__(f"no PostgreSQL connection became free in {waited_s:g} s ({size} of {size_max} open)")
+
+
+class PoolFull(PostgresError):
+    """``waiting`` callers already wait for a connection. Answer 503."""
+
+    def __init__(self, waiting: int, waiting_max: int) -> None:
+        self.waiting = waiting
+        self.waiting_max = waiting_max
+        super().__init__(f"{waiting} callers already wait for a PostgreSQL connection (at most {waiting_max})")
+
+
+class MigrationError(FlottaError):
+    """The schema could not be brought up to date."""
+
+
+class MigrationFailed(MigrationError):
+    """``step`` ended with ``reason``; its transaction was rolled back."""
+
+    def __init__(self, step: str, reason: str) -> None:
+        self.step = step
+        self.reason = reason
+        super().__init__(f"migration {step} failed and was rolled back: {reason}")
+
+
+class MigrationTimeout(MigrationError):
+    """After ``waited_s`` seconds the schema is still not ready; ``holder`` says who migrates, if known."""
+
+    def __init__(self, waited_s: float, holder: str | None) -> None:
+        self.waited_s = waited_s
+        self.holder = holder
+        super().__init__(f"the schema is not ready after {waited_s:g} s" + (f" (waiting on {holder})" if holder else ""))
+
+
+class SeedChanged(MigrationError):
+    """Seed ``name`` was applied with other contents. Give the new contents a new name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"seed {name!r} was applied with other contents: give the new contents a new name")
+
+
+# --- Realtime --------------------------------------------------------------------------------------------------------
+
+
+class RealtimeError(FlottaError):
+    """The realtime server refuses an operation."""
+
+
+class PacketError(WireError, RealtimeError):
+    """A packet breaks Engine.IO 4 or Socket.IO 5. The connection that sent it ends; others are untouched."""
+
+
+class ConnectRefused(RealtimeError):
+    """Raise it in a ``connect`` handler: the client's ``connect_error`` gets ``message`` and ``data``."""
+
+    def __init__(self, message: str = "not authorized", data: Any = None) -> None:
+        self.message = message
+        self.data = data
+        super().__init__(message)
+
+
+class AckTimeout(RealtimeError):
+    """``event`` was not acknowledged within ``waited_s`` seconds."""
+
+    def __init__(self, event: str, waited_s: float) -> None:
+        self.event = event
+        self.waited_s = waited_s
+        super().__init__(f"{event!r} was not acknowledged within {waited_s:g} s")

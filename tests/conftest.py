@@ -1,0 +1,13 @@
+"""Servers and names that every test may use. Real servers only: Valkey and PostgreSQL come from wheels."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+
+
+@pytest.fixture
+def unique() -> str:
+    """A short text that no other test uses: put it into the names of keys, maps, streams and tables."""
+    return secrets.token_hex(4)
