@@ -2,7 +2,7 @@
 
 Owns: finding or building the Go program in ``go/``, starting it, and speaking its line protocol (see ``go/main.go``).
 The binary is ``FLOTTA_PULSE_PEER`` if that is set; else it is built from the Go module index, once per test run. Where
-neither can be had the tests skip and say why, or fail if ``FLOTTA_REQUIRE_INTEROP=1``.
+neither can be had the tests skip and say why, or fail if ``FLOTTA_REQUIRE_INTEROP=1`` or ``FLOTTA_REQUIRE`` names go.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peers import missing
 
-__all__ = ["GoPeer", "PeerError", "PeerMissing", "peer_binary", "require_peer"]
+__all__ = ["GoPeer", "PeerError", "PeerMissingError", "peer_binary", "require_peer"]
 
 GO_DIR = Path(__file__).parent / "go"
 BUILD_TIMEOUT_S = 300
@@ -30,7 +31,7 @@ CALL_TIMEOUT_S = 30.0
 LINE_BYTES_MAX = 64 * 1024 * 1024
 
 
-class PeerMissing(Exception):
+class PeerMissingError(Exception):
     """The Go peer cannot be had here; the text says why."""
 
 
@@ -40,15 +41,15 @@ class PeerError(Exception):
 
 @functools.cache
 def peer_binary() -> Path:
-    """The finished Go program. Raises PeerMissing with the exact reason."""
+    """The finished Go program. Raises PeerMissingError with the exact reason."""
     given = os.environ.get("FLOTTA_PULSE_PEER")
     if given:
         if not os.access(given, os.X_OK):
-            raise PeerMissing(f"FLOTTA_PULSE_PEER={given} is no program")
+            raise PeerMissingError(f"FLOTTA_PULSE_PEER={given} is no program")
         return Path(given)
     go = shutil.which("go")
     if go is None:
-        raise PeerMissing("Go is not installed and FLOTTA_PULSE_PEER is not set")
+        raise PeerMissingError("Go is not installed and FLOTTA_PULSE_PEER is not set")
     return _build(go)
 
 
@@ -62,9 +63,9 @@ def _build(go: str) -> Path:
     try:
         done = subprocess.run(command, cwd=GO_DIR, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise PeerMissing(f"building the Go peer took more than {BUILD_TIMEOUT_S} s") from error
+        raise PeerMissingError(f"building the Go peer took more than {BUILD_TIMEOUT_S} s") from error
     if done.returncode != 0:
-        raise PeerMissing(f"the Go peer does not build: {done.stderr.strip()[-500:]}")
+        raise PeerMissingError(f"the Go peer does not build: {done.stderr.strip()[-500:]}")
     return binary
 
 
@@ -72,10 +73,10 @@ def require_peer() -> Path:
     """For fixtures: the program, or skip with the reason (fail where FLOTTA_REQUIRE_INTEROP=1)."""
     try:
         return peer_binary()
-    except PeerMissing as missing:
+    except PeerMissingError as reason:
         if os.environ.get("FLOTTA_REQUIRE_INTEROP") == "1":
-            pytest.fail(f"FLOTTA_REQUIRE_INTEROP=1, but {missing}")
-        pytest.skip(f"no Go Pulse: {missing}")
+            pytest.fail(f"FLOTTA_REQUIRE_INTEROP=1, but {reason}", pytrace=False)
+        missing("go", f"no Go Pulse: {reason}")
 
 
 def pack(value: Any) -> Any:
@@ -114,7 +115,7 @@ class GoPeer:
     @classmethod
     @contextlib.asynccontextmanager
     async def start(cls, redis_url: str, *, pool: int = 0) -> AsyncIterator[GoPeer]:
-        """Start it against one Redis; on exit it is stopped. Raises PeerMissing."""
+        """Start it against one Redis; on exit it is stopped. Raises PeerMissingError."""
         process = await asyncio.create_subprocess_exec(
             str(await asyncio.to_thread(peer_binary)), "-redis", redis_url, "-pool", str(pool),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES_MAX,
