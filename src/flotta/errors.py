@@ -20,6 +20,7 @@
     ├── MapError
     │   └── NotAnInteger           incr on a value that is no integer
     ├── StreamError
+    │   ├── PayloadTooLarge        an event is larger than the stream allows
     │   └── StreamFull             the backlog that some sink still needs has reached its maximum
     ├── PostgresError
     │   ├── DatabaseUnavailable    no connection could be made
@@ -65,6 +66,7 @@ __all__ = [
     "NotStarted",
     "Outcome",
     "PacketError",
+    "PayloadTooLarge",
     "PoolFull",
     "PoolTimeout",
     "PostgresError",
@@ -250,6 +252,15 @@ class StreamError(FlottaError):
     def __init__(self, stream_name: str, message: str) -> None:
         self.stream_name = stream_name
         super().__init__(f"stream {stream_name!r}: {message}")
+
+
+class PayloadTooLarge(StreamError):
+    """An event of ``size`` bytes (payload, name and topic); ``size_max`` is the most that may be."""
+
+    def __init__(self, stream_name: str, size: int, size_max: int) -> None:
+        self.size = size
+        self.size_max = size_max
+        super().__init__(stream_name, f"an event of {size:,} bytes, event_bytes_max is {size_max:,}")
 
 
 class StreamFull(StreamError):
