@@ -30,6 +30,11 @@
     │   ├── MigrationFailed        a step ended with an error; the database is as it was before it
     │   ├── MigrationTimeout       another instance did not finish in time
     │   └── SeedChanged            a seed that was applied has other contents now
+    ├── FleetError
+    │   ├── StartTimeout           a step of the start did not end in time
+    │   ├── StopTimeout            a part did not stop in time and was abandoned
+    │   ├── LifespanFailed         the application refused to start or failed to stop
+    │   └── AppLoadError           the application could not be found or imported
     └── RealtimeError
         ├── PacketError            an Engine.IO or Socket.IO packet breaks its protocol (also WireError)
         ├── ConnectRefused         a handler refuses a connection (raise it in ``connect``)
@@ -47,14 +52,17 @@ from typing import Any
 __all__ = [
     "AckTimeout",
     "AmbiguousOutcome",
+    "AppLoadError",
     "Closed",
     "CommandError",
     "ConfigError",
     "ConnectRefused",
     "DatabaseUnavailable",
     "EmbeddedServerError",
+    "FleetError",
     "FlottaError",
     "InvalidName",
+    "LifespanFailed",
     "LinkBusy",
     "LinkUnavailable",
     "MapError",
@@ -74,7 +82,9 @@ __all__ = [
     "RedisError",
     "SeedChanged",
     "ServerTooOld",
+    "StartTimeout",
     "StateError",
+    "StopTimeout",
     "StreamError",
     "StreamFull",
     "WireError",
@@ -339,6 +349,51 @@ class SeedChanged(MigrationError):
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(f"seed {name!r} was applied with other contents: give the new contents a new name")
+
+
+# --- Fleet and server ------------------------------------------------------------------------------------------------
+
+
+class FleetError(FlottaError):
+    """An instance could not be brought up or down."""
+
+
+class StartTimeout(FleetError):
+    """``step`` of the start did not end within ``waited_s`` seconds; what had started was stopped again."""
+
+    def __init__(self, step: str, waited_s: float) -> None:
+        self.step = step
+        self.waited_s = waited_s
+        super().__init__(f"starting {step} took longer than {waited_s:g} s (FLOTTA_START_TIMEOUT_S)")
+
+
+class StopTimeout(FleetError):
+    """``part`` did not stop within the ``waited_s`` seconds it had; it was abandoned."""
+
+    def __init__(self, part: str, waited_s: float) -> None:
+        self.part = part
+        self.waited_s = waited_s
+        super().__init__(f"stopping {part} took longer than {waited_s:.3g} s; it was abandoned")
+
+
+class LifespanFailed(FleetError):
+    """The application ended its ``phase`` (startup or shutdown) with ``reason``."""
+
+    def __init__(self, phase: str, reason: str) -> None:
+        self.phase = phase
+        self.reason = reason
+        super().__init__(f"application {phase} failed: {reason}")
+
+
+class AppLoadError(FleetError):
+    """``app`` (``module:attribute``) gives no application: ``reason``; ``cure`` says what to do. If the application's
+    own code failed while it was imported, that exception is the ``__cause__``."""
+
+    def __init__(self, app: str, reason: str, cure: str) -> None:
+        self.app = app
+        self.reason = reason
+        self.cure = cure
+        super().__init__(f"cannot load {app!r}: {reason}. {cure}")
 
 
 # --- Realtime --------------------------------------------------------------------------------------------------------

@@ -27,6 +27,9 @@ __all__ = ["FILE_NAME", "SettingInfo", "Settings", "describe"]
 
 FILE_NAME: Final = "flotta.toml"
 
+STOP_MARGIN_S: Final = 5.0
+"""Between the end of the drain and the end of the process, where only the drain is set."""
+
 # Tables of flotta.toml that belong to the `flotta` command, which checks them itself.
 _COMMAND_TABLES: Final = frozenset({"run", "dev", "deploy"})
 # Variables that begin with FLOTTA_ and are read elsewhere: by the command, by a worker, by the test suite.
@@ -38,10 +41,10 @@ _SERVICE_LINK = re.compile(
 
 _EMBEDDED_CURE = "or start with embedded servers: `flotta dev`, `flotta run --embedded` or FLOTTA_EMBEDDED=1"
 _REDIS_NEEDED = (
-    f"set it to {parse.redis_url().allowed} (or set REDIS_HOST, REDIS_PORT, REDIS_PASSWORD); {_EMBEDDED_CURE}"
+    f"{parse.redis_url().allowed} (or set REDIS_HOST, REDIS_PORT, REDIS_PASSWORD); {_EMBEDDED_CURE}"
 )
 _POSTGRES_NEEDED = (
-    f"set it to {parse.postgres_url().allowed} (or set DATABASE_HOST, DATABASE_USER, DATABASE_PASSWORD, "
+    f"{parse.postgres_url().allowed} (or set DATABASE_HOST, DATABASE_USER, DATABASE_PASSWORD, "
     f"DATABASE_NAME); {_EMBEDDED_CURE}"
 )
 
@@ -90,7 +93,7 @@ class Settings:
         "namespace",
         parse.text(r"[A-Za-z0-9:._-]{0,64}", "up to 64 letters, digits, colons, dots, dashes, underscores"),
         "",
-        "Prefix of every Redis key and channel, so that two environments may share a Redis. Empty to share with others.",
+        "Prefix of every key and channel, so that two environments may share a Redis; empty to share with others.",
     )
 
     redis_url: str | None = _setting(
@@ -174,7 +177,7 @@ class Settings:
         "stop_s",
         parse.seconds(0.1, 3660),
         30.0,
-        "After so long the process ends, whatever still runs; more than the drain, less than the orchestrator's kill.",
+        "After so long the process ends, whatever still runs; 5 s more than the drain if only that is set.",
     )
     ready_requires: frozenset[str] = _setting(
         "FLOTTA_READY_REQUIRES",
@@ -324,6 +327,8 @@ class _Reader:
                 values[info.field] = _parsed(
                     info, _text(info, from_file[info.key], self._file), info.key, str(self._file)
                 )
+        if "drain_s" in values and "stop_s" not in values:
+            values["stop_s"] = values["drain_s"] + STOP_MARGIN_S
         return Settings(**values)
 
     def _check_variables(self) -> None:
