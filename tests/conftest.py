@@ -6,6 +6,10 @@ import secrets
 
 import pytest
 
+from postgres_fixtures import database_url, postgres_folder, postgres_server
+
+__all__ = ["database_url", "postgres_folder", "postgres_server", "unique"]
+
 
 @pytest.fixture
 def unique() -> str:

@@ -1,0 +1,192 @@
+"""The embedded PostgreSQL: starts anywhere, keeps its data, is joined by a second start, never outlives its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from flotta.errors import EmbeddedServerError, NotStarted
+from flotta.postgres import EmbeddedPostgres
+
+
+def query(server: EmbeddedPostgres, text: str) -> object:
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        cursor = connection.execute(text)
+        return cursor.fetchone()[0] if cursor.description else None
+
+
+def test_runs_version_18_and_not_as_root():
+    with EmbeddedPostgres(durable=False) as server:
+        assert query(server, "SHOW server_version").startswith("18")
+        assert psutil.Process(server.pid).uids().real != 0
+        assert server.owned
+        assert server.running
+    assert not server.running
+    with pytest.raises(NotStarted):
+        _ = server.pid
+
+
+def test_another_local_user_needs_the_password():
+    with EmbeddedPostgres(durable=False) as server:
+        url = f"postgresql://flotta@127.0.0.1:{server.port}/flotta"
+        with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+            psycopg.connect(url)
+
+
+async def test_data_is_kept_over_stop_kill_and_restart(postgres_folder: Path):
+    async with EmbeddedPostgres(postgres_folder) as server:
+        query(server, "CREATE TABLE kept (n int)")
+        await server.restart()
+        query(server, "INSERT INTO kept VALUES (1)")
+        before = server.port
+        server.kill()
+        assert not server.running
+        await server.start()
+        assert server.port == before
+        query(server, "INSERT INTO kept VALUES (2)")
+    async with EmbeddedPostgres(postgres_folder) as server:
+        assert query(server, "SELECT sum(n) FROM kept") == 3
+
+
+def test_pid_file_of_a_dead_server_is_no_obstacle(postgres_folder: Path):
+    with EmbeddedPostgres(postgres_folder, durable=False) as server:
+        server.kill()
+        pid_file = (postgres_folder / "data").resolve() / "postmaster.pid"
+        lines = pid_file.read_text().splitlines()
+        # Its process id has gone to someone else in the meantime: to us.
+        pid_file.write_text("\n".join([str(os.getpid()), *lines[1:]]))
+        server.start_sync()
+        assert query(server, "SELECT 1") == 1
+
+
+def test_temporary_folder_is_removed():
+    with EmbeddedPostgres(durable=False) as server:
+        folder = server._temporary
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
+def test_given_port_is_used_and_a_taken_one_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(EmbeddedServerError, match=r"(?s)ended with .*could not bind"):
+            EmbeddedPostgres(port=port, durable=False).start_sync()
+    with EmbeddedPostgres(port=port, durable=False) as server:
+        assert server.port == port
+        assert query(server, "SELECT 1") == 1
+
+
+def test_second_start_in_a_folder_joins_and_does_not_stop_it(postgres_folder: Path):
+    with EmbeddedPostgres(postgres_folder, durable=False) as first:
+        with EmbeddedPostgres(postgres_folder) as second:
+            assert not second.owned
+            assert (second.pid, second.url) == (first.pid, first.url)
+            assert query(second, "SELECT 1") == 1
+        assert not second.running
+        assert query(first, "SELECT 1") == 1
+        with pytest.raises(EmbeddedServerError, match="already runs"):
+            EmbeddedPostgres(postgres_folder, port=1).start_sync()
+
+
+def test_starts_at_the_same_moment_end_in_one_server(postgres_folder: Path):
+    servers = [EmbeddedPostgres(postgres_folder, durable=False) for _ in range(4)]
+    threads = [threading.Thread(target=server.start_sync) for server in servers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    try:
+        assert len({server.pid for server in servers}) == 1
+        assert sum(server.owned for server in servers) == 1
+    finally:
+        for server in sorted(servers, key=lambda server: server.owned):
+            server.stop_sync()
+
+
+def test_wrong_setting_is_reported_with_the_servers_words():
+    with pytest.raises(EmbeddedServerError, match="no_such_setting") as caught:
+        EmbeddedPostgres(settings={"no_such_setting": "1"}).start_sync()
+    assert caught.value.server == "PostgreSQL"
+
+
+async def test_cancelled_start_leaves_no_server(postgres_folder: Path):
+    server = EmbeddedPostgres(postgres_folder, durable=False)
+    starting = asyncio.create_task(server.start())
+    await asyncio.sleep(0)  # it has begun
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert not server.running
+    assert not (postgres_folder / "data" / "postmaster.pid").exists()
+
+
+_PARENT = """
+import signal, sys
+from flotta.postgres import EmbeddedPostgres
+server = EmbeddedPostgres(sys.argv[1], durable=False).start_sync()
+print(server.pid, flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_server_ends_when_its_parent_is_killed(postgres_folder: Path, number: signal.Signals):
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(postgres_folder)], stdout=subprocess.PIPE)
+    with parent:
+        postmaster = psutil.Process(int(parent.stdout.readline()))
+        everyone = [postmaster, *postmaster.children(recursive=True)]
+        assert postmaster.is_running()
+        parent.send_signal(number)
+    gone, alive = psutil.wait_procs(everyone, timeout=10)
+    assert not alive
+    assert len(gone) == len(everyone)
+    with EmbeddedPostgres(postgres_folder, durable=False) as server:
+        assert server.owned
+        assert query(server, "SELECT 1") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives up its rights")
+def test_root_uses_copies_where_the_servers_user_cannot_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from flotta.postgres import cluster
+
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    package = cluster._installed()
+    (hidden / package.name).symlink_to(package)
+    (hidden / f"{package.name}.libs").symlink_to(package.with_name(f"{package.name}.libs"))
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setattr(cluster, "_installed", lambda: hidden / package.name)
+    monkeypatch.setattr(cluster, "_cache", lambda: cache)
+    reachable = cluster._reachable
+    monkeypatch.setattr(cluster, "_reachable", lambda path: hidden not in path.parents and reachable(path))
+    binaries = cluster.find_binaries()
+    assert cache in binaries.parents
+    assert cluster.find_binaries() == binaries
+    shown = subprocess.run([binaries / "initdb", "--version"], check=True, capture_output=True, text=True)
+    assert shown.stdout.startswith("initdb")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives up its rights")
+def test_root_keeps_data_elsewhere_where_the_servers_user_cannot_go(tmp_path: Path):
+    (tmp_path / "hidden").mkdir(mode=0o700)
+    with EmbeddedPostgres(tmp_path / "hidden", durable=False) as server:
+        assert query(server, "SELECT 1") == 1
+        place = (tmp_path / "hidden" / "data").readlink()
+    try:
+        with EmbeddedPostgres(tmp_path / "hidden", durable=False):
+            assert (place / "postmaster.pid").exists()
+    finally:
+        shutil.rmtree(place.parent)

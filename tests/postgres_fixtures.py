@@ -1,0 +1,47 @@
+"""Fixtures for tests that need PostgreSQL. ``conftest.py`` makes them known everywhere.
+
+One server per test process, started at the first use; a fresh, empty database for every test that asks for one. A test
+that kills, stops or fills a server starts one of its own, in ``postgres_folder`` if the data must be kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from flotta.postgres import EmbeddedPostgres
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[EmbeddedPostgres]:
+    """A server for the whole test process. A test that kills or stops a server starts one of its own."""
+    with EmbeddedPostgres(durable=False, settings={"max_connections": "60"}) as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of a database that only this test uses; dropped afterwards, whoever is still connected."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(postgres_server.url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+    yield postgres_server.url_for(name)
+    with psycopg.connect(postgres_server.url, autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def postgres_folder() -> Iterator[Path]:
+    """A folder for the data of a server. (pytest's ``tmp_path`` has mode 0700: as root the server could not get in.)"""
+    folder = Path(tempfile.mkdtemp(prefix="flotta-test-"))
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
