@@ -34,7 +34,8 @@
     │   ├── StartTimeout           a step of the start did not end in time
     │   ├── StopTimeout            a part did not stop in time and was abandoned
     │   ├── LifespanFailed         the application refused to start or failed to stop
-    │   └── AppLoadError           the application could not be found or imported
+    │   ├── AppLoadError           the application could not be found or imported
+    │   └── CannotListen           the address to serve on cannot be had
     └── RealtimeError
         ├── PacketError            an Engine.IO or Socket.IO packet breaks its protocol (also WireError)
         ├── ConnectRefused         a handler refuses a connection (raise it in ``connect``)
@@ -53,6 +54,7 @@ __all__ = [
     "AckTimeout",
     "AmbiguousOutcome",
     "AppLoadError",
+    "CannotListen",
     "Closed",
     "CommandError",
     "ConfigError",
@@ -340,7 +342,9 @@ class MigrationTimeout(MigrationError):
     def __init__(self, waited_s: float, holder: str | None) -> None:
         self.waited_s = waited_s
         self.holder = holder
-        super().__init__(f"the schema is not ready after {waited_s:g} s" + (f" (waiting on {holder})" if holder else ""))
+        super().__init__(
+            f"the schema is not ready after {waited_s:g} s" + (f" (waiting on {holder})" if holder else "")
+        )
 
 
 class SeedChanged(MigrationError):
@@ -394,6 +398,16 @@ class AppLoadError(FleetError):
         self.reason = reason
         self.cure = cure
         super().__init__(f"cannot load {app!r}: {reason}. {cure}")
+
+
+class CannotListen(FleetError):
+    """No socket can listen on ``address``: ``reason``. ``cure`` says what to do."""
+
+    def __init__(self, address: str, reason: str, cure: str) -> None:
+        self.address = address
+        self.reason = reason
+        self.cure = cure
+        super().__init__(f"cannot listen on {address}: {reason}. {cure}")
 
 
 # --- Realtime --------------------------------------------------------------------------------------------------------
