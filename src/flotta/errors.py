@@ -296,11 +296,13 @@ class PostgresError(FlottaError):
 
 
 class DatabaseUnavailable(PostgresError):
-    """No connection to ``address`` could be made: ``reason``."""
+    """No connection to ``address`` (shown without a password) could be made: ``reason``, with its cure where one is
+    known. ``lasting``: trying again will not help (wrong password, no such database)."""
 
-    def __init__(self, address: str, reason: str) -> None:
+    def __init__(self, address: str, reason: str, *, lasting: bool = False) -> None:
         self.address = address
         self.reason = reason
+        self.lasting = lasting
         super().__init__(f"no connection to PostgreSQL at {address}: {reason}")
 
 
