@@ -40,9 +40,7 @@ _SERVICE_LINK = re.compile(
 )
 
 _EMBEDDED_CURE = "or start with embedded servers: `flotta dev`, `flotta run --embedded` or FLOTTA_EMBEDDED=1"
-_REDIS_NEEDED = (
-    f"{parse.redis_url().allowed} (or set REDIS_HOST, REDIS_PORT, REDIS_PASSWORD); {_EMBEDDED_CURE}"
-)
+_REDIS_NEEDED = f"{parse.redis_url().allowed} (or set REDIS_HOST, REDIS_PORT, REDIS_PASSWORD); {_EMBEDDED_CURE}"
 _POSTGRES_NEEDED = (
     f"{parse.postgres_url().allowed} (or set DATABASE_HOST, DATABASE_USER, DATABASE_PASSWORD, "
     f"DATABASE_NAME); {_EMBEDDED_CURE}"

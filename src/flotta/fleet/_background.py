@@ -1,0 +1,93 @@
+"""Supervised background tasks of one instance.
+
+Each runs from ready until the drain. One that returns is finished; one that raises is logged and started again after a
+back-off that doubles from 1 s to 30 s and is forgotten after a minute of good behaviour. Nothing is lost in silence:
+crashes are counted and shown in the metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from flotta.errors import StopTimeout
+
+__all__ = ["Background", "BackgroundTask"]
+
+BACKOFF_MIN_S: Final = 1.0
+BACKOFF_MAX_S: Final = 30.0
+GOOD_AFTER_S: Final = 60.0
+
+
+@dataclass(slots=True, eq=False)
+class BackgroundTask:
+    """One function that runs in the background, and what became of it."""
+
+    name: str
+    run: Callable[[], Awaitable[object]]
+    crashes: int = 0
+    running: bool = False
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+class Background:
+    """The background tasks of a fleet."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self.tasks: list[BackgroundTask] = []
+        self._open = False
+
+    def add(self, name: str, run: Callable[[], Awaitable[object]]) -> None:
+        """Registers ``run``; it starts with the others, or at once if they already run."""
+        background = BackgroundTask(name, run)
+        self.tasks.append(background)
+        if self._open:
+            self._spawn(background)
+
+    async def start(self) -> None:
+        self._open = True
+        for background in self.tasks:
+            self._spawn(background)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Cancels every task and waits for them. Raises `StopTimeout` naming those that are still there after
+        ``timeout_s``; they stay cancelled."""
+        self._open = False
+        tasks = {b.task: b.name for b in self.tasks if b.task is not None}
+        for task in tasks:
+            task.cancel()
+        if not tasks:
+            return
+        _, pending = await asyncio.wait(tasks, timeout=timeout_s * 0.95)
+        if pending:
+            raise StopTimeout("background tasks " + ", ".join(sorted(tasks[task] for task in pending)), timeout_s)
+
+    def _spawn(self, background: BackgroundTask) -> None:
+        background.task = asyncio.create_task(self._supervise(background), name=f"background {background.name}")
+
+    async def _supervise(self, background: BackgroundTask) -> None:
+        loop = asyncio.get_running_loop()
+        backoff_s = BACKOFF_MIN_S
+        while True:
+            began = loop.time()
+            background.running = True
+            try:
+                await background.run()
+            except Exception as error:  # noqa: BLE001 - supervised: counted, logged, started again
+                background.crashes += 1
+                if loop.time() - began > GOOD_AFTER_S:
+                    backoff_s = BACKOFF_MIN_S
+                wait_s = backoff_s * random.uniform(0.8, 1.2)  # noqa: S311 - spreads restarts, protects nothing
+                self._log.error(
+                    "background task crashed", task=background.name, again_in_s=round(wait_s, 1), exc_info=error
+                )
+            else:
+                return
+            finally:
+                background.running = False
+            await asyncio.sleep(wait_s)
+            backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)

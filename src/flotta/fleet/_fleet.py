@@ -1,0 +1,473 @@
+"""The fleet of this process: declares the parts, starts and stops them in order.
+
+Making a `Fleet` costs nothing and does no I/O; parts that are not declared are not imported. Order of the start: Redis,
+PostgreSQL, migrations, maps, streams, realtime, ``on_start`` hooks, background tasks. Order of the stop: no new work,
+realtime clients drained, background tasks, ``on_stop`` hooks, realtime, streams, maps, PostgreSQL, Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar, final, overload
+
+import structlog
+
+from flotta.errors import ConfigError, FleetError, NotStarted, StateError
+from flotta.fleet._background import Background, BackgroundTask
+from flotta.fleet._health import Health, Readiness, run_checks
+from flotta.fleet._lifecycle import FleetState, Step, Steps, check_move
+from flotta.fleet._sync import SyncFleet
+from flotta.instance import Instance
+from flotta.settings import Settings
+
+if TYPE_CHECKING:
+    from flotta.postgres import Pool
+    from flotta.realtime import Server
+    from flotta.redis import Redis
+    from flotta.rmap import Map
+    from flotta.streaming import Stream
+
+__all__ = ["Fleet", "registered"]
+
+Hook = Callable[[], Awaitable[object] | object]
+H = TypeVar("H", bound=Hook)
+B = TypeVar("B", bound=Callable[[], Awaitable[object]])
+
+DRAIN_MARGIN_S: Final = 0.5
+"""What background tasks leave, at least, to the parts that stop after them."""
+
+_registry: list[weakref.ref[Fleet]] = []
+
+
+def registered() -> list[Fleet]:
+    """Every fleet that this process has made and still uses, in order: what a worker starts and shows."""
+    _registry[:] = [ref for ref in _registry if ref() is not None]
+    return [fleet for ref in _registry if (fleet := ref()) is not None]
+
+
+@final
+class Fleet:
+    """The parts of one service instance, started and stopped together.
+
+    ``settings`` None: read from the environment and ``flotta.toml`` when the fleet starts. ``service`` overrides the
+    name of the service. ``logger``: a structlog logger for the fleet and its parts; None: structlog's own.
+
+    Declare parts (`map`, `stream`, `realtime`, `migrations`, `background`, `on_start`, `on_stop`) before the start;
+    then ``async with fleet:``, or ``FastAPI(lifespan=fleet.lifespan)``, or let `flotta run` start it for a WSGI
+    application.
+    """
+
+    _current: ClassVar[Fleet | None] = None
+
+    def __init__(
+        self, settings: Settings | None = None, *, service: str | None = None, logger: Any | None = None
+    ) -> None:
+        self._given_settings = settings
+        self._service = service
+        self._logger = logger
+        self._log: Any = logger if logger is not None else structlog.get_logger("flotta.fleet")
+        self._state = FleetState.NEW
+        self._settings: Settings | None = settings
+        self._instance: Instance | None = None
+        self._redis: Redis | None = None
+        self._postgres: Pool | None = None
+        self._maps: dict[str, tuple[Map[Any], dict[str, Any]]] = {}
+        self._streams: dict[str, tuple[Stream[Any], dict[str, Any]]] = {}
+        self._servers: list[Server] = []
+        self._migrations: list[tuple[Path, Path | None, dict[str, Any]]] = []
+        self._start_hooks: list[Hook] = []
+        self._stop_hooks: list[Hook] = []
+        self._background = Background(self._log)
+        self._steps = Steps()
+        self._lock = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain_deadline = 0.0
+        self._sync: SyncFleet | None = None
+        _registry.append(weakref.ref(self))
+
+    # --- what it is --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def current(cls) -> Fleet | None:
+        """The fleet of this process that started last and still runs; None if none runs."""
+        return cls._current
+
+    @property
+    def state(self) -> FleetState:
+        return self._state
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop in which the fleet runs; None when it does not."""
+        return self._loop
+
+    @property
+    def settings(self) -> Settings:
+        """Raises `NotStarted` before the start, unless the settings were given."""
+        if self._settings is None:
+            raise self._not_started("its settings")
+        return self._settings
+
+    @property
+    def instance(self) -> Instance:
+        """Who this process is. Raises `NotStarted` before the start."""
+        if self._instance is None:
+            raise self._not_started("its instance")
+        return self._instance
+
+    @property
+    def redis(self) -> Redis:
+        """The Redis client. Raises `NotStarted` before the start and after the stop."""
+        if self._redis is None:
+            raise self._not_started("its Redis client")
+        return self._redis
+
+    @property
+    def postgres(self) -> Pool:
+        """The PostgreSQL pool. Raises `ConfigError` naming ``DATABASE_URL`` if none is configured, `NotStarted` before
+        the start and after the stop."""
+        if self._postgres is None:
+            if self._state in (FleetState.STARTING, FleetState.STARTED, FleetState.DRAINING):
+                self.settings.require_postgres()
+            raise self._not_started("its PostgreSQL pool")
+        return self._postgres
+
+    @property
+    def has_postgres(self) -> bool:
+        """Whether there is a pool now."""
+        return self._postgres is not None
+
+    @property
+    def maps(self) -> tuple[Map[Any], ...]:
+        return tuple(handle for handle, _ in self._maps.values())
+
+    @property
+    def streams(self) -> tuple[Stream[Any], ...]:
+        return tuple(handle for handle, _ in self._streams.values())
+
+    @property
+    def realtime_servers(self) -> tuple[Server, ...]:
+        return tuple(self._servers)
+
+    @property
+    def background_tasks(self) -> tuple[BackgroundTask, ...]:
+        return tuple(self._background.tasks)
+
+    @property
+    def sync(self) -> SyncFleet:
+        """The same parts for threads and plain scripts: every call waits for its result."""
+        if self._sync is None:
+            self._sync = SyncFleet(self)
+        return self._sync
+
+    # --- what it has -------------------------------------------------------------------------------------------------
+
+    def map(self, name: str, **options: Any) -> Map[Any]:
+        """The replicated map ``name``, joined when the fleet starts. ``options`` are those of `flotta.rmap.Map`. Asking
+        twice gives the same handle. Raises `StateError` once the fleet runs (use ``Map.join(name, fleet.redis)``) and
+        `ConfigError` if the map was declared with other options."""
+        from flotta.rmap import Map  # noqa: PLC0415 - a part that is not used is not imported
+
+        return self._declare(self._maps, "map", name, options, lambda: Map(name, **self._with_logger(options)))
+
+    def stream(self, name: str, **options: Any) -> Stream[Any]:
+        """The stream ``name``, opened when the fleet starts. ``options`` are those of `flotta.streaming.Stream`; the
+        rest is as for `map`."""
+        from flotta.streaming import Stream  # noqa: PLC0415
+
+        return self._declare(self._streams, "stream", name, options, lambda: Stream(name, **self._with_logger(options)))
+
+    def realtime(self, **options: Any) -> Server:
+        """A Socket.IO server whose broadcasts reach the clients of all instances. ``options`` are those of
+        `flotta.realtime.Server`. Mount it with ``server.app(app)``; for a WSGI application the worker does that."""
+        from flotta.realtime import Server  # noqa: PLC0415
+
+        self._check_declarable("a realtime server", "make it before the fleet starts")
+        server = Server(**self._with_logger(options))
+        self._servers.append(server)
+        return server
+
+    def migrations(self, folder: Path | str, *, seeds: Path | str | None = None, **options: Any) -> None:
+        """Brings the schema up to date while the fleet starts: one instance migrates, the others wait. ``options`` are
+        those of `flotta.migrations.Migrations`."""
+        self._check_declarable("migrations", "declare them before the fleet starts")
+        self._migrations.append((Path(folder), Path(seeds) if seeds is not None else None, options))
+
+    @overload
+    def background(self, fn: B) -> B: ...
+    @overload
+    def background(self, *, name: str | None = None) -> Callable[[B], B]: ...
+
+    def background(self, fn: B | None = None, *, name: str | None = None) -> B | Callable[[B], B]:
+        """Decorator: ``fn`` (``async``, no arguments) runs in this instance from ready until the drain, where it is
+        cancelled and waited for. If it raises it is logged and started again after a back-off; if it returns it is
+        done. Also allowed while the fleet runs."""
+
+        def register(run: B) -> B:
+            self._background.add(name or _name(run), run)
+            return run
+
+        return register if fn is None else register(fn)
+
+    def on_start(self, fn: H) -> H:
+        """Decorator: ``fn`` (no arguments, plain or ``async``) runs when all parts are up, before the instance is
+        ready. If it raises, the start fails."""
+        self._start_hooks.append(fn)
+        return fn
+
+    def on_stop(self, fn: H) -> H:
+        """Decorator: ``fn`` (no arguments, plain or ``async``) runs after the drain, while PostgreSQL and Redis are
+        still there. The last registered runs first."""
+        self._stop_hooks.append(fn)
+        return fn
+
+    # --- start and stop ----------------------------------------------------------------------------------------------
+
+    async def start(self) -> Self:
+        """Starts everything in order. A fleet that already runs is left alone. If a step fails, or the caller is
+        cancelled, what had started is stopped again before this raises.
+
+        Raises `ConfigError`, `StartTimeout`, and what the parts raise, with the step's name as a note.
+        """
+        async with self._lock:
+            if self._state in (FleetState.STARTED, FleetState.DRAINING):
+                return self
+            self._settings = self._load_settings()
+            self._move(FleetState.STARTING)
+            self._loop = asyncio.get_running_loop()
+            try:
+                await self._start_steps(self._settings)
+            except BaseException:
+                self._move(FleetState.STOPPING)
+                await self._unwind(self._loop.time() + self._settings.stop_s - self._settings.drain_s)
+                raise
+            self._move(FleetState.STARTED)
+            Fleet._current = self
+            self._log.info("fleet started", service=self.instance.service, instance=self.instance.id)
+        return self
+
+    async def drain(self, timeout_s: float | None = None) -> None:
+        """Takes no new work: readiness ends, realtime clients are told to reconnect elsewhere. Returns when they are
+        gone or after ``timeout_s`` (None: the drain of the settings). A fleet that does not run is left alone.
+        Cancelling it leaves the fleet draining. `stop` drains by itself."""
+        if self._state is not FleetState.STARTED:
+            return
+        limit_s = self.settings.drain_s if timeout_s is None else timeout_s
+        self._move(FleetState.DRAINING)
+        self._drain_deadline = asyncio.get_running_loop().time() + limit_s
+        if self._servers:
+            await asyncio.wait(
+                [asyncio.create_task(server.drain(limit_s), name="drain realtime") for server in self._servers],
+                timeout=limit_s,
+            )
+
+    async def stop(self, timeout_s: float | None = None) -> None:
+        """Drains and stops everything, in order, within ``timeout_s`` seconds (None: ``FLOTTA_STOP_S``). Stopping
+        twice, or before the start, does nothing. May be awaited from another event loop than the fleet's own.
+
+        Raises `StopTimeout` for a part that had to be abandoned, or what a part raised while it stopped; several come
+        in an `ExceptionGroup`. Everything else has stopped even then.
+        """
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.stop(timeout_s), self._loop))
+            return
+        async with self._lock:
+            if self._state in (FleetState.NEW, FleetState.STOPPED):
+                return
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + (self.settings.stop_s if timeout_s is None else timeout_s)
+            await self.drain(min(self.settings.drain_s, max(deadline - loop.time() - DRAIN_MARGIN_S, 0)))
+            self._move(FleetState.STOPPING)
+            errors = await self._unwind(deadline)
+        self._log.info("fleet stopped", errors=len(errors))
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            raise ExceptionGroup("the fleet did not stop cleanly", errors)
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
+        """The lifespan of a Starlette or FastAPI application: ``FastAPI(lifespan=fleet.lifespan)``."""
+        async with self:
+            yield
+
+    # --- how it is ---------------------------------------------------------------------------------------------------
+
+    async def health(self, timeout_s: float | None = None) -> Health:
+        """Asks Redis and PostgreSQL now; takes at most ``timeout_s`` (None: ``FLOTTA_HEALTH_TIMEOUT_S``)."""
+        if self._state not in (FleetState.STARTED, FleetState.DRAINING):
+            return Health(checks=(), error=f"the fleet is {self._state.value}")
+        limit_s = self.settings.health_timeout_s if timeout_s is None else timeout_s
+        checks = await run_checks(self._checks(), limit_s, self.settings.redactor())
+        return Health(checks=checks, error="; ".join(c.error for c in checks if c.error) or None)
+
+    async def readiness(self) -> Readiness:
+        """Whether new work may come here: started, schema ready, not draining, pools open, and whatever
+        ``FLOTTA_READY_REQUIRES`` names answering now."""
+        if self._state is not FleetState.STARTED:
+            return Readiness(reasons=(f"the fleet is {self._state.value}",))
+        required = {n: ask for n, ask in self._checks().items() if n in self.settings.ready_requires}
+        checks = await run_checks(required, self.settings.health_timeout_s, self.settings.redactor())
+        missing = tuple(f"{n}: not configured" for n in sorted(self.settings.ready_requires - set(self._checks())))
+        return Readiness(reasons=tuple(c.error for c in checks if c.error) + missing)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _checks(self) -> dict[str, Callable[[], Awaitable[object]]]:
+        checks: dict[str, Callable[[], Awaitable[object]]] = {}
+        if (redis := self._redis) is not None:
+            checks["redis"] = lambda: redis.link.call("PING", timeout_s=self.settings.health_timeout_s)
+        if (pool := self._postgres) is not None:
+            checks["postgres"] = lambda: pool.fetch_one("SELECT 1")
+        return checks
+
+    def _load_settings(self) -> Settings:
+        settings = self._given_settings if self._given_settings is not None else Settings.load()
+        return settings if self._service is None else replace(settings, service=self._service)
+
+    async def _start_steps(self, settings: Settings) -> None:
+        self._instance = Instance.here(service=settings.service, region=settings.region, id=settings.instance)
+        for step in self._plan(settings):
+            await self._steps.start(step, settings.start_timeout_s)
+
+    def _plan(self, settings: Settings) -> list[Step]:
+        """All steps in the order of the start. PostgreSQL stops before Redis, since Redis starts before it."""
+        plan = [Step("Redis", self._open_redis, self._close_redis)]
+        if settings.database_url is not None or self._migrations:
+            plan.append(Step("PostgreSQL", self._open_postgres, self._close_postgres))
+        plan += [
+            Step(f"migrations in {job[0]}", partial(self._migrate, *job), None, bounded=False)
+            for job in self._migrations
+        ]
+        plan += [self._part("map", handle.name, handle) for handle in self.maps]
+        plan += [self._part("stream", handle.name, handle) for handle in self.streams]
+        plan += [self._part("realtime", str(n), handle) for n, handle in enumerate(self._servers)]
+        plan += [Step(f"on_stop {_name(fn)}", None, partial(_call_stop, fn)) for fn in self._stop_hooks]
+        plan += [Step(f"on_start {_name(fn)}", partial(_call, fn), None) for fn in self._start_hooks]
+        plan.append(
+            Step("background tasks", self._background.start, self._background.stop, time_limit=self._background_time)
+        )
+        return plan
+
+    def _part(self, kind: str, name: str, handle: Map[Any] | Stream[Any] | Server) -> Step:
+        return Step(f"{kind} {name}", lambda: handle.start(self.redis), lambda _: handle.aclose())
+
+    def _background_time(self, left_s: float) -> float:
+        """Background tasks may use what is left of the drain, and at least a second."""
+        drain_left_s = self._drain_deadline - asyncio.get_running_loop().time()
+        return min(max(drain_left_s, 1.0), left_s - DRAIN_MARGIN_S)
+
+    async def _open_redis(self) -> None:
+        from flotta.redis import LinkOptions, Redis  # noqa: PLC0415
+
+        settings = self.settings
+        options = LinkOptions(
+            command_timeout_s=settings.redis_command_timeout_s,
+            connect_timeout_s=settings.redis_connect_timeout_s,
+            client_name=self.instance.id,
+        )
+        self._redis = Redis.from_url(settings.require_redis(), namespace=settings.namespace, options=options)
+        await self._redis.connect()
+
+    async def _close_redis(self, _left_s: float) -> None:
+        redis, self._redis = self._redis, None
+        if redis is not None:
+            await redis.aclose()
+
+    async def _open_postgres(self) -> None:
+        settings = self.settings
+        url = settings.require_postgres()
+        try:
+            from flotta.postgres import Pool, PoolOptions  # noqa: PLC0415
+        except ImportError as error:
+            raise FleetError(
+                f"DATABASE_URL is set, but the driver is missing: pip install 'flotta[postgres]' ({error})"
+            ) from error
+        options = PoolOptions(
+            size_max=settings.postgres_size_max,
+            size_min=settings.postgres_size_min,
+            idle_s=settings.postgres_idle_s,
+            lifetime_s=settings.postgres_lifetime_s,
+            connect_timeout_s=settings.postgres_connect_timeout_s,
+        )
+        self._postgres = Pool(url, options=options, logger=self._logger)
+        await self._postgres.start()
+
+    async def _close_postgres(self, left_s: float) -> None:
+        pool, self._postgres = self._postgres, None
+        if pool is not None:
+            await pool.aclose(timeout_s=left_s * 0.9)
+
+    async def _migrate(self, folder: Path, seeds: Path | None, options: dict[str, Any]) -> None:
+        from flotta.migrations import Migrations  # noqa: PLC0415
+
+        report = await Migrations(folder, seeds=seeds, **options).run(self.postgres)
+        self._log.info("schema ready", report=str(report))
+
+    async def _unwind(self, deadline: float) -> list[Exception]:
+        """Stops what has started. Shielded: a second cancellation must not leave half of it open unseen."""
+        try:
+            return await asyncio.shield(asyncio.ensure_future(self._steps.stop(deadline)))
+        finally:
+            self._move(FleetState.STOPPED)
+            self._loop = None
+            if Fleet._current is self:
+                Fleet._current = next((f for f in reversed(registered()) if f.state is FleetState.STARTED), None)
+
+    def _move(self, state: FleetState) -> None:
+        self._state = check_move(self._state, state)
+
+    def _declare(
+        self, declared: dict[str, Any], kind: str, name: str, options: dict[str, Any], make: Callable[[], Any]
+    ) -> Any:
+        if name in declared:
+            handle, before = declared[name]
+            if before != options:
+                raise ConfigError(
+                    f"fleet.{kind}({name!r})", options, f"the options of its first use, {before}", source="code"
+                )
+            return handle
+        self._check_declarable(f"{kind} {name!r}", f"declare it before, or use {_ALONE[kind]}(name, fleet.redis)")
+        handle = make()
+        declared[name] = (handle, options)
+        return handle
+
+    def _check_declarable(self, what: str, cure: str) -> None:
+        if self._state not in (FleetState.NEW, FleetState.STOPPED):
+            raise StateError("fleet", f"{what}: the fleet is {self._state.value} already; {cure}")
+
+    def _with_logger(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {"logger": self._logger, **options}
+
+    def _not_started(self, what: str) -> NotStarted:
+        return NotStarted("the fleet", f"{what} exists while it runs (async with fleet: ..., lifespan, or fleet.sync)")
+
+
+_ALONE: Final = {"map": "Map.join", "stream": "Stream.open"}
+
+
+def _name(fn: Hook) -> str:
+    return str(getattr(fn, "__qualname__", repr(fn)))
+
+
+async def _call(fn: Hook) -> None:
+    result = fn()
+    if inspect.isawaitable(result):
+        await result
+
+
+async def _call_stop(fn: Hook, _left_s: float) -> None:
+    await _call(fn)
