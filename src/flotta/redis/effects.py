@@ -1,0 +1,292 @@
+"""What a second run of a command would do, and what an error reply says about the first. Pure: decides, never waits.
+
+Owns: the two tables by which commands are repeated. Invariants: a command that is not listed is NEVER repeated after a
+lost reply; an error that is not listed counts as the server's answer (APP). Both mistakes then cost an error, not data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Final
+
+from flotta.errors import Outcome
+
+__all__ = ["Effect", "effect_of", "is_repeatable", "outcome_of"]
+
+
+class Effect(IntEnum):
+    """What a second run does to the data, from harmless to forbidden."""
+
+    READ = 0
+    """Changes nothing."""
+    CHECKED = 1
+    """The second run sees that the first has happened and changes nothing: XACK, XDEL, XGROUP DESTROY."""
+    LAST_WRITE_WINS = 2
+    """Ends in the same state: SET, HSET, DEL, SADD. Only a count in the reply may differ."""
+    ACCUMULATING = 3
+    """Every run adds or takes: INCR, LPUSH, XADD, LPOP."""
+    NEVER = 4
+    """Unknown, a script, or the reply itself decides something: SET NX, GETSET, EVAL."""
+
+
+_READ: Final = frozenset(
+    [
+        "BITCOUNT",
+        "BITFIELD_RO",
+        "BITPOS",
+        "COMMAND",
+        "DBSIZE",
+        "DUMP",
+        "ECHO",
+        "EVALSHA_RO",
+        "EVAL_RO",
+        "EXISTS",
+        "EXPIRETIME",
+        "FCALL_RO",
+        "GEODIST",
+        "GEOHASH",
+        "GEOPOS",
+        "GEORADIUS_RO",
+        "GEORADIUSBYMEMBER_RO",
+        "GEOSEARCH",
+        "GET",
+        "GETBIT",
+        "GETRANGE",
+        "HEXISTS",
+        "HEXPIRETIME",
+        "HGET",
+        "HGETALL",
+        "HKEYS",
+        "HLEN",
+        "HMGET",
+        "HPEXPIRETIME",
+        "HPTTL",
+        "HRANDFIELD",
+        "HSCAN",
+        "HSTRLEN",
+        "HTTL",
+        "HVALS",
+        "INFO",
+        "KEYS",
+        "LASTSAVE",
+        "LCS",
+        "LINDEX",
+        "LLEN",
+        "LOLWUT",
+        "LPOS",
+        "LRANGE",
+        "MGET",
+        "PEXPIRETIME",
+        "PFCOUNT",
+        "PING",
+        "PTTL",
+        "RANDOMKEY",
+        "ROLE",
+        "SCAN",
+        "SCARD",
+        "SDIFF",
+        "SINTER",
+        "SINTERCARD",
+        "SISMEMBER",
+        "SMEMBERS",
+        "SMISMEMBER",
+        "SORT_RO",
+        "SRANDMEMBER",
+        "SSCAN",
+        "STRLEN",
+        "SUBSTR",
+        "SUNION",
+        "TIME",
+        "TTL",
+        "TYPE",
+        "XINFO",
+        "XLEN",
+        "XPENDING",
+        "XRANGE",
+        "XREAD",
+        "XREVRANGE",
+        "ZCARD",
+        "ZCOUNT",
+        "ZDIFF",
+        "ZINTER",
+        "ZINTERCARD",
+        "ZLEXCOUNT",
+        "ZMSCORE",
+        "ZRANDMEMBER",
+        "ZRANGE",
+        "ZRANGEBYLEX",
+        "ZRANGEBYSCORE",
+        "ZRANK",
+        "ZREVRANGE",
+        "ZREVRANGEBYLEX",
+        "ZREVRANGEBYSCORE",
+        "ZREVRANK",
+        "ZSCAN",
+        "ZSCORE",
+        "ZUNION",
+    ]
+)
+_CHECKED: Final = frozenset(("XACK", "XDEL", "XTRIM"))
+_LAST_WRITE_WINS: Final = frozenset(
+    [
+        "BITOP",
+        "COPY",
+        "DEL",
+        "EXPIRE",
+        "EXPIREAT",
+        "FLUSHALL",
+        "FLUSHDB",
+        "GEOADD",
+        "GEOSEARCHSTORE",
+        "HDEL",
+        "HEXPIRE",
+        "HEXPIREAT",
+        "HMSET",
+        "HPERSIST",
+        "HPEXPIRE",
+        "HPEXPIREAT",
+        "HSET",
+        "LSET",
+        "LTRIM",
+        "MSET",
+        "PERSIST",
+        "PEXPIRE",
+        "PEXPIREAT",
+        "PFADD",
+        "PFMERGE",
+        "PSETEX",
+        "RESTORE",
+        "SADD",
+        "SDIFFSTORE",
+        "SET",
+        "SETBIT",
+        "SETEX",
+        "SETRANGE",
+        "SINTERSTORE",
+        "SREM",
+        "SUNIONSTORE",
+        "TOUCH",
+        "UNLINK",
+        "ZADD",
+        "ZDIFFSTORE",
+        "ZINTERSTORE",
+        "ZRANGESTORE",
+        "ZREM",
+        "ZREMRANGEBYLEX",
+        "ZREMRANGEBYSCORE",
+        "ZUNIONSTORE",
+    ]
+)
+_ACCUMULATING: Final = frozenset(
+    [
+        "APPEND",
+        "DECR",
+        "DECRBY",
+        "HINCRBY",
+        "HINCRBYFLOAT",
+        "INCR",
+        "INCRBY",
+        "INCRBYFLOAT",
+        "LINSERT",
+        "LMOVE",
+        "LMPOP",
+        "LPOP",
+        "LPUSH",
+        "LPUSHX",
+        "LREM",
+        "PUBLISH",
+        "RPOP",
+        "RPOPLPUSH",
+        "RPUSH",
+        "RPUSHX",
+        "SPOP",
+        "SPUBLISH",
+        "XADD",
+        "XAUTOCLAIM",
+        "XCLAIM",
+        "XREADGROUP",
+        "ZINCRBY",
+        "ZMPOP",
+        "ZPOPMAX",
+        "ZPOPMIN",
+        "ZREMRANGEBYRANK",
+    ]
+)
+_TABLE: Final[dict[str, Effect]] = {
+    **dict.fromkeys(_READ, Effect.READ),
+    **dict.fromkeys(_CHECKED, Effect.CHECKED),
+    **dict.fromkeys(_LAST_WRITE_WINS, Effect.LAST_WRITE_WINS),
+    **dict.fromkeys(_ACCUMULATING, Effect.ACCUMULATING),
+}
+_SUBCOMMANDS: Final[dict[str, Effect]] = {
+    **dict.fromkeys(
+        (
+            "ACL GETUSER", "ACL LIST", "ACL USERS", "ACL WHOAMI", "CLIENT GETNAME", "CLIENT ID", "CLIENT INFO",
+            "CLIENT LIST", "CLUSTER INFO", "CLUSTER KEYSLOT", "CLUSTER NODES", "CLUSTER SHARDS", "CLUSTER SLOTS",
+            "CONFIG GET", "FUNCTION LIST", "LATENCY LATEST", "MEMORY STATS", "MEMORY USAGE", "OBJECT ENCODING",
+            "OBJECT FREQ", "OBJECT IDLETIME", "OBJECT REFCOUNT", "PUBSUB CHANNELS", "PUBSUB NUMPAT", "PUBSUB NUMSUB",
+            "PUBSUB SHARDCHANNELS", "PUBSUB SHARDNUMSUB", "SCRIPT EXISTS", "SLOWLOG GET", "SLOWLOG LEN",
+        ),
+        Effect.READ,
+    ),
+    **dict.fromkeys(("XGROUP DESTROY", "XGROUP DELCONSUMER", "XGROUP CREATECONSUMER"), Effect.CHECKED),
+    **dict.fromkeys(("CONFIG SET", "SCRIPT LOAD", "SCRIPT FLUSH", "XGROUP SETID"), Effect.LAST_WRITE_WINS),
+}  # fmt: skip
+# Arguments that make the reply decide (who set it, what was there): a repeat after a lost reply would answer wrongly.
+_DECIDING: Final[dict[str, frozenset[str]]] = {
+    "SET": frozenset(("NX", "GET", "IFEQ")),
+    "ZADD": frozenset(("INCR", "NX")),
+    "COPY": frozenset(),
+    "EXPIRE": frozenset(("NX",)),
+    "PEXPIRE": frozenset(("NX",)),
+}
+# Where the options of these commands begin; a value or member before that may read "NX" too.
+_OPTIONS_FROM: Final[dict[str, int]] = {"SET": 3, "ZADD": 2, "EXPIRE": 3, "PEXPIRE": 3}
+
+
+def effect_of(args: Sequence[object]) -> Effect:
+    """The effect of the command ``args`` (its name first, as str or bytes). What is not known is ``NEVER``."""
+    if not args:
+        return Effect.NEVER
+    name = _text(args[0])
+    effect = _TABLE.get(name)
+    if effect is None:
+        return _SUBCOMMANDS.get(name if " " in name or len(args) < 2 else f"{name} {_text(args[1])}", Effect.NEVER)
+    if name in _OPTIONS_FROM and _has_deciding_option(name, args):
+        return Effect.NEVER
+    return effect
+
+
+def is_repeatable(outcome: Outcome, effect: Effect, ceiling: Effect = Effect.LAST_WRITE_WINS) -> bool:
+    """Whether a command with ``effect`` may run again after it failed with ``outcome``."""
+    if outcome is Outcome.NOT_APPLIED:
+        return True
+    return outcome is Outcome.AMBIGUOUS and effect <= ceiling
+
+
+# First words of error replies after which the command has certainly not run and another try, later or elsewhere, may.
+_NOT_APPLIED: Final = frozenset(
+    ("ASK", "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NOREPLICAS", "READONLY", "TRYAGAIN")
+)
+_NOT_APPLIED_SENTENCES: Final = ("ERR max number of clients", "ERR max number of connected clients")
+
+
+def outcome_of(text: str) -> Outcome:
+    """What the error reply ``text`` says about its command. Never AMBIGUOUS: the server has answered."""
+    code = text.partition(" ")[0]
+    if code in _NOT_APPLIED or text.startswith(_NOT_APPLIED_SENTENCES):
+        return Outcome.NOT_APPLIED
+    return Outcome.APP
+
+
+def _has_deciding_option(name: str, args: Sequence[object]) -> bool:
+    options = args[_OPTIONS_FROM[name] :]
+    deciding = _DECIDING[name]
+    return any(_text(option) in deciding for option in options if isinstance(option, bytes | str))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace").upper()
+    return str(value).upper()

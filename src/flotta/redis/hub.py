@@ -1,0 +1,214 @@
+"""Subscriptions of one process: one connection, any number of listeners, and the truth about gaps.
+
+Owns: which channels are wanted and by whom. Invariants: a listener hears a message only after ``subscribe`` returned to
+some caller of its channel; between ``on_lost`` and ``on_restored`` nothing is delivered; every ``on_lost`` is followed
+by ``on_restored`` once the server has confirmed the channel anew, or by nothing if it is closed before.
+
+Why a connection of its own: the server ends a subscriber that reads too slowly (client-output-buffer-limit pubsub).
+That must cost a gap, which listeners are told of, and not the commands of the whole process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Final, Literal, Protocol, final
+
+import structlog
+
+from flotta.errors import Closed, RedisError
+from flotta.redis.endpoint import Endpoint
+from flotta.redis.link import Link
+from flotta.redis.options import LinkOptions
+
+__all__ = ["Hub", "Kind", "Listener", "Subscription"]
+
+Kind = Literal["channel", "pattern", "shard"]
+_SUBSCRIBE: Final[dict[Kind, str]] = {"channel": "SUBSCRIBE", "pattern": "PSUBSCRIBE", "shard": "SSUBSCRIBE"}
+_UNSUBSCRIBE: Final[dict[Kind, str]] = {"channel": "UNSUBSCRIBE", "pattern": "PUNSUBSCRIBE", "shard": "SUNSUBSCRIBE"}
+_MESSAGE: Final[dict[bytes, Kind]] = {b"message": "channel", b"pmessage": "pattern", b"smessage": "shard"}
+
+
+class Listener(Protocol):
+    """Called from the reading loop: be quick, never wait. What it raises is logged and goes no further."""
+
+    def on_message(self, channel: bytes, payload: bytes) -> None:
+        """One message. For a pattern ``channel`` is the channel it was published on."""
+
+    def on_lost(self) -> None:
+        """The connection is gone: messages may be missed from here on."""
+
+    def on_restored(self) -> None:
+        """Subscribed again, confirmed by the server: everything between is missed."""
+
+
+class TopicState(Enum):
+    """What the server knows of one channel."""
+
+    ASKED = "asked"
+    LIVE = "live"
+    LOST = "lost"
+
+
+class _Topic:
+    """One channel, pattern or shard channel and who listens to it."""
+
+    __slots__ = ("channel", "kind", "listeners", "ready", "state")
+
+    def __init__(self, kind: Kind, channel: bytes, ready: asyncio.Future[None]) -> None:
+        self.kind = kind
+        self.channel = channel
+        self.state = TopicState.ASKED
+        self.ready = ready
+        self.listeners: list[Listener] = []
+
+
+@final
+class Subscription:
+    """One listener on one channel, until ``aclose``."""
+
+    __slots__ = ("_hub", "_listener", "_topic")
+
+    def __init__(self, hub: Hub, topic: _Topic, listener: Listener) -> None:
+        self._hub = hub
+        self._topic: _Topic | None = topic
+        self._listener = listener
+
+    async def aclose(self) -> None:
+        """Nothing is delivered from the moment of the call. Calling it again is harmless; so is cancelling it."""
+        topic, self._topic = self._topic, None
+        if topic is not None:
+            self._hub._leave(topic, self._listener)  # noqa: SLF001 - one room, two classes
+
+
+@final
+class Hub:
+    """Subscriptions over one connection that comes back by itself and then subscribes to everything again."""
+
+    def __init__(self, url: str | Endpoint, *, options: LinkOptions | None = None, logger: Any = None) -> None:
+        self._logger = logger or structlog.get_logger("flotta.redis")
+        self._link = Link(url, options=options, observer=self, logger=logger)
+        self._topics: dict[tuple[Kind, bytes], _Topic] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether its connection is up at this moment."""
+        return self._link.connected
+
+    async def subscribe(self, channel: str | bytes, listener: Listener, *, kind: Kind = "channel") -> Subscription:
+        """Listen to ``channel``; returns when the server has confirmed it, so nothing published later is missed.
+
+        You owe the subscription ``aclose``. Cancelled or failed: nothing is subscribed. Raises ``LinkUnavailable`` if
+        there is no connection in time, ``CommandError`` if the server refuses (``NOPERM``), ``Closed``.
+        """
+        if self._closed:
+            raise Closed("the hub")
+        name = channel.encode() if isinstance(channel, str) else bytes(channel)
+        topic = self._topics.get((kind, name))
+        if topic is None:
+            topic = _Topic(kind, name, asyncio.get_running_loop().create_future())
+            self._topics[kind, name] = topic
+            self._spawn(self._ask(topic), f"flotta-hub subscribe {name!r}")
+        topic.listeners.append(listener)
+        try:
+            await asyncio.shield(topic.ready)
+        except BaseException:
+            self._leave(topic, listener)
+            raise
+        return Subscription(self, topic, listener)
+
+    async def aclose(self) -> None:
+        """Close the connection and forget every subscription; listeners hear nothing more. Again: harmless."""
+        self._closed = True
+        topics, self._topics = list(self._topics.values()), {}
+        for task in self._tasks:
+            task.cancel()
+        for topic in topics:
+            topic.listeners.clear()
+            if not topic.ready.done():
+                topic.ready.set_exception(Closed("the hub"))
+                topic.ready.exception()
+        await self._link.aclose(drain_s=0.0)
+
+    # --- one topic ----------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Any, name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, topic: _Topic) -> None:
+        """Subscribe on the server; a lost connection asks again by itself when it is back."""
+        try:
+            await self._link.call(_SUBSCRIBE[topic.kind], topic.channel)
+        except RedisError as error:
+            if topic.state is TopicState.ASKED and not topic.ready.done():
+                self._topics.pop((topic.kind, topic.channel), None)
+                topic.ready.set_exception(error)
+                topic.ready.exception()
+            return
+        self._confirm(topic)
+
+    def _confirm(self, topic: _Topic) -> None:
+        if not topic.listeners and topic.ready.done():
+            return
+        was, topic.state = topic.state, TopicState.LIVE
+        if not topic.ready.done():
+            topic.ready.set_result(None)
+        if was is TopicState.LOST:
+            self._tell(topic, lambda listener: listener.on_restored())
+
+    def _leave(self, topic: _Topic, listener: Listener) -> None:
+        if listener in topic.listeners:
+            topic.listeners.remove(listener)
+        if topic.listeners or self._topics.get((topic.kind, topic.channel)) is not topic:
+            return
+        del self._topics[topic.kind, topic.channel]
+        if self._link.connected and not self._closed:
+            self._spawn(self._unsubscribe(topic), f"flotta-hub unsubscribe {topic.channel!r}")
+
+    async def _unsubscribe(self, topic: _Topic) -> None:
+        try:
+            await self._link.call(_UNSUBSCRIBE[topic.kind], topic.channel)
+        except RedisError:
+            return  # the connection is gone, and the subscription with it
+
+    # --- told by the link ---------------------------------------------------------------------------------------
+
+    def on_link_up(self) -> None:
+        """Subscribe to everything that was lost, as one write."""
+        lost = [topic for topic in self._topics.values() if topic.state is TopicState.LOST]
+        for topic in lost:
+            self._spawn(self._ask(topic), f"flotta-hub restore {topic.channel!r}")
+
+    def on_link_down(self, reason: str) -> None:  # noqa: ARG002 - the observer's signature
+        """Tell every listener of a channel that was live."""
+        for topic in list(self._topics.values()):
+            if topic.state is TopicState.LIVE:
+                topic.state = TopicState.LOST
+                self._tell(topic, lambda listener: listener.on_lost())
+
+    def on_link_push(self, push: list[Any]) -> None:
+        """Hand a message to the listeners of its channel or pattern."""
+        kind = _MESSAGE.get(push[0])
+        if kind is None:
+            return
+        topic = self._topics.get((kind, push[1]))
+        if topic is None:
+            return
+        channel, payload = push[-2], push[-1]
+        for listener in tuple(topic.listeners):
+            try:
+                listener.on_message(channel, payload)
+            except Exception:  # a listener's bug must not end the connection of all
+                self._logger.exception("a listener raised", channel=channel)
+
+    def _tell(self, topic: _Topic, say: Callable[[Listener], None]) -> None:
+        for listener in tuple(topic.listeners):
+            try:
+                say(listener)
+            except Exception:
+                self._logger.exception("a listener raised", channel=topic.channel)

@@ -1,0 +1,49 @@
+"""Lua scripts by their digest: one round trip, and a load only when the server does not know the script.
+
+Owns: the repeat after NOSCRIPT, which is known not to have run. Invariant: the source is sent at most once per server
+that forgot it, never with each call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, final
+
+from flotta.errors import CommandError
+from flotta.redis.connection import Arg
+from flotta.redis.effects import Effect
+from flotta.redis.link import Link
+
+__all__ = ["Script"]
+
+
+@final
+class Script:
+    """One Lua script. ``name`` is for people; ``effect`` says what a second run would do (by default: never repeat)."""
+
+    __slots__ = ("effect", "name", "sha", "source")
+
+    def __init__(self, source: str, *, name: str, effect: Effect = Effect.NEVER) -> None:
+        self.source = source
+        self.name = name
+        self.effect = effect
+        # EVALSHA's name of a script is the SHA-1 of its source (redis.io/docs/latest/commands/evalsha).
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Script({self.name!r}, {self.sha[:8]})"
+
+    async def __call__(self, link: Link, *, keys: Sequence[Arg] = (), args: Sequence[Arg] = ()) -> Any:
+        """Run it; gives the raw reply. Raises what ``Link.call`` raises. Cancelled: it may have run."""
+        try:
+            return await link.call("EVALSHA", self.sha, len(keys), *keys, *args)
+        except CommandError as error:
+            if error.code != "NOSCRIPT":
+                raise
+        _, reply = await link.call_many(
+            [("SCRIPT", "LOAD", self.source), ("EVALSHA", self.sha, len(keys), *keys, *args)]
+        )
+        if isinstance(reply, CommandError):
+            raise reply
+        return reply
