@@ -18,7 +18,8 @@
     │   ├── AmbiguousOutcome       written, its reply lost: it may have run
     │   └── ServerTooOld           the server lacks what Flotta needs
     ├── MapError
-    │   └── NotAnInteger           incr on a value that is no integer
+    │   ├── NotAnInteger           incr on a value that is no integer
+    │   └── MapTimeout             something has not arrived here in time (also TimeoutError)
     ├── StreamError
     │   ├── PayloadTooLarge        an event is larger than the stream allows
     │   └── StreamFull             the backlog that some sink still needs has reached its maximum
@@ -68,6 +69,7 @@ __all__ = [
     "LinkBusy",
     "LinkUnavailable",
     "MapError",
+    "MapTimeout",
     "MigrationError",
     "MigrationFailed",
     "MigrationTimeout",
@@ -256,6 +258,14 @@ class NotAnInteger(MapError):
     def __init__(self, map_name: str, key: str) -> None:
         self.key = key
         super().__init__(map_name, f"the value of {key!r} is no 64-bit integer")
+
+
+class MapTimeout(MapError, TimeoutError):
+    """Something has not arrived at this copy within ``waited_s`` seconds. A write that it waited for is in Redis."""
+
+    def __init__(self, map_name: str, waited_s: float, what: str) -> None:
+        self.waited_s = waited_s
+        super().__init__(map_name, f"{what} after {waited_s:g} s")
 
 
 class StreamError(FlottaError):

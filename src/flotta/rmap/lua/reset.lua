@@ -1,0 +1,4 @@
+-- Empty the map. ARGV[4] is what subscribers of other languages are told: "reset" or "destroy".
+commit_reset(ARGV[4])
+keep_alive()
+return 1
