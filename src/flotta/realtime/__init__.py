@@ -1,1 +1,11 @@
-"""Placeholder."""
+"""Socket.IO for a fleet: a server of our own, its clients joined with those of every other instance."""
+
+from __future__ import annotations
+
+from flotta.realtime.adapters import AdapterStats
+from flotta.realtime.client import Reason
+from flotta.realtime.handlers import Namespace
+from flotta.realtime.options import ServerOptions
+from flotta.realtime.server import Server, ServerStats
+
+__all__ = ["AdapterStats", "Namespace", "Reason", "Server", "ServerOptions", "ServerStats"]

@@ -1,1 +1,8 @@
-"""Placeholder."""
+"""Socket.IO 5 without I/O: packets with their attachments, and the machine of one connection's namespaces.
+
+Protocol: https://socket.io/docs/v4/socket-io-protocol/
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []

@@ -1,1 +1,86 @@
-"""Placeholder."""
+"""How packets travel: what the server asks of a transport, and the packet that is encoded once for all of them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, final
+
+from flotta.realtime.engineio.packet import MESSAGE
+from flotta.realtime.socketio.packet import Encoded
+from flotta.realtime.transports.websocket import OP_BINARY, OP_TEXT, frame
+
+__all__ = ["Outgoing", "Receiver", "Transport"]
+
+
+@final
+class Outgoing:
+    """A Socket.IO packet as Engine.IO messages, encoded when it is made and never again.
+
+    ``text`` and ``attachments`` serve transports that frame by themselves; ``frames`` is the same as WebSocket frames
+    in one piece, made once, on first use, however many clients get it.
+    """
+
+    __slots__ = ("_frames", "attachments", "size_bytes", "text")
+
+    def __init__(self, packet: Encoded) -> None:
+        self.text = (MESSAGE + packet.text).encode()
+        self.attachments = packet.attachments
+        self.size_bytes = len(self.text) + sum(map(len, packet.attachments))
+        self._frames: bytes | None = None
+
+    @property
+    def frames(self) -> bytes:
+        """The WebSocket frames, ready for a socket."""
+        if self._frames is None:
+            parts = [frame(OP_TEXT, self.text)]
+            parts += [frame(OP_BINARY, part) for part in self.attachments]
+            self._frames = parts[0] if len(parts) == 1 else b"".join(parts)
+        return self._frames
+
+
+class Transport(Protocol):
+    """One connection's way to its client. No method blocks or raises; after the loss they do nothing."""
+
+    @property
+    def name(self) -> str:
+        """``websocket`` or ``polling``."""
+        ...
+
+    def write(self, packet: Outgoing) -> None:
+        """Send, or end the connection as too slow if the send buffer would pass its limit."""
+        ...
+
+    def write_volatile(self, packet: Outgoing) -> bool:
+        """Send if the client keeps up, else drop. False: dropped."""
+        ...
+
+    def write_control(self, text: str) -> None:
+        """Send an Engine.IO packet that is no message (a ping)."""
+        ...
+
+    def pause(self) -> None:
+        """Stop reading: the client's events come faster than they are handled."""
+        ...
+
+    def resume(self) -> None:
+        """Read on."""
+        ...
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what is buffered and a close frame, then end."""
+        ...
+
+
+class Receiver(Protocol):
+    """What a transport reports to. Called in the event loop, in order."""
+
+    def receive(self, data: str | bytes) -> None:
+        """A whole message came in."""
+        ...
+
+    def lost(self, reason: str) -> None:
+        """The connection is gone. Called at least once."""
+        ...
+
+    def environ(self) -> dict[str, Any]:
+        """The request that opened the session."""
+        ...

@@ -1,0 +1,178 @@
+"""What ``@socket.io/redis-adapter`` and the official emitters put on Redis channels, read and written. Pure.
+
+- broadcasts: ``<prefix>#<namespace>#`` or, for exactly one room, ``<prefix>#<namespace>#<room>#``; MessagePack
+  ``[uid, {type, data, nsp}, {rooms, except, flags}]`` with binary values inline;
+- requests: ``<prefix>-request#<namespace>#``, JSON (MessagePack where it carries a packet) with ``type``, ``uid``,
+  ``requestId``; answers: ``<prefix>-response#<namespace>#``, or with ``<uid>#`` behind it.
+
+A broadcast with a filter (``may_see``) travels on ``<prefix>-filtered#<namespace>#``, which Node servers do not
+subscribe to: they could not apply the filter, and would send to everybody in the room.
+
+Junk raises `WireError` and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import IntEnum
+from typing import Any, NamedTuple, TypeGuard, final
+
+import msgpack  # type: ignore[import-untyped]  # it has no types
+
+from flotta.errors import WireError
+from flotta.realtime.adapters import Broadcast, SocketFacts, Target
+from flotta.realtime.socketio.packet import PacketType
+
+__all__ = ["Channels", "Heard", "Request", "RequestType", "read_broadcast", "read_request", "write_broadcast"]
+
+
+class RequestType(IntEnum):
+    """What one server may ask of all."""
+
+    SOCKETS = 0
+    ALL_ROOMS = 1
+    REMOTE_JOIN = 2
+    REMOTE_LEAVE = 3
+    REMOTE_DISCONNECT = 4
+    REMOTE_FETCH = 5
+    SERVER_SIDE_EMIT = 6
+    BROADCAST = 7
+    BROADCAST_CLIENT_COUNT = 8
+    BROADCAST_ACK = 9
+
+
+@final
+class Channels:
+    """The channel names of one namespace."""
+
+    __slots__ = ("broadcasts", "filtered", "pattern", "requests", "responses")
+
+    def __init__(self, prefix: str, namespace: str) -> None:
+        self.broadcasts = f"{prefix}#{namespace}#"
+        self.filtered = f"{prefix}-filtered#{namespace}#"
+        self.requests = f"{prefix}-request#{namespace}#"
+        self.responses = f"{prefix}-response#{namespace}#"
+        escaped = "".join("\\" + letter if letter in "*?[]\\" else letter for letter in self.broadcasts)
+        self.pattern = escaped + "*"
+
+    def of(self, broadcast: Broadcast) -> str:
+        """Where a broadcast is published."""
+        if broadcast.may_see is not None:
+            return self.filtered
+        rooms = broadcast.target.rooms
+        return f"{self.broadcasts}{rooms[0]}#" if len(rooms) == 1 else self.broadcasts
+
+    def room(self, channel: str) -> str:
+        """The room that a channel of `pattern` is for; empty: all."""
+        return channel[len(self.broadcasts) : -1]
+
+
+class Heard(NamedTuple):
+    """A broadcast and who sent it."""
+
+    uid: str
+    broadcast: Broadcast
+
+
+class Request(NamedTuple):
+    """A request of another server. ``fields`` holds what its type adds."""
+
+    type: RequestType
+    uid: str
+    id: str | None
+    target: Target
+    fields: dict[str, Any]
+
+
+def write_broadcast(uid: str, broadcast: Broadcast) -> bytes:
+    """One broadcast as Node's adapter writes it."""
+    target = broadcast.target
+    flags: dict[str, Any] = {}
+    if broadcast.volatile:
+        flags["volatile"] = True
+    if broadcast.may_see is not None:
+        flags["maySee"] = broadcast.may_see
+    packet = {"type": int(PacketType.EVENT), "data": broadcast.args, "nsp": target.namespace}
+    options = {"rooms": list(target.rooms), "except": list(target.except_rooms), "flags": flags}
+    packed: bytes = msgpack.packb([uid, packet, options], use_bin_type=True)
+    return packed
+
+
+def _unpack(payload: bytes) -> Any:
+    try:
+        return msgpack.unpackb(payload, raw=False, strict_map_key=False, timestamp=0)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise WireError("adapter message", "no MessagePack", payload) from error
+
+
+def read_broadcast(payload: bytes) -> Heard:
+    """Read what a Flotta instance, a Node server or an emitter published. Raises WireError."""
+    message = _unpack(payload)
+    if not isinstance(message, list) or len(message) < 3:
+        raise WireError("adapter broadcast", "no list of three", payload)
+    uid, packet, options = message[:3]
+    if not (isinstance(uid, str) and isinstance(packet, dict) and isinstance(options, dict)):
+        raise WireError("adapter broadcast", "wrong types", payload)
+    return Heard(uid, _read_packet(packet, options, payload))
+
+
+def _read_packet(packet: dict[Any, Any], options: dict[Any, Any], payload: bytes) -> Broadcast:
+    args, flags = packet.get("data"), options.get("flags") or {}
+    if packet.get("type") not in {PacketType.EVENT, PacketType.BINARY_EVENT} or not _is_event(args):
+        raise WireError("adapter broadcast", "no event", payload)
+    if not isinstance(flags, dict):
+        raise WireError("adapter broadcast", "flags are no map", payload)
+    may_see = flags.get("maySee")
+    if may_see is not None and not isinstance(may_see, str):
+        raise WireError("adapter broadcast", "the filter is no name", payload)
+    target = _target(packet.get("nsp", "/"), options, payload)
+    return Broadcast(target, args, volatile=bool(flags.get("volatile")), may_see=may_see)
+
+
+def _is_event(args: Any) -> TypeGuard[list[Any]]:
+    return isinstance(args, list) and bool(args) and isinstance(args[0], str)
+
+
+def _target(namespace: Any, options: dict[Any, Any], payload: bytes) -> Target:
+    rooms, excluded = options.get("rooms") or [], options.get("except") or []
+    if not (isinstance(namespace, str) and isinstance(rooms, list) and isinstance(excluded, list)):
+        raise WireError("adapter message", "wrong rooms", payload)
+    # Node's rooms may be numbers; here they are their text.
+    return Target(namespace, tuple(map(str, rooms)), tuple(map(str, excluded)))
+
+
+def write_request(uid: str, kind: RequestType, target: Target, **fields: Any) -> bytes:
+    """A request for all servers that asks for no answer."""
+    options = {"rooms": list(target.rooms), "except": list(target.except_rooms)}
+    return json.dumps({"uid": uid, "type": int(kind), "opts": options, **fields}).encode()
+
+
+def read_request(payload: bytes, namespace: str) -> Request:
+    """Read a request. Raises WireError, also for a type that is none."""
+    try:
+        fields = json.loads(payload) if payload[:1] == b"{" else _unpack(payload)
+        kind = RequestType(fields["type"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WireError("adapter request", "unreadable", payload) from error
+    options = fields.get("opts") or {"rooms": fields.get("rooms") if kind is RequestType.SOCKETS else []}
+    request_id = fields.get("requestId")
+    if not isinstance(options, dict) or not isinstance(request_id, (str, type(None))):
+        raise WireError("adapter request", "wrong types", payload)
+    return Request(kind, str(fields.get("uid", "")), request_id, _target(namespace, options, payload), fields)
+
+
+def write_response(request_id: str, **fields: Any) -> bytes:
+    """An answer in JSON."""
+    return json.dumps({"requestId": request_id, **fields}, default=str).encode()
+
+
+def write_ack(request_id: str, args: list[Any]) -> bytes:
+    """One client's acknowledgement of a broadcast, for the server that asked."""
+    fields = {"type": int(RequestType.BROADCAST_ACK), "requestId": request_id, "packet": args}
+    packed: bytes = msgpack.packb(fields, use_bin_type=True)
+    return packed
+
+
+def socket_fields(facts: SocketFacts) -> dict[str, Any]:
+    """One socket in the answer to a fetch."""
+    return {"id": facts.sid, "handshake": facts.handshake, "rooms": sorted(facts.rooms), "data": {}}

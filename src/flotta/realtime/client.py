@@ -1,0 +1,310 @@
+"""One client: its transport, its Engine.IO session, its Socket.IO connection, and a `Socket` per namespace it is in.
+
+The machines decide, this class does: it feeds them what comes in and carries out their actions, synchronously, in the
+event loop. Handlers belong to the dispatcher, rooms to the core; both are reached through `Owner`.
+
+Invariants:
+
+- `Owner.ended` is called exactly once per client, after every socket of it was reported by `Owner.left`;
+- what is sent to a socket while its ``connect`` handler runs is held and follows the CONNECT packet, so a client never
+  gets an event of a namespace that it has not joined.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, Protocol, final
+
+from flotta.realtime.engineio import session as engine
+from flotta.realtime.engineio.session import Session
+from flotta.realtime.request import Request
+from flotta.realtime.socketio import connection as sio
+from flotta.realtime.socketio.connection import Connection
+from flotta.realtime.socketio.packet import Packet, PacketType, encode
+from flotta.realtime.transports import Outgoing, Transport
+
+__all__ = ["Client", "Owner", "Reason", "Socket"]
+
+HELD_MAX = 1_000
+"""Packets held for a socket whose ``connect`` handler runs; more are dropped with the socket."""
+
+
+class Reason(StrEnum):
+    """Why a socket was disconnected; the second argument of a ``disconnect`` handler."""
+
+    CLIENT_DISCONNECT = "client namespace disconnect"
+    SERVER_DISCONNECT = "server namespace disconnect"
+    PING_TIMEOUT = "ping timeout"
+    TRANSPORT_CLOSE = "transport close"
+    TRANSPORT_ERROR = "transport error"
+    PARSE_ERROR = "parse error"
+    RATE_LIMIT = "message rate exceeded"
+    SLOW_CLIENT = "slow client"
+    CONNECT_TIMEOUT = "connect timeout"
+    DRAINING = "server draining"
+
+
+class Owner(Protocol):
+    """What a client asks of the server."""
+
+    def now(self) -> float:
+        """Seconds of a clock that does not go back."""
+        ...
+
+    def reschedule(self, client: Client) -> None:
+        """The deadline of the client's session has moved."""
+        ...
+
+    def connect_asked(self, client: Client, namespace: str, auth: Any) -> None:
+        """The client wants to join a namespace."""
+        ...
+
+    def event_came(self, socket: Socket, args: list[Any], ack_id: int | None) -> None:
+        """An event came in."""
+        ...
+
+    def left(self, socket: Socket, reason: str) -> None:
+        """The socket is gone from its namespace."""
+        ...
+
+    def ended(self, client: Client, reason: str) -> None:
+        """The client is gone."""
+        ...
+
+
+# WebSocket close codes for connections that a packet of the client ends.
+_CODES = {sio.PARSE_ERROR: 1002, sio.RATE_LIMIT: 1008}
+
+
+@final
+class Client:
+    """Glue between one transport and the server. All methods are for the event loop's thread."""
+
+    __slots__ = ("_connection", "_owner", "_session", "pauses", "request", "sid", "sockets", "transport")
+
+    def __init__(
+        self,
+        sid: str,
+        owner: Owner,
+        *,
+        transport: Transport,
+        request: Request,
+        session: Session,
+        connection: Connection,
+    ) -> None:
+        self.sid = sid
+        self.transport = transport
+        self.request = request
+        self.sockets: dict[str, Socket] = {}
+        self.pauses = 0
+        self._owner = owner
+        self._session = session
+        self._connection = connection
+
+    @property
+    def due_s(self) -> float:
+        """When the session's next deadline is."""
+        return self._session.due_s
+
+    @property
+    def pinged(self) -> bool:
+        """A pong is awaited."""
+        return self._session.state is engine.State.PINGED
+
+    @property
+    def over(self) -> bool:
+        """The session has ended."""
+        return self._session.state is engine.State.ENDED
+
+    def environ(self) -> dict[str, Any]:
+        """The request that opened the session."""
+        return self.request.environ()
+
+    # --- what comes in ---
+
+    def receive(self, data: str | bytes) -> None:
+        """A whole message came in."""
+        due_s = self._session.due_s
+        self._perform(self._session.on_event(engine.Received(data), self._owner.now()))
+        if self._session.due_s != due_s:
+            self._owner.reschedule(self)
+
+    def tick(self) -> None:
+        """The session's deadline has passed. While this side does not read, no client is to blame for silence."""
+        now_s = self._owner.now()
+        if self.pauses:
+            self._session.excuse(now_s)
+        self._perform(self._session.on_event(engine.Tick(), now_s))
+        if not self.over:
+            self._owner.reschedule(self)
+
+    def lost(self, reason: str = Reason.TRANSPORT_CLOSE) -> None:
+        """The transport is gone. Calling it again does nothing."""
+        self._perform(self._session.on_event(engine.Lost(reason), self._owner.now()))
+
+    def close(self, reason: str, code: int = 1000) -> None:
+        """End the whole connection. Calling it again does nothing."""
+        self._perform(self._session.on_event(engine.Close(reason, code), self._owner.now()))
+
+    def _perform(self, actions: tuple[engine.Action, ...]) -> None:
+        for action in actions:
+            if type(action) is engine.Deliver:
+                self._perform_connection(self._connection.on_event(sio.Message(action.data), self._owner.now()))
+            elif type(action) is engine.Send:
+                self.transport.write_control(action.packet)
+            else:
+                assert type(action) is engine.End
+                self._end(action)
+
+    def _end(self, end: engine.End) -> None:
+        if end.code is not None:
+            self.transport.close(end.code, end.reason)
+        for socket in list(self.sockets.values()):
+            self._drop(socket, end.reason)
+        self._owner.ended(self, end.reason)
+
+    # --- namespaces ---
+
+    def accept(self, socket: Socket) -> bool:
+        """The ``connect`` handler agrees. False: the client has gone meanwhile."""
+        actions = () if self.over else self._connection.on_event(sio.Accept(socket.namespace, socket.sid), 0.0)
+        self._perform_connection(actions)
+        if actions:
+            socket.release()
+        return bool(actions)
+
+    def refuse(self, namespace: str, message: str, data: Any = None) -> None:
+        """The ``connect`` handler refuses, or there is no such namespace."""
+        if not self.over:
+            self._perform_connection(self._connection.on_event(sio.Refuse(namespace, message, data), 0.0))
+
+    def leave(self, socket: Socket) -> None:
+        """Disconnect the client from one namespace."""
+        if socket.connecting:
+            self.refuse(socket.namespace, "disconnected by the server")
+        elif not self.over:
+            self._perform_connection(self._connection.on_event(sio.Leave(socket.namespace), 0.0))
+        self._drop(socket, Reason.SERVER_DISCONNECT)
+
+    def forget(self, socket: Socket) -> None:
+        """Take out a socket whose client was refused."""
+        self._drop(socket, Reason.SERVER_DISCONNECT)
+
+    def _drop(self, socket: Socket, reason: str) -> None:
+        if self.sockets.get(socket.namespace) is socket:
+            del self.sockets[socket.namespace]
+            self._owner.left(socket, reason)
+
+    def _perform_connection(self, actions: tuple[sio.Action, ...]) -> None:
+        for action in actions:
+            if type(action) is sio.HandleEvent:
+                self._owner.event_came(self.sockets[action.namespace], action.args, action.id)
+            elif type(action) is sio.Acked:
+                self.sockets[action.namespace].acked(action.id, action.args)
+            elif type(action) is sio.SendPacket:
+                self.transport.write(Outgoing(action.packet))
+            elif type(action) is sio.AskConnect:
+                self._owner.connect_asked(self, action.namespace, action.auth)
+            elif type(action) is sio.Left:
+                if action.namespace in self.sockets:
+                    self._drop(self.sockets[action.namespace], Reason.CLIENT_DISCONNECT)
+            else:
+                assert type(action) is sio.Abort
+                self.close(action.reason, _CODES[action.reason])
+
+    # --- backpressure ---
+
+    def pause(self) -> None:
+        """Read no further until as many `resume` as `pause` were called."""
+        self.pauses += 1
+        if self.pauses == 1:
+            self.transport.pause()
+
+    def resume(self) -> None:
+        """Undo one `pause`."""
+        self.pauses -= 1
+        if self.pauses == 0:
+            self.transport.resume()
+
+
+@final
+class Socket:
+    """A client in one namespace: the member of rooms, the receiver of events, the holder of a user's session."""
+
+    __slots__ = ("_acks", "_held", "_last_ack", "backlog", "client", "namespace", "paused", "running", "session", "sid")
+
+    def __init__(self, sid: str, namespace: str, client: Client) -> None:
+        self.sid = sid
+        self.namespace = namespace
+        self.client = client
+        self.session: dict[str, Any] | None = None
+        self.running = 0
+        self.backlog: deque[tuple[list[Any] | str, int | None]] | None = None
+        self.paused = False
+        self._held: list[Outgoing] | None = []
+        self._acks: dict[int, Callable[[list[Any]], None]] | None = None
+        self._last_ack = 0
+
+    @property
+    def connecting(self) -> bool:
+        """The ``connect`` handler has not agreed yet."""
+        return self._held is not None
+
+    def write(self, packet: Outgoing) -> None:
+        """Send."""
+        if self._held is None:
+            self.client.transport.write(packet)
+        elif len(self._held) < HELD_MAX:
+            self._held.append(packet)
+
+    def write_volatile(self, packet: Outgoing) -> bool:
+        """Send if the client keeps up. False: dropped."""
+        return self._held is None and self.client.transport.write_volatile(packet)
+
+    def release(self) -> None:
+        """Send what was held: the client is in."""
+        held, self._held = self._held, None
+        for packet in held or ():
+            self.client.transport.write(packet)
+
+    def emit(self, args: list[Any], on_ack: Callable[[list[Any]], None] | None = None) -> int | None:
+        """Send one event; ``on_ack`` gets the arguments of its acknowledgement. Gives the acknowledgement's id."""
+        ack_id = None
+        if on_ack is not None:
+            self._last_ack += 1
+            ack_id = self._last_ack
+        packet = Outgoing(encode(Packet(PacketType.EVENT, self.namespace, args, ack_id)))
+        if ack_id is not None and on_ack is not None:
+            if self._acks is None:
+                self._acks = {}
+            self._acks[ack_id] = on_ack
+        self.write(packet)
+        return ack_id
+
+    def acknowledge(self, ack_id: int, args: list[Any]) -> None:
+        """Answer an event of the client."""
+        self.write(Outgoing(encode(Packet(PacketType.ACK, self.namespace, args, ack_id))))
+
+    def acked(self, ack_id: int, args: list[Any]) -> None:
+        """The client answered one of ours. An id that nobody waits for is dropped: it came too late."""
+        on_ack = self._acks.pop(ack_id, None) if self._acks else None
+        if on_ack is not None:
+            on_ack(args)
+
+    def forget_ack(self, ack_id: int) -> None:
+        """Nobody waits for this acknowledgement any more."""
+        if self._acks:
+            self._acks.pop(ack_id, None)
+
+
+def resolve(future: asyncio.Future[list[Any]]) -> Callable[[list[Any]], None]:
+    """An ``on_ack`` that completes ``future``."""
+
+    def on_ack(args: list[Any]) -> None:
+        if not future.done():
+            future.set_result(args)
+
+    return on_ack

@@ -1,0 +1,121 @@
+"""The rules of the handshake: who may open a session, and what a refusal looks like.
+
+The order of the checks is the protocol's (version and transport first), then the house's: capacity before origin would
+tell a stranger how full the server is, so the origin comes first.
+
+A refusal is an HTTP status and the JSON body ``{"code":n,"message":"..."}`` that Engine.IO clients understand.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Collection
+from enum import Enum
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+from flotta.realtime.engineio.packet import PROTOCOL_VERSION
+
+__all__ = ["SID_LENGTH", "Facts", "Refusal", "Refused", "check", "origin_allowed", "session_id"]
+
+SID_LENGTH: Final = 20
+INSTANCE_LENGTH: Final = 4
+ENTROPY_BYTES: Final = 12  # 16 characters of base64
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Refused(Enum):
+    """Why no session is opened: (HTTP status, Engine.IO code, message)."""
+
+    TRANSPORT_UNKNOWN = (400, 0, "Transport unknown")
+    SESSION_UNKNOWN = (400, 1, "Session ID unknown")
+    BAD_METHOD = (400, 2, "Bad handshake method")
+    BAD_REQUEST = (400, 3, "Bad request")
+    FORBIDDEN = (403, 4, "Forbidden")
+    VERSION_UNSUPPORTED = (400, 5, "Unsupported protocol version")
+    AT_CAPACITY = (503, 4, "Server at capacity")
+    DRAINING = (503, 4, "Server is draining")
+
+
+class Refusal(NamedTuple):
+    """An answer that opens no session."""
+
+    reason: Refused
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self.reason.value[0]
+
+    @property
+    def message(self) -> str:
+        """The sentence for people."""
+        return self.reason.value[2]
+
+    @property
+    def body(self) -> bytes:
+        """The JSON body."""
+        _, code, message = self.reason.value
+        return json.dumps({"code": code, "message": message}, separators=(",", ":")).encode()
+
+
+class Facts(NamedTuple):
+    """What the handshake's rules need to know of a request."""
+
+    method: str
+    upgrade: bool
+    """The request asks for a WebSocket."""
+    version: str
+    """``EIO`` of the query."""
+    transport: str
+    sid: str
+    origin: str | None
+    host: str
+    """The ``Host`` header."""
+
+
+def session_id(instance: str, entropy: bytes) -> str:
+    """An id of 20 characters: 4 name the instance that holds the session, 16 carry 96 random bits."""
+    assert len(instance) == INSTANCE_LENGTH
+    assert len(entropy) == ENTROPY_BYTES
+    return instance + base64.urlsafe_b64encode(entropy).decode("ascii")
+
+
+def check(
+    facts: Facts, *, transports: Collection[str], origins: Collection[str], draining: bool, full: bool
+) -> Refusal | None:
+    """None if the request may open a session, else why not."""
+    rules = (
+        (facts.version != PROTOCOL_VERSION, Refused.VERSION_UNSUPPORTED),
+        (facts.transport not in transports, Refused.TRANSPORT_UNKNOWN),
+        (facts.method != "GET", Refused.BAD_METHOD),
+        ((facts.transport == "websocket") != facts.upgrade, Refused.BAD_REQUEST),
+        (not origin_allowed(facts.origin, facts.host, origins), Refused.FORBIDDEN),
+        (bool(facts.sid), Refused.SESSION_UNKNOWN),
+        (draining, Refused.DRAINING),
+        (full, Refused.AT_CAPACITY),
+    )
+    return next((Refusal(reason) for broken, reason in rules if broken), None)
+
+
+def origin_allowed(origin: str | None, host: str, origins: Collection[str]) -> bool:
+    """Whether a page of ``origin`` may connect: it is listed, or it is this host itself (any scheme, same port).
+
+    A request without ``Origin`` comes from no browser and passes: the header protects browsers' users from foreign
+    pages, and a program can send what it likes. ``null`` (sandboxed frames, files) passes only if it is listed.
+    """
+    if origin is None or "*" in origins or origin in origins:
+        return True
+    try:
+        theirs = urlsplit(origin)
+        port = theirs.port
+        ours = urlsplit(f"//{host}")
+        our_port = ours.port
+    except ValueError:
+        return False
+    default = _DEFAULT_PORTS.get(theirs.scheme)
+    if default is None or theirs.hostname is None or theirs.path or theirs.query or theirs.username is not None:
+        return False
+    return theirs.hostname == ours.hostname and (port or default) == (our_port or default)

@@ -1,0 +1,95 @@
+"""The ASGI app of a server: routes its path to the transports, everything else to another app, and joins lifespans."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, final
+
+from flotta.realtime.core import Core
+from flotta.realtime.transports.asgi import ASGIApp, Message, Receive, Scope, Send, serve_http, serve_websocket
+
+__all__ = ["Mount"]
+
+
+class Startable(Protocol):
+    """The part of a server's life that a lifespan drives."""
+
+    @property
+    def started(self) -> bool:
+        """`start` has been called."""
+        ...
+
+    async def start(self) -> None:
+        """Begin."""
+        ...
+
+    async def drain(self) -> None:
+        """Send clients away."""
+        ...
+
+    async def aclose(self) -> None:
+        """End."""
+        ...
+
+
+@final
+class Mount:
+    """See `Server.app`."""
+
+    def __init__(self, server: Startable, core: Core, other: ASGIApp | None) -> None:
+        self._server = server
+        self._core = core
+        self._other = other
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif not self._is_ours(scope):
+            await (self._other or _not_found)(scope, receive, send)
+        elif kind == "websocket":
+            await serve_websocket(self._core, scope, receive, send)
+        else:
+            await serve_http(self._core, scope, send)
+
+    def _is_ours(self, scope: Scope) -> bool:
+        # ASGI: path holds root_path, which a mount in another app has put there.
+        path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
+        return bool(path == self._core.options.path)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the other app's lifespan with the server's inside: started after its start, ended before its end."""
+        owned = False
+
+        async def start_first(message: Message) -> None:
+            nonlocal owned
+            if message["type"] == "lifespan.startup.complete" and not self._server.started:
+                await self._server.start()
+                owned = True
+            await send(message)
+
+        async def end_first() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown" and owned:
+                await self._server.drain()
+                await self._server.aclose()
+            return message
+
+        await (self._other or _lifespan)(scope, end_first, start_first)
+
+
+async def _lifespan(_scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1000})
+        return
+    headers: list[Any] = [(b"content-type", b"text/plain"), (b"content-length", b"9")]
+    await send({"type": "http.response.start", "status": 404, "headers": headers})
+    await send({"type": "http.response.body", "body": b"Not Found"})

@@ -1,0 +1,236 @@
+"""The Socket.IO side of one client as a machine: which namespaces it is in, and what each packet means there.
+
+``on_event(event, now_s) -> actions``; it never waits and knows no handler. After `Abort` every event gives nothing.
+
+States of a namespace: absent -> CONNECTING (asked, the handler decides) -> CONNECTED -> LEFT. Every (packet, state)
+pair is in `_TABLE`; a pair that the protocol forbids ends the connection. An event for a namespace that this side has
+just left is not a fault: it crossed our DISCONNECT on the wire, and is dropped.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Final, NamedTuple, TypeAlias, final
+
+from flotta.errors import PacketError
+from flotta.realtime.socketio.packet import Decoder, Encoded, Packet, PacketType, encode
+
+__all__ = [
+    "Abort",
+    "Accept",
+    "Acked",
+    "Action",
+    "AskConnect",
+    "Connection",
+    "Event",
+    "HandleEvent",
+    "Leave",
+    "Left",
+    "Message",
+    "Refuse",
+    "SendPacket",
+    "State",
+]
+
+PARSE_ERROR: Final = "parse error"
+RATE_LIMIT: Final = "message rate exceeded"
+NAMESPACES_MAX: Final = 64
+"""Namespaces that one client may ask for, connected or not."""
+
+
+class State(Enum):
+    """A namespace as one client sees it."""
+
+    ABSENT = "absent"
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    LEFT = "left"
+
+
+class Message(NamedTuple):
+    """The payload of an Engine.IO message came in."""
+
+    data: str | bytes
+
+
+class Accept(NamedTuple):
+    """The connect handler agrees."""
+
+    namespace: str
+    sid: str
+
+
+class Refuse(NamedTuple):
+    """The connect handler refuses, or there is no such namespace."""
+
+    namespace: str
+    message: str
+    data: Any = None
+
+
+class Leave(NamedTuple):
+    """This side ends the client's stay in a namespace."""
+
+    namespace: str
+
+
+Event: TypeAlias = Message | Accept | Refuse | Leave
+
+
+class AskConnect(NamedTuple):
+    """Ask the connect handler; answer with `Accept` or `Refuse`."""
+
+    namespace: str
+    auth: Any
+
+
+class HandleEvent(NamedTuple):
+    """Run the event's handlers; if ``id`` is not None the client waits for an acknowledgement."""
+
+    namespace: str
+    args: list[Any]
+    id: int | None
+
+
+class Acked(NamedTuple):
+    """The client acknowledged our event ``id``."""
+
+    namespace: str
+    id: int
+    args: list[Any]
+
+
+class Left(NamedTuple):
+    """The client left the namespace by itself."""
+
+    namespace: str
+
+
+class SendPacket(NamedTuple):
+    """Send this."""
+
+    packet: Encoded
+
+
+class Abort(NamedTuple):
+    """End the whole connection."""
+
+    reason: str
+    error: PacketError | None = None
+
+
+Action: TypeAlias = AskConnect | HandleEvent | Acked | Left | SendPacket | Abort
+
+_NOTHING: tuple[Action, ...] = ()
+
+
+class _Move(Enum):
+    ASK = "ask"
+    HANDLE = "handle"
+    ACK = "ack"
+    LEAVE = "leave"
+    DROP = "drop"
+    FAULT = "fault"
+
+
+# What a client's packet means in each state; a pair that is not here is a fault.
+_TABLE: dict[tuple[PacketType, State], _Move] = {
+    (PacketType.CONNECT, State.ABSENT): _Move.ASK,
+    (PacketType.CONNECT, State.LEFT): _Move.ASK,
+    (PacketType.EVENT, State.CONNECTED): _Move.HANDLE,
+    (PacketType.EVENT, State.LEFT): _Move.DROP,
+    (PacketType.ACK, State.CONNECTED): _Move.ACK,
+    (PacketType.ACK, State.LEFT): _Move.DROP,
+    (PacketType.DISCONNECT, State.CONNECTED): _Move.LEAVE,
+    (PacketType.DISCONNECT, State.CONNECTING): _Move.LEAVE,
+    (PacketType.DISCONNECT, State.LEFT): _Move.DROP,
+}
+
+
+@final
+class Connection:
+    """The machine of one client. ``rate_max`` is messages per second, with a burst of one second's worth."""
+
+    __slots__ = ("_aborted", "_decoder", "_namespaces", "_rate_max", "_tokens", "_tokens_at_s")
+
+    def __init__(self, now_s: float, *, attachments_max: int, rate_max: float | None = None) -> None:
+        self._decoder = Decoder(attachments_max=attachments_max)
+        self._namespaces: dict[str, State] = {}
+        self._rate_max = rate_max
+        self._tokens = max(rate_max or 0.0, 1.0)
+        self._tokens_at_s = now_s
+        self._aborted = False
+
+    def state(self, namespace: str) -> State:
+        """Where the client stands in ``namespace``."""
+        return self._namespaces.get(namespace, State.ABSENT)
+
+    def on_event(self, event: Event, now_s: float) -> tuple[Action, ...]:
+        """Take one event, give what to do. Never raises for what a client sent."""
+        if self._aborted:
+            return _NOTHING
+        if type(event) is Message:
+            return self._message(event.data, now_s)
+        if type(event) is Accept:
+            return self._accept(event)
+        if type(event) is Refuse:
+            return self._refuse(event)
+        assert type(event) is Leave
+        return self._leave(event.namespace)
+
+    def _message(self, data: str | bytes, now_s: float) -> tuple[Action, ...]:
+        if self._rate_max is not None and not self._take_token(self._rate_max, now_s):
+            return self._abort(RATE_LIMIT)
+        try:
+            packet = self._decoder.add(data)
+        except PacketError as error:
+            return self._abort(PARSE_ERROR, error)
+        return _NOTHING if packet is None else self._packet(packet)
+
+    def _take_token(self, rate_max: float, now_s: float) -> bool:
+        gained = (now_s - self._tokens_at_s) * rate_max
+        self._tokens = min(max(rate_max, 1.0), self._tokens + gained)
+        self._tokens_at_s = now_s
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+    def _packet(self, packet: Packet) -> tuple[Action, ...]:
+        namespace = packet.namespace
+        move = _TABLE.get((packet.type, self._namespaces.get(namespace, State.ABSENT)), _Move.FAULT)
+        if move is _Move.HANDLE:
+            return (HandleEvent(namespace, packet.data, packet.id),)
+        if move is _Move.ACK:
+            assert packet.id is not None
+            return (Acked(namespace, packet.id, packet.data),)
+        if move is _Move.ASK and (namespace in self._namespaces or len(self._namespaces) < NAMESPACES_MAX):
+            self._namespaces[namespace] = State.CONNECTING
+            return (AskConnect(namespace, packet.data),)
+        if move is _Move.LEAVE:
+            self._namespaces[namespace] = State.LEFT
+            return (Left(namespace),)
+        return _NOTHING if move is _Move.DROP else self._abort(PARSE_ERROR)
+
+    def _accept(self, event: Accept) -> tuple[Action, ...]:
+        if self.state(event.namespace) is not State.CONNECTING:
+            return _NOTHING  # the client left while the handler ran
+        self._namespaces[event.namespace] = State.CONNECTED
+        return (SendPacket(encode(Packet(PacketType.CONNECT, event.namespace, {"sid": event.sid}))),)
+
+    def _refuse(self, event: Refuse) -> tuple[Action, ...]:
+        if self.state(event.namespace) is not State.CONNECTING:
+            return _NOTHING
+        del self._namespaces[event.namespace]
+        answer = {"message": event.message} if event.data is None else {"message": event.message, "data": event.data}
+        return (SendPacket(encode(Packet(PacketType.CONNECT_ERROR, event.namespace, answer))),)
+
+    def _leave(self, namespace: str) -> tuple[Action, ...]:
+        if self.state(namespace) is not State.CONNECTED:
+            return _NOTHING
+        self._namespaces[namespace] = State.LEFT
+        return (SendPacket(encode(Packet(PacketType.DISCONNECT, namespace))),)
+
+    def _abort(self, reason: str, error: PacketError | None = None) -> tuple[Action, ...]:
+        self._aborted = True
+        return (Abort(reason, error),)

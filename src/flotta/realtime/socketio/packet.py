@@ -1,0 +1,237 @@
+"""Socket.IO 5 packets, text and binary.
+
+``<type>[<attachments>-][<namespace>,][<ack id>][<JSON>]``; each bytes value of the data travels in a message of its own
+after the text, which holds ``{"_placeholder":true,"num":n}`` in its place.
+
+Junk raises `PacketError` and nothing else. What a packet may make this side hold is bounded before it is held: the
+number of attachments is checked when their count is read, not when they have come.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import IntEnum
+from typing import Any, Final, NamedTuple, NoReturn, final
+
+from flotta.errors import PacketError
+
+__all__ = ["ATTACHMENTS_MAX", "RESERVED_EVENTS", "Decoder", "Encoded", "Packet", "PacketType", "encode"]
+
+ATTACHMENTS_MAX: Final = 16
+ACK_ID_DIGITS_MAX: Final = 15  # below 2**53, the largest integer that every client keeps exact
+ATTACHMENT_DIGITS_MAX: Final = 4
+NAMESPACE_LENGTH_MAX: Final = 256
+
+RESERVED_EVENTS: Final = frozenset(
+    {"connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"}
+)
+"""Names that belong to the library on both sides; a packet that carries one as an event is malformed."""
+
+
+class PacketType(IntEnum):
+    """The first character of a packet."""
+
+    CONNECT = 0
+    DISCONNECT = 1
+    EVENT = 2
+    ACK = 3
+    CONNECT_ERROR = 4
+    BINARY_EVENT = 5
+    BINARY_ACK = 6
+
+
+class Packet(NamedTuple):
+    """One packet. An EVENT or ACK whose data hold bytes is a binary one on the wire; here they are the same."""
+
+    type: PacketType
+    namespace: str = "/"
+    data: Any = None
+    id: int | None = None
+
+
+class Encoded(NamedTuple):
+    """A packet on the wire: the text, then its attachments in order."""
+
+    text: str
+    attachments: tuple[bytes, ...] = ()
+
+
+_BINARY = {PacketType.EVENT: PacketType.BINARY_EVENT, PacketType.ACK: PacketType.BINARY_ACK}
+_PLAIN = {PacketType.BINARY_EVENT: PacketType.EVENT, PacketType.BINARY_ACK: PacketType.ACK}
+
+_FORM: dict[str, Any] = {"separators": (",", ":"), "ensure_ascii": False, "allow_nan": False}
+_dump = json.JSONEncoder(**_FORM).encode
+
+
+def encode(packet: Packet) -> Encoded:
+    """Put a packet on the wire.
+
+    Raises:
+        TypeError, ValueError: the data hold something that neither JSON nor bytes can carry (NaN included).
+    """
+    if packet.data is None:
+        return Encoded(_head(packet, packet.type, 0))
+    try:
+        return Encoded(_head(packet, packet.type, 0) + _dump(packet.data))
+    except TypeError:
+        if packet.type not in _BINARY:
+            raise
+    attachments: list[bytes] = []
+
+    def lift(value: object) -> dict[str, Any]:
+        if not isinstance(value, (bytes, bytearray, memoryview)):
+            raise TypeError(f"a {type(value).__name__} cannot travel: neither JSON nor bytes")
+        attachments.append(bytes(value))
+        return {"_placeholder": True, "num": len(attachments) - 1}
+
+    body = json.JSONEncoder(**_FORM, default=lift).encode(packet.data)
+    return Encoded(_head(packet, _BINARY[packet.type], len(attachments)) + body, tuple(attachments))
+
+
+def _head(packet: Packet, kind: PacketType, attachments: int) -> str:
+    head = str(int(kind))
+    if kind in _PLAIN:
+        head += f"{attachments}-"
+    if packet.namespace != "/":
+        head += packet.namespace + ","
+    return head if packet.id is None else f"{head}{packet.id}"
+
+
+@final
+class Decoder:
+    """Turns the messages of one connection into packets; remembers at most one that waits for attachments."""
+
+    __slots__ = ("_attachments_max", "_missing", "_parts", "_waiting")
+
+    def __init__(self, *, attachments_max: int = ATTACHMENTS_MAX) -> None:
+        self._attachments_max = attachments_max
+        self._waiting: Packet | None = None
+        self._missing = 0
+        self._parts: list[bytes] | None = None
+
+    def add(self, data: str | bytes) -> Packet | None:
+        """Take one message; give the packet that it completes, if any. Raises PacketError."""
+        if isinstance(data, bytes):
+            return self._add_attachment(data)
+        if self._waiting is not None:
+            raise _error("text where an attachment is due", data)
+        packet, attachments = _parse(data, self._attachments_max)
+        if packet.type not in _PLAIN:
+            return packet
+        packet = packet._replace(type=_PLAIN[packet.type])
+        if attachments:
+            self._waiting, self._missing, self._parts = packet, attachments, []
+            return None
+        return packet._replace(data=_fill(packet.data, []))
+
+    def _add_attachment(self, data: bytes) -> Packet | None:
+        if self._waiting is None or self._parts is None:
+            raise _error("an attachment that no packet announced", data)
+        self._parts.append(data)
+        if len(self._parts) < self._missing:
+            return None
+        packet, parts = self._waiting, self._parts
+        self._waiting, self._parts = None, None
+        return packet._replace(data=_fill(packet.data, parts))
+
+
+def _parse(text: str, attachments_max: int) -> tuple[Packet, int]:
+    if not text or not "0" <= text[0] <= "6":
+        raise _error("unknown type", text)
+    kind = PacketType(ord(text[0]) - 48)
+    at, attachments = 1, 0
+    if kind in _PLAIN:
+        attachments, at = _read_count(text, attachments_max)
+    namespace, at = _read_namespace(text, at)
+    ack_id, at = _read_id(text, at)
+    data = _load(text[at:], text)
+    _check(kind, data, ack_id, text)
+    return Packet(kind, namespace, data, ack_id), attachments
+
+
+def _read_count(text: str, attachments_max: int) -> tuple[int, int]:
+    end = text.find("-", 1, 2 + ATTACHMENT_DIGITS_MAX)
+    digits = text[1 : max(end, 1)]
+    if not (digits.isascii() and digits.isdigit()):
+        raise _error("no count of attachments", text)
+    count = int(digits)
+    if count > attachments_max:
+        raise _error(f"{count} attachments, at most {attachments_max} are taken", text)
+    return count, end + 1
+
+
+def _read_namespace(text: str, at: int) -> tuple[str, int]:
+    if text[at : at + 1] != "/":
+        return "/", at
+    end = text.find(",", at)
+    stop = len(text) if end < 0 else end
+    if stop - at > NAMESPACE_LENGTH_MAX:
+        raise _error("the namespace is too long", text)
+    # socket.io-client sends the namespace with its query string; only the path names it.
+    return text[at:stop].partition("?")[0], stop if end < 0 else stop + 1
+
+
+def _read_id(text: str, at: int) -> tuple[int | None, int]:
+    end = at
+    while end - at <= ACK_ID_DIGITS_MAX and "0" <= text[end : end + 1] <= "9":
+        end += 1
+    if end - at > ACK_ID_DIGITS_MAX:
+        raise _error("the ack id is too long", text)
+    return (int(text[at:end]), end) if end > at else (None, at)
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_constant).decode
+
+
+def _load(body: str, text: str) -> Any:
+    if not body:
+        return None
+    try:
+        return _decode(body)
+    except (ValueError, RecursionError) as error:
+        raise _error("bad JSON", text) from error
+
+
+def _check(kind: PacketType, data: Any, ack_id: int | None, text: str) -> None:
+    """The shape that each type asks of its data."""
+    if kind in {PacketType.EVENT, PacketType.BINARY_EVENT}:
+        good = isinstance(data, list) and bool(data) and isinstance(data[0], str) and data[0] not in RESERVED_EVENTS
+    elif kind in {PacketType.ACK, PacketType.BINARY_ACK}:
+        good = isinstance(data, list) and ack_id is not None
+    elif kind is PacketType.DISCONNECT:
+        good = data is None and ack_id is None
+    elif kind is PacketType.CONNECT:
+        good = (data is None or isinstance(data, dict)) and ack_id is None
+    else:
+        good = isinstance(data, (str, dict)) and ack_id is None
+    if not good:
+        raise _error(f"bad data for {kind.name}", text)
+
+
+def _fill(data: Any, parts: list[bytes]) -> Any:
+    """Put the attachments where their placeholders stand. The depth is bounded by what the JSON reader took."""
+    try:
+        return _fill_value(data, parts)
+    except RecursionError as error:
+        raise _error("nested too deeply", "") from error
+
+
+def _fill_value(value: Any, parts: list[bytes]) -> Any:
+    if isinstance(value, list):
+        return [_fill_value(item, parts) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("_placeholder") is not True:
+        return {key: _fill_value(item, parts) for key, item in value.items()}
+    number = value.get("num")
+    if type(number) is not int or not 0 <= number < len(parts):
+        raise _error("a placeholder without its attachment", "")
+    return parts[number]
+
+
+def _error(reason: str, data: str | bytes) -> PacketError:
+    return PacketError("Socket.IO packet", reason, data)

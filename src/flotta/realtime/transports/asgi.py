@@ -1,0 +1,210 @@
+"""Socket.IO over the WebSocket of any ASGI server.
+
+Reading is the loop in `serve`; writing is a queue that one short-lived task empties, so an idle connection has no task
+for it. The queue is bounded in bytes: volatile packets are dropped above one limit, the connection ends above another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeAlias, final
+
+from flotta.realtime.client import Client, Reason
+from flotta.realtime.core import Core
+from flotta.realtime.engineio.handshake import Refusal
+from flotta.realtime.request import Request
+from flotta.realtime.transports import Outgoing
+
+__all__ = ["ASGIApp", "serve_http", "serve_websocket"]
+
+Message: TypeAlias = MutableMapping[str, Any]
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+CLOSE_POLICY = 1008
+FLUSH_S = 5.0
+"""How long a close waits for what is queued before it."""
+
+
+async def serve_http(core: Core, scope: Scope, send: Send) -> None:
+    """Answer a plain HTTP request to the path: with the protocol's error, since sessions open over WebSocket."""
+    refusal = core.admit(Request(scope=scope))
+    assert refusal is not None, "a plain request opens no WebSocket session"
+    await send({"type": "http.response.start", "status": refusal.status, "headers": _headers(refusal)})
+    await send({"type": "http.response.body", "body": refusal.body})
+
+
+def _headers(refusal: Refusal) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(refusal.body)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
+
+
+async def serve_websocket(core: Core, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve one WebSocket from its handshake to its end."""
+    request = Request(scope=scope)
+    await receive()  # websocket.connect
+    refusal = core.admit(request)
+    if refusal is not None:
+        await _refuse(scope, refusal, send)
+        return
+    headers = [] if core.cookie is None else [(b"set-cookie", core.cookie.encode())]
+    await send({"type": "websocket.accept", "headers": headers})
+    transport = _ASGITransport(send, core.options.send_bytes_max, core.options.volatile_bytes_max)
+    client, packet = core.open(transport, request)
+    transport.client = client
+    transport.write_control(packet)
+    try:
+        await _read(client, transport, receive, core.options.payload_bytes_max)
+    except asyncio.CancelledError:
+        if not transport.gave_up:
+            raise
+    finally:
+        client.lost()
+        await transport.finish()
+
+
+async def _refuse(scope: Scope, refusal: Refusal, send: Send) -> None:
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        # Without the extension a close before the accept is answered with 403 by the web server.
+        await send({"type": "websocket.close", "code": CLOSE_POLICY, "reason": refusal.message})
+        return
+    await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": _headers(refusal)})
+    await send({"type": "websocket.http.response.body", "body": refusal.body})
+
+
+async def _read(client: Client, transport: _ASGITransport, receive: Receive, payload_bytes_max: int) -> None:
+    while not client.over:
+        await transport.reading.wait()
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        if message["type"] != "websocket.receive":
+            continue
+        data = message.get("text")
+        if data is None:
+            data = message.get("bytes") or b""
+        if len(data) > payload_bytes_max:
+            client.close(Reason.PARSE_ERROR, 1009)
+            return
+        client.receive(data)
+
+
+@final
+class _ASGITransport:
+    """See the module; a `Transport`."""
+
+    __slots__ = (
+        "_bytes",
+        "_closing",
+        "_queue",
+        "_send",
+        "_send_max",
+        "_task",
+        "_volatile_max",
+        "_writer",
+        "client",
+        "gave_up",
+        "reading",
+    )
+
+    name = "websocket"
+
+    def __init__(self, send: Send, send_bytes_max: int, volatile_bytes_max: int) -> None:
+        self._send = send
+        self._send_max = send_bytes_max
+        self._volatile_max = volatile_bytes_max
+        self._queue: deque[Message] = deque()
+        self._bytes = 0
+        self._closing = False
+        self._writer: asyncio.Task[None] | None = None
+        self._task = asyncio.current_task()
+        self.gave_up = False
+        self.client: Client | None = None
+        self.reading = asyncio.Event()
+        self.reading.set()
+
+    def write(self, packet: Outgoing) -> None:
+        """Queue, or end the connection as too slow."""
+        if self._closing:
+            return
+        if self._bytes and self._bytes + packet.size_bytes > self._send_max:
+            self._too_slow()
+            return
+        self._put({"type": "websocket.send", "text": packet.text.decode()}, len(packet.text))
+        for part in packet.attachments:
+            self._put({"type": "websocket.send", "bytes": part}, len(part))
+
+    def write_volatile(self, packet: Outgoing) -> bool:
+        """Queue if little waits. False: dropped."""
+        if self._closing or self._bytes > self._volatile_max:
+            return False
+        self.write(packet)
+        return True
+
+    def write_control(self, text: str) -> None:
+        """Queue a packet that is no message."""
+        if not self._closing:
+            self._put({"type": "websocket.send", "text": text}, len(text))
+
+    def pause(self) -> None:
+        """Stop reading."""
+        self.reading.clear()
+
+    def resume(self) -> None:
+        """Read on."""
+        self.reading.set()
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what is queued, then the close."""
+        if not self._closing:
+            self._put({"type": "websocket.close", "code": code, "reason": reason}, 0)
+            self._closing = True
+            self.reading.set()
+
+    def _too_slow(self) -> None:
+        self._queue.clear()
+        assert self.client is not None
+        self.client.close(Reason.SLOW_CLIENT, CLOSE_POLICY)
+        # Nothing that is queued can reach a client that does not read: leave, and let the web server drop it.
+        self.gave_up = True
+        if self._writer is not None:
+            self._writer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _put(self, message: Message, size_bytes: int) -> None:
+        message["size"] = size_bytes
+        self._bytes += size_bytes
+        self._queue.append(message)
+        if self._writer is None:
+            name = "socket.io writer"
+            self._writer = asyncio.get_running_loop().create_task(self._write_all(), name=name)
+
+    async def _write_all(self) -> None:
+        try:
+            while self._queue:
+                message = self._queue.popleft()
+                size_bytes = message.pop("size")
+                await self._send(message)
+                self._bytes -= size_bytes
+        except (OSError, RuntimeError):
+            # Web servers differ in what they raise once the peer is gone; the reading side tells the same.
+            self._queue.clear()
+            self._closing = True
+        finally:
+            self._writer = None
+
+    async def finish(self) -> None:
+        """Wait a little for what is queued, then stop writing."""
+        self._closing = True
+        if self._writer is not None:
+            done, _ = await asyncio.wait({self._writer}, timeout=FLUSH_S)
+            if not done:
+                self._writer.cancel()

@@ -1,0 +1,362 @@
+"""Socket.IO on the event loop's own transport, under uvicorn: no task, no queue, no ASGI message per packet.
+
+``uvicorn.run(app, ws=ws_protocol_class())``; `flotta run` does it by itself. uvicorn builds the class for every
+WebSocket upgrade and replays the request's head into it. A head whose path belongs to a running `Server` is served
+here; any other goes to uvicorn's own WebSocket implementation, untouched. ASGI middleware does not see the connections
+that are served here: authentication belongs into the ``connect`` handler, as with every Socket.IO server.
+
+Backpressure: the transport's high-water mark is ``volatile_bytes_max``. Below it nothing is measured; above it volatile
+packets are dropped, and a packet that would pass ``send_bytes_max`` aborts the connection: what is buffered for a
+client that does not read can reach nobody.
+
+Shutdown: uvicorn tells every connection on SIGTERM. Its own answer, close code 1012 to all at once, would send every
+client back in the same instant; here it begins the server's drain, which does it in jittered batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import cache
+from http import HTTPStatus
+from typing import Any, Protocol, cast, final
+
+from flotta.realtime.client import Client, Reason
+from flotta.realtime.core import Core
+from flotta.realtime.engineio.handshake import Refusal, Refused
+from flotta.realtime.request import Request, parse_head
+from flotta.realtime.transports import Outgoing, registry
+from flotta.realtime.transports.websocket import (
+    OP_CLOSE,
+    OP_PING,
+    OP_PONG,
+    OP_TEXT,
+    FrameReader,
+    WebSocketError,
+    accept_key,
+    close_frame,
+    frame,
+    read_close,
+)
+
+__all__ = ["ws_protocol_class"]
+
+CLOSE_TIMEOUT_S = 5.0
+"""How long the peer may take to answer a close frame."""
+NO_STATUS = 1005
+
+
+class UvicornProtocol(Protocol):
+    """What uvicorn and its other protocol classes ask of a WebSocket protocol."""
+
+    def connection_made(self, transport: Any) -> None: ...
+    def connection_lost(self, exc: Exception | None) -> None: ...
+    def data_received(self, data: bytes) -> None: ...
+    def eof_received(self) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+    def shutdown(self) -> None: ...
+
+
+@cache
+def ws_protocol_class() -> type[asyncio.Protocol]:
+    """The class for uvicorn's ``ws=``. Needs uvicorn with a WebSocket implementation of its own (`flotta[server]`)."""
+    return _Router
+
+
+class _Router(asyncio.Protocol):
+    """Looks at the replayed head of one upgrade and hands the connection to the one who serves it."""
+
+    __slots__ = ("_config", "_kwargs", "_made", "_target")
+
+    def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any], **kwargs: Any) -> None:
+        self._config = config
+        self._kwargs = {"config": config, "server_state": server_state, "app_state": app_state, **kwargs}
+        self._made: asyncio.Transport | None = None
+        self._target: UvicornProtocol | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._made = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._target is None:
+            self._route(data)
+        else:
+            self._target.data_received(data)
+
+    def _route(self, head: bytes) -> None:
+        """uvicorn replays the whole head in one piece, then makes this object the transport's protocol."""
+        assert self._made is not None
+        path = head.split(b" ", 2)[1].partition(b"?")[0].decode("latin-1")
+        loop = asyncio.get_running_loop()
+        core = registry.find(path, loop)
+        target: UvicornProtocol
+        if core is None:
+            target = _own_implementation(self._config)(**self._kwargs)
+        else:
+            target = NativeTransport(core, self._kwargs["server_state"], self._kwargs["config"])
+        self._target = target
+        target.connection_made(self._made)
+        target.data_received(head)
+        # After uvicorn has set this object as the protocol: from then on there is nothing between.
+        loop.call_soon(self._step_aside, target)
+
+    def _step_aside(self, target: UvicornProtocol) -> None:
+        assert self._made is not None
+        if self._made.get_protocol() is self:
+            self._made.set_protocol(cast("asyncio.Protocol", target))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._target is not None:
+            self._target.connection_lost(exc)
+
+    def eof_received(self) -> None:
+        if self._target is not None:
+            self._target.eof_received()
+
+    def pause_writing(self) -> None:
+        if self._target is not None:
+            self._target.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._target is not None:
+            self._target.resume_writing()
+
+
+@cache
+def _implementation() -> type[Any]:
+    # The imports belong to the optional extra, so they wait until a connection needs them.
+    try:
+        from uvicorn.protocols.websockets.websockets_sansio_impl import (  # noqa: PLC0415
+            WebSocketsSansIOProtocol,
+        )
+    except ImportError:
+        from uvicorn.protocols.websockets.auto import AutoWebSocketsProtocol  # noqa: PLC0415
+
+        assert AutoWebSocketsProtocol is not None, "uvicorn has no WebSocket implementation: install websockets"
+        return cast("type[Any]", AutoWebSocketsProtocol)
+    return WebSocketsSansIOProtocol
+
+
+def _own_implementation(_config: Any) -> type[Any]:
+    return _implementation()
+
+
+@final
+class NativeTransport(asyncio.Protocol):
+    """One WebSocket of a `Server`; a `Transport`. After the loss, or its own close, writing does nothing."""
+
+    __slots__ = (
+        "_client",
+        "_close_timer",
+        "_congested",
+        "_core",
+        "_open",
+        "_reader",
+        "_send_bytes_max",
+        "_server_state",
+        "_transport",
+    )
+
+    name = "websocket"
+
+    def __init__(self, core: Core, server_state: Any, _config: Any = None) -> None:
+        self._core = core
+        self._server_state = server_state
+        self._send_bytes_max = core.options.send_bytes_max
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._client: Client | None = None
+        self._reader: FrameReader | None = None
+        self._congested = False
+        self._open = False
+        self._close_timer: asyncio.TimerHandle | None = None
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The transport is there; its request's head comes next."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._server_state.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """The head first, then frames."""
+        if self._reader is None:
+            self._handshake(data)
+            return
+        try:
+            messages = self._reader.feed(data)
+        except WebSocketError as error:
+            self._fail(error)
+            return
+        for opcode, payload in messages:
+            self._message(opcode, payload)
+
+    def eof_received(self) -> None:
+        """The peer writes no more: the transport closes itself."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._server_state.connections.discard(self)
+        self._open = False
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+        if self._client is not None:
+            self._client.lost(Reason.TRANSPORT_CLOSE if exc is None else Reason.TRANSPORT_ERROR)
+
+    def pause_writing(self) -> None:
+        """More is buffered than ``volatile_bytes_max``."""
+        self._congested = True
+
+    def resume_writing(self) -> None:
+        """The client keeps up again."""
+        self._congested = False
+
+    def shutdown(self) -> None:
+        """uvicorn stops: drain, in batches."""
+        if self._client is None:
+            self._transport.close()
+        else:
+            self._core.begin_drain(self._core.options.drain_s)
+
+    # --- the handshake ---
+
+    def _handshake(self, head: bytes) -> None:
+        request = Request(
+            head=head,
+            client=_peer(self._transport),
+            scheme="wss" if self._transport.get_extra_info("sslcontext") else "ws",
+        )
+        refusal = self._core.admit(request)
+        key = b""
+        if refusal is None:
+            key = _check_upgrade(head)
+            refusal = None if key else Refusal(Refused.BAD_REQUEST)
+        if refusal is not None:
+            self._refuse(refusal)
+            return
+        self._reader = FrameReader(self._core.options.payload_bytes_max)
+        self._transport.set_write_buffer_limits(high=self._core.options.volatile_bytes_max)
+        self._open = True
+        self._client, packet = self._core.open(self, request)
+        # One write for the answer and the session's first packet: one system call, one segment.
+        self._transport.write(self._accept(key) + frame(OP_TEXT, packet.encode()))
+
+    def _accept(self, key: bytes) -> bytes:
+        lines = [
+            b"HTTP/1.1 101 Switching Protocols",
+            b"Upgrade: websocket",
+            b"Connection: Upgrade",
+            b"Sec-WebSocket-Accept: " + accept_key(key.decode("latin-1")).encode(),
+        ]
+        if self._core.cookie is not None:
+            lines.append(b"Set-Cookie: " + self._core.cookie.encode())
+        lines.extend(name + b": " + value for name, value in self._server_state.default_headers)
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _refuse(self, refusal: Refusal) -> None:
+        body = refusal.body
+        head = (
+            f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        self._transport.write(head.encode("ascii") + body)
+        self._transport.close()
+
+    # --- frames ---
+
+    def _message(self, opcode: int, payload: str | bytes) -> None:
+        if not self._open:
+            if opcode == OP_CLOSE:
+                self._transport.close()  # the peer's answer to our close
+            return
+        assert self._client is not None
+        if opcode < OP_CLOSE:
+            self._client.receive(payload)
+            return
+        assert isinstance(payload, bytes)
+        if opcode == OP_PING:
+            self._transport.write(frame(OP_PONG, payload))
+        elif opcode == OP_CLOSE:
+            self._closed_by_peer(payload)
+
+    def _closed_by_peer(self, payload: bytes) -> None:
+        try:
+            code = read_close(payload)
+        except WebSocketError as error:
+            self._fail(error)
+            return
+        self._open = False
+        # RFC 6455 5.5.1: answer with the code that was received.
+        self._transport.write(frame(OP_CLOSE, b"") if code == NO_STATUS else close_frame(code))
+        self._transport.close()
+        assert self._client is not None
+        self._client.lost(Reason.TRANSPORT_CLOSE)
+
+    def _fail(self, error: WebSocketError) -> None:
+        """The peer broke the protocol: say so, end, expect no answer."""
+        if self._open:
+            self._open = False
+            self._transport.write(close_frame(error.code, error.reason))
+        self._transport.close()
+        if self._client is not None:
+            self._client.lost(Reason.TRANSPORT_ERROR)
+
+    # --- Transport ---
+
+    def write(self, packet: Outgoing) -> None:
+        """Send, or end the connection as too slow."""
+        if self._open and not (self._congested and self._is_too_slow(packet)):
+            self._transport.write(packet.frames)
+
+    def write_volatile(self, packet: Outgoing) -> bool:
+        """Send if the client keeps up. False: dropped."""
+        if not self._open or self._congested:
+            return False
+        self._transport.write(packet.frames)
+        return True
+
+    def write_control(self, text: str) -> None:
+        """Send a packet that is no message."""
+        if self._open:
+            self._transport.write(frame(OP_TEXT, text.encode()))
+
+    def _is_too_slow(self, packet: Outgoing) -> bool:
+        if self._transport.get_write_buffer_size() + packet.size_bytes <= self._send_bytes_max:
+            return False
+        self._open = False
+        self._transport.abort()
+        assert self._client is not None
+        self._client.close(Reason.SLOW_CLIENT)
+        return True
+
+    def pause(self) -> None:
+        """Stop reading."""
+        if self._open:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._open:
+            self._transport.resume_reading()
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a close frame behind what is buffered; end when the peer answers, or after a while."""
+        if not self._open:
+            return
+        self._open = False
+        if not self._transport.is_reading() and not self._transport.is_closing():
+            self._transport.resume_reading()
+        self._transport.write(close_frame(code, reason))
+        self._close_timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._transport.abort)
+
+
+def _check_upgrade(head: bytes) -> bytes:
+    """The key of a valid upgrade of version 13; empty if it is none."""
+    _, _, pairs = parse_head(head)
+    headers = dict(pairs)
+    key = headers.get(b"sec-websocket-key", b"")
+    return key if headers.get(b"sec-websocket-version") == b"13" and len(key) == 24 else b""
+
+
+def _peer(transport: asyncio.Transport) -> tuple[str, int] | None:
+    peer = transport.get_extra_info("peername")
+    return (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else None
