@@ -9,6 +9,18 @@ import pytest
 
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
+from postgres_fixtures import database_url, postgres_folder, postgres_server
+
+__all__ = [
+    "database_url",
+    "own_valkey",
+    "postgres_folder",
+    "postgres_server",
+    "redis",
+    "unique",
+    "valkey",
+    "valkey_url",
+]
 
 
 @pytest.fixture
