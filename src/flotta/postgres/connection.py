@@ -1,0 +1,133 @@
+"""One connection to PostgreSQL: made within a bound, its failures named, cut off without waiting for the server.
+
+``PooledConnection`` is psycopg's own ``AsyncConnection`` with three additions: it can be put back into the state it was
+made in, be cut off from outside, and give itself back instead of closing (for libraries that only know ``close``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+import psycopg
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.rows import TupleRow, tuple_row
+
+from flotta.errors import DatabaseUnavailable
+from flotta.postgres.target import Target, explain
+
+__all__ = ["PooledConnection", "connect", "cut_after"]
+
+
+@final
+class PooledConnection(psycopg.AsyncConnection[TupleRow]):
+    """A psycopg connection that a ``Pool`` lends. Use it as psycopg's; do not keep it."""
+
+    _give_back: Callable[[], None] | None = None
+    _threshold: int | None = None
+    _poll: select.poll | None = None
+
+    async def close(self) -> None:
+        """Close it; a connection got by ``Pool.borrow`` returns to its pool instead."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is None:
+            await super().close()
+        else:
+            give_back()
+
+    def discard(self) -> None:
+        """Close it now, without waiting for the server (libpq sends a farewell if it can)."""
+        self._closed = True
+        self.pgconn.finish()
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is open and at rest, or in a transaction that can be rolled back."""
+        resting = (TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR)
+        return (
+            self.pgconn.status == ConnStatus.OK and self.pgconn.transaction_status in resting and self._pipeline is None
+        )
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open on it."""
+        return bool(self.pgconn.transaction_status != TransactionStatus.IDLE)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something has arrived that nobody asked for: its end, most of the time. Costs one system call."""
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.pgconn.socket, select.POLLIN)
+        return bool(self._poll.poll(0))
+
+    def restore(self) -> None:
+        """Undo what a borrower may have set on the Python side. It must not be in a transaction."""
+        assert not self.in_transaction
+        self._autocommit = False
+        self._isolation_level = self._read_only = self._deferrable = None
+        self._begin_statement = b""
+        self.row_factory = tuple_row
+        self.cursor_factory = psycopg.AsyncCursor
+        self.prepare_threshold = self._threshold
+
+    def commit_each(self) -> None:
+        """From here to ``restore``: every statement is its own transaction."""
+        self._autocommit = True
+
+    def remember(self, prepare_threshold: int | None) -> None:
+        """What ``restore`` restores."""
+        self._threshold = prepare_threshold
+
+    def on_close(self, give_back: Callable[[], None] | None) -> None:
+        """Let ``close`` call this instead of closing."""
+        self._give_back = give_back
+
+    def cut(self) -> None:
+        """End the conversation from outside, also under a task that waits on it: that task gets an
+        ``OperationalError`` at once. Its file descriptor stays taken until the connection is discarded, so that no
+        stranger inherits a reader that the loop still has on it."""
+        if self.pgconn.status == ConnStatus.BAD:
+            return
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.pgconn.socket)) as twin:
+            twin.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def cut_after(connection: PooledConnection, timeout_s: float) -> Iterator[None]:
+    """Within this block the server has ``timeout_s`` seconds in all; then the connection is cut.
+
+    Cancelling the task instead would make psycopg open a second connection to ask for the query's end, and wait for an
+    answer that a stuck server does not give.
+    """
+    timer = asyncio.get_running_loop().call_later(timeout_s, connection.cut)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+async def connect(
+    target: Target, *, timeout_s: float, prepare_threshold: int | None = 5, **arguments: Any
+) -> PooledConnection:
+    """A new connection, or ``DatabaseUnavailable`` with the cause and its cure.
+
+    ``timeout_s`` is for each host of the URL. Cancelling leaves nothing open.
+    """
+    limit_s = timeout_s * target.hosts
+    try:
+        async with asyncio.timeout(limit_s):
+            made = await PooledConnection.connect(target.conninfo, prepare_threshold=prepare_threshold, **arguments)
+    except TimeoutError:
+        reason = explain(f"timeout expired: no answer in {limit_s:g} s")
+        raise DatabaseUnavailable(target.address, str(reason), lasting=reason.lasting) from None
+    except (psycopg.Error, OSError) as error:
+        reason = explain(str(error))
+        raise DatabaseUnavailable(target.address, str(reason), lasting=reason.lasting) from error
+    made.remember(prepare_threshold)
+    return made
