@@ -1,1 +1,73 @@
-"""Placeholder."""
+"""The command ``flotta``: arguments in, calls out. Nothing is decided here.
+
+Exit codes: 0 done (or stopped gracefully), 1 failed (or stopped by force), 2 wrong usage. A subcommand is imported when
+it is used: the supervisor must not carry a Redis client for its whole life, nor need the packages of another command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.metadata import version
+
+import click
+
+from flotta.errors import FlottaError
+
+__all__ = ["cli", "main"]
+
+_COMMANDS = {
+    "run": ("running", "run"),
+    "dev": ("running", "dev"),
+    "map": ("maps", "map_group"),
+    "stream": ("streams", "stream_group"),
+    "settings": ("settings", "settings_command"),
+}
+
+
+class _Lazy(click.Group):
+    """Finds its commands in `_COMMANDS`, in that order."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(f"flotta.cli.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("flotta"), "-V", "--version", prog_name="flotta")
+def cli() -> None:
+    """Run N copies of one Python service as one.
+
+    \b
+    Develop, with Redis and PostgreSQL of its own:
+      flotta dev app:app
+    Serve three instances on one port:
+      flotta run app:app -n 3
+    Look into what they share:
+      flotta map watch config
+      flotta stream tail orders
+    """
+
+
+def main() -> None:
+    """The entry point. An error that Flotta raises is one sentence, not a traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except FlottaError as error:
+        click.secho("flotta: ", fg="red", nl=False, err=True)
+        click.echo(str(error), err=True)
+        sys.exit(1)

@@ -33,7 +33,9 @@ STOP_MARGIN_S: Final = 5.0
 # Tables of flotta.toml that belong to the `flotta` command, which checks them itself.
 _COMMAND_TABLES: Final = frozenset({"run", "dev", "deploy"})
 # Variables that begin with FLOTTA_ and are read elsewhere: by the command, by a worker, by the test suite.
-_OTHER_VARIABLES: Final = frozenset({"FLOTTA_EMBEDDED", "FLOTTA_SERVE", "FLOTTA_PULSE_PEER", "FLOTTA_REQUIRE_INTEROP"})
+_OTHER_VARIABLES: Final = frozenset(
+    {"FLOTTA_EMBEDDED", "FLOTTA_SERVE", "FLOTTA_URL", "FLOTTA_PULSE_PEER", "FLOTTA_REQUIRE_INTEROP"}
+)
 # Kubernetes gives every pod variables for each Service; one named "flotta" or "flotta-api" makes FLOTTA_PORT=tcp://...
 _SERVICE_LINK = re.compile(
     r"FLOTTA_(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?)?)"

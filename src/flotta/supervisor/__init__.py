@@ -1,1 +1,14 @@
-"""Placeholder."""
+"""N instances of one service: spawned, heard, brought back, stopped. Used by ``flotta run``.
+
+``plan`` decides (pure), ``shell`` does; ``child`` one process, ``sockets`` the address, ``launch`` command lines and
+environments, ``output`` and ``footer`` what it looks like (pure), ``screen`` where it is shown, ``warden`` what ends
+the children of a killed supervisor, ``embedded`` and ``keeper`` the servers of a folder, ``reload`` watched files.
+"""
+
+from __future__ import annotations
+
+from flotta.supervisor.embedded import EmbeddedServers, running_url, wanted
+from flotta.supervisor.options import Companion, RunOptions
+from flotta.supervisor.shell import Supervisor
+
+__all__ = ["Companion", "EmbeddedServers", "RunOptions", "Supervisor", "running_url", "wanted"]
