@@ -6,9 +6,20 @@
 
 from __future__ import annotations
 
-from flotta.fleet._fleet import Fleet, registered
+from flotta.fleet._fleet import Fleet, in_loop_of, registered, use_settings
 from flotta.fleet._health import Check, Health, Readiness
 from flotta.fleet._lifecycle import FleetState
 from flotta.fleet._sync import SyncFleet, SyncProxy
 
-__all__ = ["Check", "Fleet", "FleetState", "Health", "Readiness", "SyncFleet", "SyncProxy", "registered"]
+__all__ = [
+    "Check",
+    "Fleet",
+    "FleetState",
+    "Health",
+    "Readiness",
+    "SyncFleet",
+    "SyncProxy",
+    "in_loop_of",
+    "registered",
+    "use_settings",
+]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from flotta.rmap import Map
     from flotta.streaming import Stream
 
-__all__ = ["Fleet", "registered"]
+__all__ = ["Fleet", "in_loop_of", "registered", "use_settings"]
 
 Hook = Callable[[], Awaitable[object] | object]
 H = TypeVar("H", bound=Hook)
@@ -43,13 +43,30 @@ B = TypeVar("B", bound=Callable[[], Awaitable[object]])
 DRAIN_MARGIN_S: Final = 0.5
 """What background tasks leave, at least, to the parts that stop after them."""
 
+T = TypeVar("T")
+
 _registry: list[weakref.ref[Fleet]] = []
+_process_settings: Settings | None = None
 
 
 def registered() -> list[Fleet]:
     """Every fleet that this process has made and still uses, in order: what a worker starts and shows."""
     _registry[:] = [ref for ref in _registry if ref() is not None]
     return [fleet for ref in _registry if (fleet := ref()) is not None]
+
+
+def use_settings(settings: Settings | None) -> None:
+    """From here on fleets that were given no settings use these instead of reading their own. For whoever owns the
+    process, as a worker does; None: each reads its own again."""
+    global _process_settings  # noqa: PLW0603 - one process, one set of settings
+    _process_settings = settings
+
+
+async def in_loop_of(fleet: Fleet, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Awaits ``coroutine`` in the event loop in which ``fleet`` runs, which may be another thread's."""
+    if fleet.loop is None or fleet.loop is asyncio.get_running_loop():
+        return await coroutine
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, fleet.loop))
 
 
 @final
@@ -276,7 +293,7 @@ class Fleet:
         in an `ExceptionGroup`. Everything else has stopped even then.
         """
         if self._loop is not None and self._loop is not asyncio.get_running_loop():
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.stop(timeout_s), self._loop))
+            await in_loop_of(self, self.stop(timeout_s))
             return
         async with self._lock:
             if self._state in (FleetState.NEW, FleetState.STOPPED):
@@ -335,7 +352,7 @@ class Fleet:
         return checks
 
     def _load_settings(self) -> Settings:
-        settings = self._given_settings if self._given_settings is not None else Settings.load()
+        settings = self._given_settings or _process_settings or Settings.load()
         return settings if self._service is None else replace(settings, service=self._service)
 
     async def _start_steps(self, settings: Settings) -> None:
@@ -431,8 +448,13 @@ class Fleet:
         self._state = check_move(self._state, state)
 
     def _declare(
-        self, declared: dict[str, Any], kind: str, name: str, options: dict[str, Any], make: Callable[[], Any]
-    ) -> Any:
+        self,
+        declared: dict[str, tuple[T, dict[str, Any]]],
+        kind: str,
+        name: str,
+        options: dict[str, Any],
+        make: Callable[[], T],
+    ) -> T:
         if name in declared:
             handle, before = declared[name]
             if before != options:

@@ -16,8 +16,7 @@ import concurrent.futures
 import inspect
 import os
 import threading
-from collections.abc import Callable, Coroutine, Hashable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Self, TypeVar, final
 
 from flotta.errors import StateError
@@ -281,16 +280,24 @@ async def _settle(ask: Callable[[], Any]) -> Any:
 
 def _wrap(sync: SyncFleet, value: Any) -> Any:
     """``value`` itself, unless its type has something to await, which a thread cannot do."""
-    kind: Hashable = type(value)
-    return SyncProxy(sync, lambda: value) if _must_await(kind) else value
+    return SyncProxy(sync, lambda: value) if _must_await(type(value)) else value
 
 
 def _unwrap(value: Any) -> Any:
     return value._get() if isinstance(value, SyncProxy) else value  # noqa: SLF001 - same module
 
 
-@lru_cache(maxsize=1024)
+_must_await_cache: dict[type[Any], bool] = {}
+
+
 def _must_await(kind: type[Any]) -> bool:
+    known = _must_await_cache.get(kind)
+    if known is None:
+        known = _must_await_cache[kind] = _has_awaitables(kind)
+    return known
+
+
+def _has_awaitables(kind: type[Any]) -> bool:
     if hasattr(kind, "__aenter__") or hasattr(kind, "__aiter__"):
         return True
     members = (member for base in kind.__mro__ for name, member in vars(base).items() if not name.startswith("__"))

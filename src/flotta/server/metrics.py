@@ -1,0 +1,124 @@
+"""What one instance measures, in Prometheus' form.
+
+Counting is on the path of every request, so it is a dictionary and a bisection, nothing more; names, labels and text
+are made when somebody asks. The method of a request is a label only if it is a method that HTTP knows, since a client
+may send any word.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, final
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+
+from flotta.fleet import registered
+from flotta.server.watchdog import LoopWatchdog
+
+__all__ = [
+    "DURATION_BUCKETS_S",
+    "FleetCollector",
+    "Metrics",
+    "RequestMetrics",
+    "WorkerCollector",
+    "realtime_connections",
+]
+
+DURATION_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+
+
+@final
+class RequestMetrics:
+    """Counts HTTP requests."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.total = 0
+        self.by_method_status: dict[tuple[str, int], int] = defaultdict(int)
+        self.buckets = [0] * (len(DURATION_BUCKETS_S) + 1)
+        self.duration_sum_s = 0.0
+
+    def count(self, method: str, status: int, duration_s: float) -> None:
+        self.total += 1
+        self.by_method_status[method if method in _METHODS else "OTHER", status] += 1
+        self.buckets[bisect_left(DURATION_BUCKETS_S, duration_s)] += 1
+        self.duration_sum_s += duration_s
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily("flotta_http_requests", "HTTP requests answered.", labels=["method", "status"])
+        for (method, status), count in self.by_method_status.items():
+            requests.add_metric([method, str(status)], count)
+        yield requests
+        yield GaugeMetricFamily("flotta_http_requests_in_flight", "HTTP requests being served.", self.in_flight)
+        yield _histogram(
+            "flotta_http_request_duration_seconds",
+            "Time to serve an HTTP request.",
+            self.buckets,
+            self.duration_sum_s,
+        )
+
+
+def _histogram(name: str, doc: str, counts: Iterable[int], total: float) -> Metric:
+    cumulative, buckets = 0, []
+    for bound, count in zip([*map(str, DURATION_BUCKETS_S), "+Inf"], counts, strict=True):
+        cumulative += count
+        buckets.append((bound, cumulative))
+    return HistogramMetricFamily(name, doc, buckets=buckets, sum_value=total)
+
+
+def realtime_connections() -> int:
+    """Clients of every realtime server of this process."""
+    return sum(server.stats.connections for fleet in registered() for server in fleet.realtime_servers)
+
+
+@final
+class WorkerCollector:
+    """The event loop and the connections."""
+
+    def __init__(self, gate: Any, watchdog: LoopWatchdog) -> None:
+        self._gate = gate
+        self._watchdog = watchdog
+
+    def collect(self) -> Iterator[Metric]:
+        connections = self._gate.websockets + realtime_connections()
+        yield GaugeMetricFamily("websocket_connections", "Open WebSocket and realtime connections.", connections)
+        yield GaugeMetricFamily("flotta_loop_lag_seconds", "How late the event loop runs.", self._watchdog.lag_s)
+        yield CounterMetricFamily(
+            "flotta_loop_blocked", "Times that the event loop was blocked for too long.", self._watchdog.blocked_total
+        )
+
+
+@final
+class FleetCollector:
+    """Reads the statistics of every part of every fleet when Prometheus asks."""
+
+    def collect(self) -> Iterator[Metric]:
+        yield from ()
+
+
+@final
+class Metrics:
+    """The registry of one worker."""
+
+    def __init__(self, collectors: Iterable[Any]) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+        for collector in collectors:
+            self._registry.register(collector)
+
+    def text(self, accept: str) -> tuple[str, bytes]:
+        """Content type and body for a scraper that accepts ``accept``."""
+        encode, content_type = choose_encoder(accept)
+        return content_type, encode(self._registry)
