@@ -29,16 +29,16 @@ class PooledConnection(psycopg.AsyncConnection[TupleRow]):
     """A psycopg connection that a ``Pool`` lends. Use it as psycopg's; do not keep it."""
 
     _give_back: Callable[[], None] | None = None
+    _at_home: bool = False
     _threshold: int | None = None
     _poll: select.poll | None = None
 
     async def close(self) -> None:
-        """Close it; a connection got by ``Pool.borrow`` returns to its pool instead."""
-        give_back, self._give_back = self._give_back, None
-        if give_back is None:
+        """Close it; a connection got by ``Pool.borrow`` returns to its pool instead, once."""
+        if self._give_back is not None:
+            self._give_back()
+        elif not self._at_home:
             await super().close()
-        else:
-            give_back()
 
     def discard(self) -> None:
         """Close it now, without waiting for the server (libpq sends a farewell if it can)."""
@@ -84,9 +84,13 @@ class PooledConnection(psycopg.AsyncConnection[TupleRow]):
         """What ``restore`` restores."""
         self._threshold = prepare_threshold
 
-    def on_close(self, give_back: Callable[[], None] | None) -> None:
-        """Let ``close`` call this instead of closing."""
-        self._give_back = give_back
+    def leave_home(self, give_back: Callable[[], None] | None) -> None:
+        """It is lent. ``close`` calls ``give_back``, or, if that is None, closes."""
+        self._give_back, self._at_home = give_back, False
+
+    def come_home(self) -> None:
+        """It is lent no more: whoever still holds it must not close it."""
+        self._give_back, self._at_home = None, True
 
     def cut(self) -> None:
         """End the conversation from outside, also under a task that waits on it: that task gets an

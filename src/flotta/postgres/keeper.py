@@ -237,6 +237,7 @@ class Keeper:
 
     def _lend(self, seat: Seat) -> Seat:
         self._lent.add(seat)
+        seat.connection.leave_home(None)
         self._acquired += 1
         return seat
 
@@ -272,7 +273,7 @@ class Keeper:
             return
         self._lent.discard(seat)
         connection = seat.connection
-        connection.on_close(None)
+        connection.come_home()
         if not connection.usable:
             self._drop(seat, broken=True)
         elif connection.in_transaction:

@@ -113,7 +113,7 @@ class Pool:
         themselves (SQLAlchemy). An open transaction is then rolled back. Raises as ``connection``."""
         keeper = self._keeper
         seat = await keeper.acquire(timeout_s)
-        seat.connection.on_close(lambda: keeper.give_back(seat))
+        seat.connection.leave_home(lambda: keeper.give_back(seat))
         return seat.connection
 
     async def execute(self, query: Query, params: Params = None, *, timeout_s: float | None = None) -> int:
