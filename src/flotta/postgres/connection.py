@@ -1,7 +1,8 @@
 """One connection to PostgreSQL: made within a bound, its failures named, cut off without waiting for the server.
 
-``PooledConnection`` is psycopg's own ``AsyncConnection`` with three additions: it can be put back into the state it was
-made in, be cut off from outside, and give itself back instead of closing (for libraries that only know ``close``).
+``PooledConnection`` is psycopg's own ``AsyncConnection`` with four additions: it can be put back into the state it was
+made in, be cut off from outside, give itself back instead of closing (for libraries that only know ``close``), and it
+waits for a cancelled query no longer than it was told (psycopg: ten seconds).
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import os
 import select
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
@@ -22,6 +24,10 @@ from flotta.errors import DatabaseUnavailable
 from flotta.postgres.target import Target, explain
 
 __all__ = ["PooledConnection", "connect", "cut_after"]
+
+T = TypeVar("T")
+
+_WAIT_INTERVAL_S = 0.1
 
 
 @final
@@ -31,6 +37,8 @@ class PooledConnection(psycopg.AsyncConnection[TupleRow]):
     _give_back: Callable[[], None] | None = None
     _at_home: bool = False
     _threshold: int | None = None
+    _patience_s: float = 5.0
+    _cut_timer: asyncio.TimerHandle | None = None
     _poll: select.poll | None = None
 
     async def close(self) -> None:
@@ -39,6 +47,22 @@ class PooledConnection(psycopg.AsyncConnection[TupleRow]):
             self._give_back()
         elif not self._at_home:
             await super().close()
+
+    async def wait(self, gen: PQGen[T], interval: float = _WAIT_INTERVAL_S, timeout: float | None = None) -> T:
+        """psycopg's waiting for the server; see ``_try_cancel``."""
+        try:
+            return await super().wait(gen, interval, timeout)
+        finally:
+            if self._cut_timer is not None:
+                self._cut_timer.cancel()
+                self._cut_timer = None
+
+    async def _try_cancel(self, *, timeout: float = 5.0) -> None:
+        # psycopg calls this when our task is cancelled during a query, and then goes on to wait for the query's end.
+        # A server that is stuck gives none: cut the connection then.
+        timeout = min(timeout, self._patience_s)
+        self._cut_timer = asyncio.get_running_loop().call_later(timeout, self.cut)
+        await super()._try_cancel(timeout=timeout)
 
     def discard(self) -> None:
         """Close it now, without waiting for the server (libpq sends a farewell if it can)."""
@@ -80,9 +104,10 @@ class PooledConnection(psycopg.AsyncConnection[TupleRow]):
         """From here to ``restore``: every statement is its own transaction."""
         self._autocommit = True
 
-    def remember(self, prepare_threshold: int | None) -> None:
-        """What ``restore`` restores."""
+    def set_up(self, *, prepare_threshold: int | None, patience_s: float) -> None:
+        """What ``restore`` restores, and how long a cancelled query may take to end."""
         self._threshold = prepare_threshold
+        self._patience_s = patience_s
 
     def leave_home(self, give_back: Callable[[], None] | None) -> None:
         """It is lent. ``close`` calls ``give_back``, or, if that is None, closes."""
@@ -117,11 +142,17 @@ def cut_after(connection: PooledConnection, timeout_s: float) -> Iterator[None]:
 
 
 async def connect(
-    target: Target, *, timeout_s: float, prepare_threshold: int | None = 5, **arguments: Any
+    target: Target,
+    *,
+    timeout_s: float,
+    patience_s: float = 5.0,
+    prepare_threshold: int | None = 5,
+    **arguments: Any,
 ) -> PooledConnection:
     """A new connection, or ``DatabaseUnavailable`` with the cause and its cure.
 
-    ``timeout_s`` is for each host of the URL. Cancelling leaves nothing open.
+    ``timeout_s`` is for each host of the URL, ``patience_s`` for the end of a query whose task was cancelled.
+    Cancelling this call leaves nothing open.
     """
     limit_s = timeout_s * target.hosts
     try:
@@ -133,5 +164,5 @@ async def connect(
     except (psycopg.Error, OSError) as error:
         reason = explain(str(error))
         raise DatabaseUnavailable(target.address, str(reason), lasting=reason.lasting) from error
-    made.remember(prepare_threshold)
+    made.set_up(prepare_threshold=prepare_threshold, patience_s=patience_s)
     return made

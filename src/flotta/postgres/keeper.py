@@ -359,7 +359,10 @@ class Keeper:
     async def _connect(self) -> PooledConnection:
         options = self._options
         made = await connect(
-            self._target, timeout_s=options.connect_timeout_s, prepare_threshold=options.prepare_threshold
+            self._target,
+            timeout_s=options.connect_timeout_s,
+            patience_s=options.check_timeout_s,
+            prepare_threshold=options.prepare_threshold,
         )
         try:
             if self._configure is not None:

@@ -36,7 +36,7 @@ class PoolOptions:
     check_idle_s: float | None = 1.0
     """A connection idle for longer is asked for a sign of life before it is handed out. None: never."""
     check_timeout_s: float = 2.0
-    """How long that sign, and a rollback, may take before the connection counts as broken."""
+    """How long that sign, a rollback, or the end of a cancelled query may take before the connection is cut."""
     prepare_threshold: int | None = 5
     """Executions of one query before it becomes a prepared statement. None: never (PgBouncer below 1.21)."""
 
