@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, final
 
-from flotta.realtime.adapters import Adapter, Broadcast, SocketFacts, Target
+from flotta.realtime.adapters import Adapter, Broadcast, OnAck, SocketFacts, Target
 from flotta.realtime.client import Client, Reason, Socket
 from flotta.realtime.dispatch import Dispatcher
 from flotta.realtime.engineio import handshake
@@ -318,6 +318,19 @@ class Core:
         for socket in recipients:
             socket.write(packet)
         return len(recipients)
+
+    def ask(self, target: Target, args: list[Any], on_ack: OnAck, timeout_s: float) -> int:
+        """Send an event to the own sockets of ``target``; ``on_ack`` gets each answer that comes in time. How many."""
+        asked = [(socket, socket.emit(args, on_ack)) for socket in self._targeted(target)]
+
+        def forget() -> None:
+            for socket, ack_id in asked:
+                assert ack_id is not None
+                socket.forget_ack(ack_id)
+
+        assert self._loop is not None
+        self._loop.call_later(timeout_s, forget)
+        return len(asked)
 
     def _visible(self, space: Space, sockets: list[Socket], name: str, args: list[Any]) -> list[Socket]:
         """Those that pass the filter. Unknown filter, or one that raises: nobody sees the event."""

@@ -7,10 +7,13 @@ costs the other instances' share and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
-__all__ = ["Adapter", "AdapterStats", "Broadcast", "Node", "SocketFacts", "Target"]
+__all__ = ["Adapter", "AdapterStats", "Broadcast", "Node", "OnAck", "SocketFacts", "Target"]
+
+
+OnAck: TypeAlias = Callable[[list[Any]], None]
 
 
 class Target(NamedTuple):
@@ -67,6 +70,10 @@ class Node(Protocol):
 
     def deliver(self, broadcast: Broadcast) -> int:
         """Send to the own sockets that the broadcast is for; how many they are."""
+        ...
+
+    def ask(self, target: Target, args: list[Any], on_ack: OnAck, timeout_s: float) -> int:
+        """Send an event to the own sockets of ``target``; ``on_ack`` gets each answer that comes in time. How many."""
         ...
 
     def join(self, target: Target, rooms: Iterable[str]) -> None:

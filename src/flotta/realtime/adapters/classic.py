@@ -22,8 +22,10 @@ from flotta.realtime.adapters.classic_wire import (
     Request,
     RequestType,
     read_broadcast,
+    read_question,
     read_request,
     socket_fields,
+    write_ack,
     write_broadcast,
     write_request,
     write_response,
@@ -140,11 +142,27 @@ class ClassicAdapter:
             request = read_request(payload, namespace)
             if request.uid == self.uid:
                 return
-            answer = _answer(node, request)
+            if request.type is RequestType.BROADCAST:
+                answer = self._ask(node, channels, request)
+            else:
+                answer = _answer(node, request)
             if answer is not None:
                 self._send(channels.responses, answer)
 
         return take
+
+    def _ask(self, node: Node, channels: Channels, request: Request) -> bytes | None:
+        """Another server's broadcast with acknowledgements: first how many clients were asked, then each answer."""
+        request_id = request.id
+        if request_id is None:
+            return None
+
+        def on_ack(args: list[Any]) -> None:
+            self._send(channels.responses, write_ack(request_id, args))
+
+        args, timeout_s = read_question(request)
+        count = node.ask(request.target, args, on_ack, timeout_s)
+        return write_response(request_id, type=int(RequestType.BROADCAST_CLIENT_COUNT), clientCount=count)
 
     def on_junk(self, channel: bytes, error: WireError) -> None:
         """Count what was no message of ours."""

@@ -23,7 +23,20 @@ from flotta.errors import WireError
 from flotta.realtime.adapters import Broadcast, SocketFacts, Target
 from flotta.realtime.socketio.packet import PacketType
 
-__all__ = ["Channels", "Heard", "Request", "RequestType", "read_broadcast", "read_request", "write_broadcast"]
+__all__ = [
+    "Channels",
+    "Heard",
+    "Request",
+    "RequestType",
+    "read_broadcast",
+    "read_question",
+    "read_request",
+    "socket_fields",
+    "write_ack",
+    "write_broadcast",
+    "write_request",
+    "write_response",
+]
 
 
 class RequestType(IntEnum):
@@ -166,9 +179,21 @@ def write_response(request_id: str, **fields: Any) -> bytes:
     return json.dumps({"requestId": request_id, **fields}, default=str).encode()
 
 
+def read_question(request: Request) -> tuple[list[Any], float]:
+    """The event of a broadcast with acknowledgements, and how long they are waited for. Raises WireError."""
+    packet, options = request.fields.get("packet"), request.fields.get("opts") or {}
+    args = packet.get("data") if isinstance(packet, dict) else None
+    flags = options.get("flags") or {}
+    timeout_ms = flags.get("timeout") if isinstance(flags, dict) else None
+    if not _is_event(args):
+        raise WireError("adapter request", "no event to acknowledge")
+    return args, timeout_ms / 1000 if isinstance(timeout_ms, (int, float)) else 5.0
+
+
 def write_ack(request_id: str, args: list[Any]) -> bytes:
-    """One client's acknowledgement of a broadcast, for the server that asked."""
-    fields = {"type": int(RequestType.BROADCAST_ACK), "requestId": request_id, "packet": args}
+    """One client's acknowledgement of a broadcast, for the server that asked: its first argument, as Node has it."""
+    answer = args[0] if args else None
+    fields = {"type": int(RequestType.BROADCAST_ACK), "requestId": request_id, "packet": answer}
     packed: bytes = msgpack.packb(fields, use_bin_type=True)
     return packed
 

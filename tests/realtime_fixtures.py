@@ -1,0 +1,217 @@
+"""What tests of the realtime server share: real web servers in the test's loop, and the official JavaScript peers."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from flotta.realtime import Server
+from flotta.realtime.transports.native import ws_protocol_class
+
+NODE_FOLDER = Path(__file__).parent / "interop" / "node"
+WAIT_S = 10.0
+
+
+@asynccontextmanager
+async def serving(sio: Server, *, native: bool, port: int = 0, other: Any = None) -> AsyncIterator[int]:
+    """Serve ``sio`` by uvicorn in this loop, natively or through ASGI; gives the port."""
+    listening = socket.create_server(("127.0.0.1", port))
+    web = uvicorn.Server(
+        uvicorn.Config(
+            sio.app(other),
+            ws=ws_protocol_class() if native else "websockets-sansio",
+            lifespan="on",
+            log_level="warning",
+            timeout_graceful_shutdown=5,
+        )
+    )
+    web.capture_signals = _no_signals  # type: ignore[method-assign]
+    task = asyncio.create_task(web.serve(sockets=[listening]), name="uvicorn")
+    try:
+        await until(lambda: web.started or task.done())
+        if task.done():
+            await task
+        yield listening.getsockname()[1]
+    finally:
+        web.should_exit = True
+        await asyncio.wait_for(task, 30)
+        listening.close()
+        await sio.aclose()
+
+
+class _no_signals:  # noqa: N801
+    """uvicorn would take the process's signal handlers."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+async def until(true: Callable[[], Any], timeout_s: float = WAIT_S) -> None:
+    """Return when ``true()`` is; the loop turns meanwhile. For facts that nothing announces."""
+    async with asyncio.timeout(timeout_s):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
+def plain(value: Any) -> Any:
+    """Bytes as the peer writes them."""
+    if isinstance(value, bytes):
+        return {"$bytes": base64.b64encode(value).decode()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def python(value: Any) -> Any:
+    """And back."""
+    if isinstance(value, list):
+        return [python(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$bytes" in value:
+        return base64.b64decode(value["$bytes"])
+    return {key: python(item) for key, item in value.items()}
+
+
+class NodePeer:
+    """One Node process with the official client, server and adapter."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._ids = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self.happened: list[tuple[str, str, list[Any]]] = []
+        self._changed = asyncio.Condition()
+        self._reader = asyncio.create_task(self._read(), name="node peer")
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            message = json.loads(line)
+            if "event" in message:
+                async with self._changed:
+                    self.happened.append((message["name"], message["what"], python(message["args"])))
+                    self._changed.notify_all()
+            elif not (answer := self._answers.pop(message["id"])).done():
+                if "error" in message:
+                    answer.set_exception(RuntimeError(message["error"]))
+                else:
+                    answer.set_result(python(message["ok"]))
+
+    async def do(self, op: str, **fields: Any) -> Any:
+        """Run one operation; RuntimeError with the peer's message if it fails."""
+        assert self._process.stdin is not None
+        number = next(self._ids)
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        self._process.stdin.write(json.dumps({"id": number, "op": op, **plain(fields)}).encode() + b"\n")
+        return await asyncio.wait_for(answer, WAIT_S)
+
+    def seen(self, name: str, what: str) -> list[list[Any]]:
+        """Everything of this kind that has happened to a client."""
+        return [args for who, kind, args in self.happened if (who, kind) == (name, what)]
+
+    def events(self, name: str, event: str) -> list[list[Any]]:
+        """The arguments of every ``event`` that the client got."""
+        return [args[1:] for args in self.seen(name, "event") if args[0] == event]
+
+    async def wait(self, name: str, what: str, count: int = 1) -> list[list[Any]]:
+        """Wait until it has happened ``count`` times."""
+        async with asyncio.timeout(WAIT_S), self._changed:
+            await self._changed.wait_for(lambda: len(self.seen(name, what)) >= count)
+        return self.seen(name, what)
+
+    async def wait_event(self, name: str, event: str, count: int = 1) -> list[list[Any]]:
+        """Wait until the client got ``event`` ``count`` times."""
+        async with asyncio.timeout(WAIT_S), self._changed:
+            await self._changed.wait_for(lambda: len(self.events(name, event)) >= count)
+        return self.events(name, event)
+
+    async def connect(self, name: str, port: int, **options: Any) -> str:
+        """Connect a client and wait for it; its session id."""
+        await self.do(
+            "connect", name=name, url=f"http://127.0.0.1:{port}{options.pop('namespace', '')}", options=options
+        )
+        return (await self.wait(name, "connect"))[0][0]
+
+    async def aclose(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await asyncio.wait_for(self._process.wait(), WAIT_S)
+        await self._reader
+
+
+def _missing(reason: str) -> None:
+    if os.environ.get("FLOTTA_REQUIRE_INTEROP") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """The folder with the npm packages, installed from the lock file if they are not there."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        _missing("node and npm are not installed")
+    installed = NODE_FOLDER / "node_modules" / ".package-lock.json"
+    lock = NODE_FOLDER / "package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
+        done = subprocess.run(
+            ["npm", "ci", "--no-audit", "--no-fund"],
+            cwd=NODE_FOLDER,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        if done.returncode:
+            _missing(f"npm ci failed: {done.stderr[-300:]}")
+    return NODE_FOLDER
+
+
+@pytest.fixture
+async def start_node(node_modules: Path) -> AsyncIterator[Callable[[], Awaitable[NodePeer]]]:
+    """Start Node processes; they end with the test."""
+    peers: list[NodePeer] = []
+
+    async def start() -> NodePeer:
+        process = await asyncio.create_subprocess_exec(
+            "node",
+            "peer.js",
+            cwd=node_modules,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=2**24,
+        )
+        peers.append(NodePeer(process))
+        return peers[-1]
+
+    yield start
+    for peer in peers:
+        await peer.aclose()
+
+
+@pytest.fixture
+async def node(start_node: Callable[[], Awaitable[NodePeer]]) -> NodePeer:
+    """One Node process."""
+    return await start_node()
+
+
+@pytest.fixture(params=[True, False], ids=["native", "asgi"])
+def native(request: pytest.FixtureRequest) -> bool:
+    """Both transports."""
+    return bool(request.param)
