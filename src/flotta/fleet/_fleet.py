@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar, final, ov
 
 import structlog
 
-from flotta.errors import ConfigError, FleetError, NotStarted, StateError
+from flotta.errors import ConfigError, NotStarted, StateError
 from flotta.fleet._background import Background, BackgroundTask
+from flotta.fleet._connections import Connections
 from flotta.fleet._health import Health, Readiness, run_checks
 from flotta.fleet._lifecycle import FleetState, Step, Steps, check_move
 from flotta.fleet._sync import SyncFleet
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from flotta.postgres import Pool
     from flotta.realtime import Server
     from flotta.redis import Redis
-    from flotta.rmap import Map
+    from flotta.rmap import Codec, Map
     from flotta.streaming import Stream
 
 __all__ = ["Fleet", "in_loop_of", "registered", "use_settings"]
@@ -44,6 +45,7 @@ DRAIN_MARGIN_S: Final = 0.5
 """What background tasks leave, at least, to the parts that stop after them."""
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 _registry: list[weakref.ref[Fleet]] = []
 _process_settings: Settings | None = None
@@ -93,8 +95,8 @@ class Fleet:
         self._state = FleetState.NEW
         self._settings: Settings | None = settings
         self._instance: Instance | None = None
-        self._redis: Redis | None = None
-        self._postgres: Pool | None = None
+        self._connections = Connections(self._log, logger)
+        self._used_up = False
         self._maps: dict[str, tuple[Map[Any], dict[str, Any]]] = {}
         self._streams: dict[str, tuple[Stream[Any], dict[str, Any]]] = {}
         self._servers: list[Server] = []
@@ -121,6 +123,11 @@ class Fleet:
         return self._state
 
     @property
+    def running(self) -> bool:
+        """Whether its parts can be used: started, perhaps draining."""
+        return self._state in (FleetState.STARTED, FleetState.DRAINING)
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """The event loop in which the fleet runs; None when it does not."""
         return self._loop
@@ -142,24 +149,24 @@ class Fleet:
     @property
     def redis(self) -> Redis:
         """The Redis client. Raises `NotStarted` before the start and after the stop."""
-        if self._redis is None:
+        if self._connections.redis is None:
             raise self._not_started("its Redis client")
-        return self._redis
+        return self._connections.redis
 
     @property
     def postgres(self) -> Pool:
         """The PostgreSQL pool. Raises `ConfigError` naming ``DATABASE_URL`` if none is configured, `NotStarted` before
         the start and after the stop."""
-        if self._postgres is None:
+        if self._connections.postgres is None:
             if self._state in (FleetState.STARTING, FleetState.STARTED, FleetState.DRAINING):
                 self.settings.require_postgres()
             raise self._not_started("its PostgreSQL pool")
-        return self._postgres
+        return self._connections.postgres
 
     @property
     def has_postgres(self) -> bool:
         """Whether there is a pool now."""
-        return self._postgres is not None
+        return self._connections.postgres is not None
 
     @property
     def maps(self) -> tuple[Map[Any], ...]:
@@ -186,6 +193,11 @@ class Fleet:
 
     # --- what it has -------------------------------------------------------------------------------------------------
 
+    @overload
+    def map(self, name: str, *, codec: Codec[V], **options: Any) -> Map[V]: ...
+    @overload
+    def map(self, name: str, **options: Any) -> Map[str]: ...
+
     def map(self, name: str, **options: Any) -> Map[Any]:
         """The replicated map ``name``, joined when the fleet starts. ``options`` are those of `flotta.rmap.Map`. Asking
         twice gives the same handle. Raises `StateError` once the fleet runs (use ``Map.join(name, fleet.redis)``) and
@@ -193,6 +205,11 @@ class Fleet:
         from flotta.rmap import Map  # noqa: PLC0415 - a part that is not used is not imported
 
         return self._declare(self._maps, "map", name, options, lambda: Map(name, **self._with_logger(options)))
+
+    @overload
+    def stream(self, name: str, *, codec: Codec[V], **options: Any) -> Stream[V]: ...
+    @overload
+    def stream(self, name: str, **options: Any) -> Stream[bytes]: ...
 
     def stream(self, name: str, **options: Any) -> Stream[Any]:
         """The stream ``name``, opened when the fleet starts. ``options`` are those of `flotta.streaming.Stream`; the
@@ -249,13 +266,17 @@ class Fleet:
 
     async def start(self) -> Self:
         """Starts everything in order. A fleet that already runs is left alone. If a step fails, or the caller is
-        cancelled, what had started is stopped again before this raises.
+        cancelled, what had started is stopped again before this raises. Maps, streams and realtime servers have one
+        life, and so has a fleet that had started them.
 
-        Raises `ConfigError`, `StartTimeout`, and what the parts raise, with the step's name as a note.
+        Raises `StateError` for a second life, `ConfigError`, `StartTimeout`, and what the parts raise, with the step's
+        name as a note.
         """
         async with self._lock:
-            if self._state in (FleetState.STARTED, FleetState.DRAINING):
+            if self.running:
                 return self
+            if self._used_up:
+                raise StateError("fleet", _ONE_LIFE)
             self._settings = self._load_settings()
             self._move(FleetState.STARTING)
             self._loop = asyncio.get_running_loop()
@@ -325,10 +346,10 @@ class Fleet:
 
     async def health(self, timeout_s: float | None = None) -> Health:
         """Asks Redis and PostgreSQL now; takes at most ``timeout_s`` (None: ``FLOTTA_HEALTH_TIMEOUT_S``)."""
-        if self._state not in (FleetState.STARTED, FleetState.DRAINING):
+        if not self.running:
             return Health(checks=(), error=f"the fleet is {self._state.value}")
         limit_s = self.settings.health_timeout_s if timeout_s is None else timeout_s
-        checks = await run_checks(self._checks(), limit_s, self.settings.redactor())
+        checks = await run_checks(self._connections.checks(limit_s), limit_s, self.settings.redactor())
         return Health(checks=checks, error="; ".join(c.error for c in checks if c.error) or None)
 
     async def readiness(self) -> Readiness:
@@ -336,20 +357,14 @@ class Fleet:
         ``FLOTTA_READY_REQUIRES`` names answering now."""
         if self._state is not FleetState.STARTED:
             return Readiness(reasons=(f"the fleet is {self._state.value}",))
-        required = {n: ask for n, ask in self._checks().items() if n in self.settings.ready_requires}
-        checks = await run_checks(required, self.settings.health_timeout_s, self.settings.redactor())
-        missing = tuple(f"{n}: not configured" for n in sorted(self.settings.ready_requires - set(self._checks())))
-        return Readiness(reasons=tuple(c.error for c in checks if c.error) + missing)
+        settings = self.settings
+        known = self._connections.checks(settings.health_timeout_s)
+        required = {name: ask for name, ask in known.items() if name in settings.ready_requires}
+        checks = await run_checks(required, settings.health_timeout_s, settings.redactor())
+        missing = tuple(f"{name}: not configured" for name in sorted(settings.ready_requires - known.keys()))
+        return Readiness(reasons=tuple(check.error for check in checks if check.error) + missing)
 
     # --- inside ------------------------------------------------------------------------------------------------------
-
-    def _checks(self) -> dict[str, Callable[[], Awaitable[object]]]:
-        checks: dict[str, Callable[[], Awaitable[object]]] = {}
-        if (redis := self._redis) is not None:
-            checks["redis"] = lambda: redis.link.call("PING", timeout_s=self.settings.health_timeout_s)
-        if (pool := self._postgres) is not None:
-            checks["postgres"] = lambda: pool.fetch_one("SELECT 1")
-        return checks
 
     def _load_settings(self) -> Settings:
         settings = self._given_settings or _process_settings or Settings.load()
@@ -357,14 +372,16 @@ class Fleet:
 
     async def _start_steps(self, settings: Settings) -> None:
         self._instance = Instance.here(service=settings.service, region=settings.region, id=settings.instance)
-        for step in self._plan(settings):
+        for step in self._plan(settings, self._instance):
             await self._steps.start(step, settings.start_timeout_s)
 
-    def _plan(self, settings: Settings) -> list[Step]:
+    def _plan(self, settings: Settings, instance: Instance) -> list[Step]:
         """All steps in the order of the start. PostgreSQL stops before Redis, since Redis starts before it."""
-        plan = [Step("Redis", self._open_redis, self._close_redis)]
+        connections = self._connections
+        plan = [Step("Redis", partial(connections.open_redis, settings, instance), connections.close_redis)]
         if settings.database_url is not None or self._migrations:
-            plan.append(Step("PostgreSQL", self._open_postgres, self._close_postgres))
+            opening = partial(connections.open_postgres, settings, instance)
+            plan.append(Step("PostgreSQL", opening, connections.close_postgres))
         plan += [
             Step(f"migrations in {job[0]}", partial(self._migrate, *job), None, bounded=False)
             for job in self._migrations
@@ -380,53 +397,16 @@ class Fleet:
         return plan
 
     def _part(self, kind: str, name: str, handle: Map[Any] | Stream[Any] | Server) -> Step:
-        return Step(f"{kind} {name}", lambda: handle.start(self.redis), lambda _: handle.aclose())
+        async def close(_left_s: float) -> None:
+            self._used_up = True
+            await handle.aclose()
+
+        return Step(f"{kind} {name}", lambda: handle.start(self.redis), close)
 
     def _background_time(self, left_s: float) -> float:
         """Background tasks may use what is left of the drain, and at least a second."""
         drain_left_s = self._drain_deadline - asyncio.get_running_loop().time()
         return min(max(drain_left_s, 1.0), left_s - DRAIN_MARGIN_S)
-
-    async def _open_redis(self) -> None:
-        from flotta.redis import LinkOptions, Redis  # noqa: PLC0415
-
-        settings = self.settings
-        options = LinkOptions(
-            command_timeout_s=settings.redis_command_timeout_s,
-            connect_timeout_s=settings.redis_connect_timeout_s,
-            client_name=self.instance.id,
-        )
-        self._redis = Redis.from_url(settings.require_redis(), namespace=settings.namespace, options=options)
-        await self._redis.connect()
-
-    async def _close_redis(self, _left_s: float) -> None:
-        redis, self._redis = self._redis, None
-        if redis is not None:
-            await redis.aclose()
-
-    async def _open_postgres(self) -> None:
-        settings = self.settings
-        url = settings.require_postgres()
-        try:
-            from flotta.postgres import Pool, PoolOptions  # noqa: PLC0415
-        except ImportError as error:
-            raise FleetError(
-                f"DATABASE_URL is set, but the driver is missing: pip install 'flotta[postgres]' ({error})"
-            ) from error
-        options = PoolOptions(
-            size_max=settings.postgres_size_max,
-            size_min=settings.postgres_size_min,
-            idle_s=settings.postgres_idle_s,
-            lifetime_s=settings.postgres_lifetime_s,
-            connect_timeout_s=settings.postgres_connect_timeout_s,
-        )
-        self._postgres = Pool(url, options=options, logger=self._logger)
-        await self._postgres.start()
-
-    async def _close_postgres(self, left_s: float) -> None:
-        pool, self._postgres = self._postgres, None
-        if pool is not None:
-            await pool.aclose(timeout_s=left_s * 0.9)
 
     async def _migrate(self, folder: Path, seeds: Path | None, options: dict[str, Any]) -> None:
         from flotta.migrations import Migrations  # noqa: PLC0415
@@ -478,6 +458,10 @@ class Fleet:
         return NotStarted("the fleet", f"{what} exists while it runs (async with fleet: ..., lifespan, or fleet.sync)")
 
 
+_ONE_LIFE: Final = (
+    "its maps, streams and realtime servers have been closed: make a new Fleet (an application factory gives each test "
+    "its own)"
+)
 _ALONE: Final = {"map": "Map.join", "stream": "Stream.open"}
 
 

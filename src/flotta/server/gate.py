@@ -45,7 +45,7 @@ class Answers(Protocol):
 
     async def ready(self) -> Reply: ...
 
-    def metrics(self, accept: str) -> Reply: ...
+    async def metrics(self, accept: str) -> Reply: ...
 
 
 @final
@@ -146,7 +146,7 @@ class Gate:
         if not self._may_read_metrics(scope.get("client"), headers):
             body = {"error": "metrics are for loopback, or for a bearer token (FLOTTA_METRICS_TOKEN)"}
             return 403, "application/json", json.dumps(body).encode()
-        return self._answers.metrics(headers.get(b"accept", b"").decode("latin-1"))
+        return await self._answers.metrics(headers.get(b"accept", b"").decode("latin-1"))
 
     def _may_read_metrics(self, client: tuple[str, int] | None, headers: dict[bytes, bytes]) -> bool:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")

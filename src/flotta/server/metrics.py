@@ -26,7 +26,6 @@ from flotta.server.watchdog import LoopWatchdog
 
 __all__ = [
     "DURATION_BUCKETS_S",
-    "FleetCollector",
     "Metrics",
     "RequestMetrics",
     "WorkerCollector",
@@ -96,14 +95,6 @@ class WorkerCollector:
         yield CounterMetricFamily(
             "flotta_loop_blocked", "Times that the event loop was blocked for too long.", self._watchdog.blocked_total
         )
-
-
-@final
-class FleetCollector:
-    """Reads the statistics of every part of every fleet when Prometheus asks."""
-
-    def collect(self) -> Iterator[Metric]:
-        yield from ()
 
 
 @final

@@ -31,11 +31,12 @@ from flotta.errors import AppLoadError, ConfigError, LifespanFailed
 from flotta.fleet import Fleet, FleetState, in_loop_of, registered, use_settings
 from flotta.server.config import ServeConfig
 from flotta.server.drain import Drain
+from flotta.server.fleet_metrics import FleetCollector
 from flotta.server.gate import Gate, Reply
 from flotta.server.lifespan import Lifespan
 from flotta.server.loading import LoadedApp, load_app, shadowed
 from flotta.server.logs import configure_logs
-from flotta.server.metrics import FleetCollector, Metrics, WorkerCollector, realtime_connections
+from flotta.server.metrics import Metrics, WorkerCollector, realtime_connections
 from flotta.server.signals import StoppedEarly, StopSignals
 from flotta.server.sockets import listening_sockets, shown_address
 from flotta.server.status import StatusChannel
@@ -140,7 +141,9 @@ class _Worker:
     async def _main(self) -> None:
         self._signals.attach(asyncio.get_running_loop())
         self._watchdog = LoopWatchdog(self._settings.loop_lag_warn_s, self._log)
-        self._metrics = Metrics([self._gate.requests, WorkerCollector(self._gate, self._watchdog), FleetCollector()])
+        self._fleet_metrics = FleetCollector()
+        worker_metrics = WorkerCollector(self._gate, self._watchdog)
+        self._metrics = Metrics([self._gate.requests, worker_metrics, self._fleet_metrics])
         self._watchdog.start()
         start = asyncio.create_task(self._start(), name="start")
         stop = asyncio.create_task(self._signals.stop.wait(), name="wait for the signal to stop")
@@ -266,7 +269,8 @@ class _Worker:
             return _json(503, {"status": "not ready", "reasons": reasons})
         return _json(200, {"status": "ready"})
 
-    def metrics(self, accept: str) -> Reply:
+    async def metrics(self, accept: str) -> Reply:
+        await self._fleet_metrics.prepare()
         content_type, body = self._metrics.text(accept)
         return 200, content_type, body
 
