@@ -91,7 +91,7 @@ class Replica:
     def apply(self, change: Change) -> Verdict:
         """Take one message."""
         revision = change.revision
-        explained = self._heard is None or revision == self._heard + 1
+        explained = self._explains(revision)
         self._heard = revision
         if self.phase is Phase.LOADING:
             self._keep(change, explained=explained)
@@ -104,6 +104,12 @@ class Replica:
             return Verdict.KNOWN
         self.phase = Phase.LOADING
         return Verdict.RELOAD
+
+    def _explains(self, revision: int) -> bool:
+        if self._heard is not None:
+            return revision == self._heard + 1
+        # The first message of a subscription may be any, but 1 is also what begins after lost data.
+        return revision != 1 or (self.phase is Phase.LIVE and self.revision == 0)
 
     def install(self, snapshot: Snapshot) -> tuple[EventKind | None, bool]:
         """Take a snapshot, then what was announced while it was read.
@@ -161,7 +167,7 @@ def strongest_missed(before: Replica, now: Snapshot) -> EventKind | None:
 
     The stored kind tells only the last write, so the contents are compared too. A reset is reported if it was the last
     write, if revisions went back (the data were lost), if the missed writes are too few to explain the difference
-    without one, or if nothing that was known is left and they are enough for a reset and all that is there now.
+    without one, or if they are enough for one, keys are gone, and nothing that was known stands as it was.
     """
     if now.revision < before.revision:
         return EventKind.RESET
@@ -170,12 +176,13 @@ def strongest_missed(before: Replica, now: Snapshot) -> EventKind | None:
     if missed == 0 and old == new:
         return None
     gone, rewritten = _difference(old, new)
+    nothing_stands = gone > 0 and rewritten == len(new)
     kind = now.kind if missed else EventKind.CHANGE
     # After a reset every key of now needs a write of its own; a last write "del" needs a key that was set and deleted.
     reset_needs = 1 + len(new) + (2 if kind is EventKind.DELETE else 0)
     if kind is EventKind.RESET or gone + rewritten > missed:
         return EventKind.RESET
-    if old and gone == len(old) and missed >= reset_needs:
+    if nothing_stands and missed >= reset_needs:
         return EventKind.RESET
     return EventKind.DELETE if gone else kind
 
