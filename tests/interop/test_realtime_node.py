@@ -324,7 +324,7 @@ async def test_lost_redis_costs_the_other_instances_only_while_it_is_away(
         adapter = one.stats.adapter
         assert adapter is not None
         assert (adapter.publish_lost, adapter.gaps) == (1, 1)
-        own_valkey.restart()
+        await own_valkey.restart()
         await until(lambda: one.stats.adapter.connected and two.stats.adapter.connected)  # type: ignore[union-attr]
         await one.emit("again", 2)
         assert await node.wait_event("two", "again") == [[2]]
