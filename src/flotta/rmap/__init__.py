@@ -5,7 +5,7 @@ from __future__ import annotations
 from flotta.rmap.codec import BYTES, INT, JSON, MSGPACK, TEXT, Codec, DataclassCodec, ModelCodec
 from flotta.rmap.events import Events, MapEvent, Watch
 from flotta.rmap.follower import FollowerStats
-from flotta.rmap.map import Map, MapState, Removal, Tested
+from flotta.rmap.map import Attempt, Map, MapState, Removal
 from flotta.rmap.options import MapOptions
 from flotta.rmap.wire import EventKind
 
@@ -15,6 +15,7 @@ __all__ = [
     "JSON",
     "MSGPACK",
     "TEXT",
+    "Attempt",
     "Codec",
     "DataclassCodec",
     "EventKind",
@@ -26,6 +27,5 @@ __all__ = [
     "MapState",
     "ModelCodec",
     "Removal",
-    "Tested",
     "Watch",
 ]

@@ -33,7 +33,7 @@ from flotta.rmap.wire import (
     updates_channel,
 )
 
-__all__ = ["Map", "MapState", "Removal", "Tested"]
+__all__ = ["Attempt", "Map", "MapState", "Removal"]
 
 V = TypeVar("V")
 D = TypeVar("D")
@@ -50,7 +50,7 @@ class MapState(Enum):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Tested(Generic[V]):
+class Attempt(Generic[V]):
     """What a tested write found. True in a condition if it was done. ``previous``: the value before, None if none."""
 
     done: bool
@@ -343,7 +343,7 @@ class Map(Generic[V]):
         """Set ``key`` unless it has a value; gives whether it was set."""
         return bool(await self._run(scripts.SET_IF_ABSENT, check_key(key), self._codec.encode(value)))
 
-    async def test_and_set(self, key: str, expected: V, value: V) -> Tested[V]:
+    async def test_and_set(self, key: str, expected: V, value: V) -> Attempt[V]:
         """Set ``key`` to ``value`` if its value is ``expected``. A key without a value is never set."""
         raw = check_key(key)
         reply = await self._run(scripts.TEST_AND_SET, raw, self._expected(key, expected), self._codec.encode(value))
@@ -381,7 +381,7 @@ class Map(Generic[V]):
         previous = await self._run(scripts.DELETE, check_key(key))
         return None if previous is None else self._decode_raw(previous, key)
 
-    async def test_and_delete(self, key: str, expected: V) -> Tested[V]:
+    async def test_and_delete(self, key: str, expected: V) -> Attempt[V]:
         """Delete ``key`` if its value is ``expected``."""
         reply = await self._run(scripts.TEST_AND_DELETE, check_key(key), self._expected(key, expected))
         return self._tested(reply, key)
@@ -426,9 +426,9 @@ class Map(Generic[V]):
         except WireError:
             return encoded
 
-    def _tested(self, reply: list[Any], key: str) -> Tested[V]:
+    def _tested(self, reply: list[Any], key: str) -> Attempt[V]:
         done, previous = reply
-        return Tested(bool(done), None if previous is None else self._decode_raw(previous, key))
+        return Attempt(bool(done), None if previous is None else self._decode_raw(previous, key))
 
     async def _arrive(self, arrival: asyncio.Future[None], timeout_s: float | None, otherwise: str) -> None:
         limit_s = self.options.wait_timeout_s if timeout_s is None else timeout_s
