@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from peers import missing
 
 __all__ = ["GoPeer", "PeerError", "PeerMissingError", "peer_binary", "require_peer"]
