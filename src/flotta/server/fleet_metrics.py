@@ -26,7 +26,7 @@ _Family = GaugeMetricFamily | CounterMetricFamily
 
 _POOL_GAUGES: Final = ("size", "size_max", "size_min", "idle", "in_use", "connecting", "waiting", "waiting_peak")
 _POOL_COUNTERS: Final = (
-    "acquired", "waited", "timeouts", "refused", "connects", "failures", "broken", "retired",
+    "acquired", "waited", "timeouts", "refused", "connects", "failures", "broken", "retired", "wait_s",
 )  # fmt: skip
 _LINK_GAUGES: Final = ("connected", "in_flight", "waiting")
 _LINK_COUNTERS: Final = ("commands", "connections", "failed_attempts", "bytes_sent", "bytes_received")
@@ -61,12 +61,12 @@ class FleetCollector:
     def collect(self) -> Iterator[Metric]:
         fleets = _running()
         yield from _instances(fleets)
-        for fleet in fleets:
-            yield from _of("redis", [([], fleet.redis.link.stats)], [], _LINK_GAUGES, _LINK_COUNTERS)
-            if fleet.has_postgres:
-                pool = fleet.postgres.stats
-                yield from _of("postgres_pool", [([], pool)], [], _POOL_GAUGES, _POOL_COUNTERS)
-                yield _one(CounterMetricFamily, "postgres_pool_wait_seconds", "Time spent waiting.", pool.wait_s)
+        links = [([fleet.instance.service], fleet.redis.link.stats) for fleet in fleets]
+        yield from _of("redis", links, ["service"], _LINK_GAUGES, _LINK_COUNTERS)
+        hubs = [([fleet.instance.service], fleet.redis.hub) for fleet in fleets]
+        yield from _of("redis_hub", hubs, ["service"], ("connected",), ())
+        pools = [([fleet.instance.service], fleet.postgres.stats) for fleet in fleets if fleet.has_postgres]
+        yield from _of("postgres_pool", pools, ["service"], _POOL_GAUGES, _POOL_COUNTERS)
         yield from _maps(fleets)
         yield from self._stream_families()
         yield from _realtime(fleets)
@@ -150,7 +150,3 @@ def _of(
             for values, stats in rows:
                 family.add_metric(values, float(getattr(stats, name)))
             yield family
-
-
-def _one(kind: type[_Family], name: str, doc: str, value: float) -> Metric:
-    return kind(f"flotta_{name}", doc, value=value)
