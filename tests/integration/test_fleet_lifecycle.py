@@ -1,0 +1,412 @@
+"""A fleet on real servers: the order of start and stop, what a failing start leaves, deadlines, health."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from httpx import ASGITransport, AsyncClient
+
+from flotta.errors import ConfigError, LinkUnavailable, NotStarted, StartTimeout, StateError, StopTimeout
+from flotta.fleet import Fleet, FleetState, registered, use_settings
+from flotta.redis.embedded import EmbeddedRedis
+from flotta.rmap import Map
+from flotta.settings import Settings
+
+
+@pytest.fixture
+def settings(valkey_url: str, unique: str) -> Settings:
+    return Settings(redis_url=valkey_url, namespace=f"{unique}:", drain_s=5, stop_s=8, start_timeout_s=10)
+
+
+@pytest.fixture
+def with_postgres(settings: Settings, database_url: str) -> Settings:
+    return replace(settings, database_url=database_url, postgres_size_min=1)
+
+
+class Trace:
+    """Remembers the events that a structlog logger is given."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def _log(self, event: str, **fields: Any) -> None:
+        self.events.append((event, fields))
+
+    debug = info = warning = error = exception = critical = _log
+
+    def bind(self, **_: Any) -> Trace:
+        return self
+
+    new = bind
+
+
+async def test_parts_are_up_in_hooks_and_tasks_and_gone_after_the_stop(with_postgres: Settings) -> None:
+    fleet = Fleet(with_postgres)
+    flags = fleet.map("flags")
+    events = fleet.stream("events")
+    order: list[str] = []
+    running = asyncio.Event()
+
+    @fleet.on_start
+    async def fill() -> None:
+        await flags.set_and_wait("colour", "green")
+        assert await fleet.postgres.fetch_one("SELECT 1") == (1,)
+        order.append(f"on_start {fleet.state.value}")
+
+    @fleet.background
+    async def worker() -> None:
+        order.append(f"task {fleet.state.value}")
+        running.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await events.add("bye", b"from the task")  # Redis is still there
+            order.append(f"task ends {fleet.state.value}")
+
+    @fleet.on_stop
+    def last() -> None:
+        order.append(f"on_stop {fleet.has_postgres} {fleet.redis.link.connected}")
+
+    async with fleet:
+        await running.wait()
+        assert flags.get("colour") == "green"
+        assert fleet.state is FleetState.STARTED
+        assert Fleet.current() is fleet
+    assert order == ["on_start starting", "task started", "task ends stopping", "on_stop True True"]
+    assert fleet.state is FleetState.STOPPED
+    assert Fleet.current() is not fleet
+    with pytest.raises(NotStarted):
+        _ = fleet.redis
+    with pytest.raises(NotStarted):
+        _ = fleet.postgres
+
+
+async def test_closes_postgres_before_redis_and_opens_them_the_other_way_round(with_postgres: Settings) -> None:
+    fleet = Fleet(with_postgres)
+    await fleet.start()
+    names = [step.name for step in fleet._steps._started]
+    assert names[:2] == ["Redis", "PostgreSQL"]
+    redis, pool = fleet.redis, fleet.postgres
+    closed: list[str] = []
+    for name, part in (("redis", redis), ("postgres", pool)):
+        # The real closers run; this only writes down when.
+        step = next(s for s in fleet._steps._started if s.name.lower().startswith(name))
+        index = fleet._steps._started.index(step)
+
+        async def noted(left_s: float, *, name: str = name, stop: Any = step.stop) -> None:
+            assert redis.link.connected
+            await stop(left_s)
+            closed.append(name)
+
+        fleet._steps._started[index] = replace(step, stop=noted)
+        assert part is not None
+    await fleet.stop()
+    assert closed == ["postgres", "redis"]
+    assert not redis.link.connected
+
+
+async def test_stop_before_start_twice_and_at_once_is_fine(settings: Settings) -> None:
+    fleet = Fleet(settings)
+    await fleet.stop()
+    await fleet.start()
+    await fleet.start()
+    await asyncio.gather(fleet.stop(), fleet.stop(), fleet.stop())
+    await fleet.stop()
+    assert fleet.state is FleetState.STOPPED
+
+
+async def test_fleet_without_one_life_parts_starts_again(settings: Settings) -> None:
+    fleet = Fleet(settings)
+    for _ in range(2):
+        async with fleet:
+            assert await fleet.redis.ping()
+
+
+async def test_second_life_of_parts_is_refused_with_the_reason(settings: Settings) -> None:
+    fleet = Fleet(settings)
+    fleet.map("flags")
+    async with fleet:
+        pass
+    with pytest.raises(StateError, match="make a new Fleet"):
+        await fleet.start()
+
+
+async def test_failing_start_stops_what_had_started(settings: Settings) -> None:
+    fleet = Fleet(settings)
+    stopped: list[str] = []
+
+    @fleet.on_stop
+    def never_needed() -> None:
+        stopped.append("on_stop")
+
+    @fleet.on_start
+    async def bad() -> None:
+        stopped.append(f"connected {fleet.redis.link.connected}")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        await fleet.start()
+    assert any("on_start" in note for note in caught.value.__notes__)
+    assert stopped == ["connected True", "on_stop"]
+    assert fleet.state is FleetState.STOPPED
+    assert fleet.loop is None
+    with pytest.raises(NotStarted):
+        _ = fleet.redis
+
+
+async def test_cancelled_start_stops_what_had_started(settings: Settings) -> None:
+    fleet = Fleet(settings)
+    inside = asyncio.Event()
+
+    @fleet.on_start
+    async def slow() -> None:
+        inside.set()
+        await asyncio.Event().wait()
+
+    start = asyncio.create_task(fleet.start())
+    await inside.wait()
+    redis = fleet.redis
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert fleet.state is FleetState.STOPPED
+    assert not redis.link.connected
+
+
+async def test_step_that_takes_too_long_ends_the_start_and_is_named(settings: Settings) -> None:
+    fleet = Fleet(replace(settings, start_timeout_s=0.3))
+
+    @fleet.on_start
+    async def for_ever() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(StartTimeout, match="for_ever"):
+        await fleet.start()
+    assert fleet.state is FleetState.STOPPED
+
+
+async def test_start_waits_for_a_redis_that_comes_up_late(settings: Settings) -> None:
+    log = Trace()
+    server = EmbeddedRedis()
+    with server:
+        url, port = server.url, server.port
+    fleet = Fleet(replace(settings, redis_url=url), logger=log)
+    start = asyncio.create_task(fleet.start())
+    while not any(event == "waiting for Redis" for event, _ in log.events):
+        await asyncio.sleep(0.01)
+        assert not start.done()
+    with EmbeddedRedis(port=port):
+        await start
+        assert await fleet.redis.ping()
+        await fleet.stop()
+
+
+async def test_start_without_redis_says_why_and_may_be_tried_again(
+    settings: Settings, own_valkey: EmbeddedRedis
+) -> None:
+    own_valkey.kill()
+    fleet = Fleet(replace(settings, redis_url=own_valkey.url, start_timeout_s=1.0))
+    fleet.map("flags")
+    with pytest.raises(LinkUnavailable):
+        await fleet.start()
+    await own_valkey.restart()
+    async with fleet:
+        assert await fleet.redis.ping()
+
+
+async def test_missing_urls_name_the_variable(settings: Settings) -> None:
+    with pytest.raises(ConfigError, match="REDIS_URL"):
+        await Fleet(Settings()).start()
+    async with Fleet(settings) as fleet:
+        assert not fleet.has_postgres
+        with pytest.raises(ConfigError, match="DATABASE_URL"):
+            _ = fleet.postgres
+    unmigrated = Fleet(settings)
+    unmigrated.migrations("nowhere")
+    with pytest.raises(ConfigError, match="DATABASE_URL"):
+        await unmigrated.start()
+
+
+async def test_part_that_does_not_stop_is_abandoned_and_the_rest_stops(settings: Settings) -> None:
+    fleet = Fleet(replace(settings, drain_s=0.1, stop_s=1.0))
+
+    @fleet.on_stop
+    async def for_ever() -> None:
+        await asyncio.Event().wait()
+
+    await fleet.start()
+    redis = fleet.redis
+    with pytest.raises(StopTimeout, match="for_ever"):
+        await fleet.stop()
+    assert not redis.link.connected
+    assert fleet.state is FleetState.STOPPED
+
+
+async def test_background_task_that_ignores_its_end_is_named_and_the_rest_stops(settings: Settings) -> None:
+    fleet = Fleet(replace(settings, drain_s=0.2, stop_s=2.0))
+    release = asyncio.Event()
+    running = asyncio.Event()
+
+    @fleet.background
+    async def stubborn() -> None:
+        running.set()
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    await fleet.start()
+    await running.wait()
+    redis = fleet.redis
+    with pytest.raises(StopTimeout, match="stubborn"):
+        await fleet.stop()
+    assert not redis.link.connected
+    release.set()
+    task = fleet.background_tasks[0].task
+    assert task is not None
+    await asyncio.wait([task])
+
+
+async def test_crashed_background_task_is_logged_counted_and_runs_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flotta.fleet._background.BACKOFF_MIN_S", 0.01)
+    log = Trace()
+    fleet = Fleet(settings, logger=log)
+    runs = 0
+    done = asyncio.Event()
+
+    @fleet.background(name="flaky")
+    async def flaky() -> None:
+        nonlocal runs
+        runs += 1
+        if runs < 3:
+            raise OSError("gone")
+        done.set()
+
+    async with fleet:
+        await done.wait()
+        task = fleet.background_tasks[0].task
+        assert task is not None
+        await task
+    assert (runs, fleet.background_tasks[0].crashes) == (3, 2)
+    crashed = [fields for event, fields in log.events if event == "background task crashed"]
+    assert [fields["task"] for fields in crashed] == ["flaky", "flaky"]
+    assert isinstance(crashed[0]["exc_info"], OSError)
+
+
+async def test_health_tells_the_reason_and_recovers(settings: Settings, own_valkey: EmbeddedRedis) -> None:
+    fleet = Fleet(replace(settings, redis_url=own_valkey.url, health_timeout_s=1.0))
+    assert not (await fleet.health()).ok
+    async with fleet:
+        assert (await fleet.health()).ok
+        own_valkey.kill()
+        began = asyncio.get_running_loop().time()
+        health = await fleet.health()
+        assert asyncio.get_running_loop().time() - began < 2.0
+        assert health.error is not None
+        assert health.error.startswith("redis: ")
+        assert (await fleet.readiness()).ok, "a Redis outage alone must not take the instance away"
+
+
+async def test_readiness_requires_what_the_settings_name(settings: Settings, own_valkey: EmbeddedRedis) -> None:
+    required = replace(settings, redis_url=own_valkey.url, ready_requires=frozenset({"redis"}), health_timeout_s=0.5)
+    async with Fleet(required) as fleet:
+        assert (await fleet.readiness()).ok
+        own_valkey.kill()
+        readiness = await fleet.readiness()
+        assert readiness.reasons[0].startswith("redis: ")
+    async with Fleet(replace(settings, ready_requires=frozenset({"postgres"}))) as fleet:
+        assert (await fleet.readiness()).reasons == ("postgres: not configured",)
+
+
+async def test_draining_fleet_is_not_ready_and_still_healthy(settings: Settings) -> None:
+    async with Fleet(settings) as fleet:
+        await fleet.drain()
+        await fleet.drain()
+        assert fleet.state is FleetState.DRAINING
+        assert (await fleet.readiness()).reasons == ("the fleet is draining",)
+        assert (await fleet.health()).ok
+
+
+async def test_handles_are_shared_by_name_and_refuse_other_options(settings: Settings) -> None:
+    fleet = Fleet(settings)
+    flags = fleet.map("flags")
+    assert fleet.map("flags") is flags
+    with pytest.raises(ConfigError, match="flags"):
+        fleet.map("flags", ttl_s=3.0)
+    with pytest.raises(NotStarted):
+        flags.get("x")
+    async with fleet:
+        assert fleet.map("flags") is flags
+        with pytest.raises(StateError, match=r"Map\.join"):
+            fleet.map("other")
+
+
+async def test_namespace_and_service_reach_the_parts(with_postgres: Settings, unique: str) -> None:
+    async with Fleet(with_postgres, service="tracker") as fleet:
+        assert fleet.instance.service == "tracker"
+        assert fleet.redis.key("x") == f"{unique}:x"
+        row = await fleet.postgres.fetch_one("SELECT current_setting('application_name')")
+        assert row == (f"flotta:tracker:{fleet.instance.id}"[:63],)
+        async with await Map.join("own", fleet.redis) as own:
+            await own.set("a", "b")
+        assert await fleet.redis.exists(f"{unique}:map:own:content")
+
+
+async def test_realtime_server_starts_and_drains_with_the_fleet(settings: Settings) -> None:
+    fleet = Fleet(settings)
+    sio = fleet.realtime()
+    async with fleet:
+        assert sio.running
+        await fleet.drain(1.0)
+        assert not sio.running
+
+
+async def test_fastapi_lifespan_starts_and_stops_it(settings: Settings) -> None:
+    fleet = Fleet(settings)
+    flags = fleet.map("flags")
+    app = FastAPI(lifespan=fleet.lifespan)
+
+    @app.get("/flag")
+    async def flag() -> dict[str, str | None]:
+        return {"x": flags.get("x")}
+
+    async with app.router.lifespan_context(app), AsyncClient(transport=ASGITransport(app), base_url="http://t") as http:
+        await flags.set_and_wait("x", "on")
+        assert (await http.get("/flag")).json() == {"x": "on"}
+    assert fleet.state is FleetState.STOPPED
+
+
+async def test_forgotten_fleet_leaves_the_registry() -> None:
+    fleet = Fleet()
+    assert fleet in registered()
+    del fleet
+    gc.collect()
+    assert all(f.state is not FleetState.NEW or f._given_settings is not None for f in registered())
+
+
+@pytest.fixture
+def process_settings(settings: Settings) -> Iterator[Settings]:
+    use_settings(settings)
+    yield settings
+    use_settings(None)
+
+
+async def test_settings_of_the_process_hold_for_fleets_without_their_own(process_settings: Settings) -> None:
+    async with Fleet() as fleet:
+        assert fleet.settings is process_settings
+
+
+async def test_settings_cannot_be_read_before_the_start() -> None:
+    with pytest.raises(NotStarted):
+        _ = Fleet().settings
+    with pytest.raises(NotStarted):
+        _ = Fleet().instance
