@@ -1,7 +1,8 @@
 """Tools that a test needs and a machine may lack: Go with the Pulse module, Node, a browser.
 
-A test that misses its tool skips and says why. Where ``FLOTTA_REQUIRE`` names the tool (a comma-separated list of ``go``,
-``node``, ``browser``: the continuous integration sets it), it fails instead, so that a missing tool cannot hide a fault.
+A test that misses its tool skips and says why. Where ``FLOTTA_REQUIRE`` names the tool (a comma-separated list of
+``go``, ``node``, ``browser``: the continuous integration sets it), it fails instead, so that a missing tool cannot hide
+a fault.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """Flotta runs N copies of one Python service as one.
 
-The names that a service uses most stand here; each part's own package has the rest. They are imported when they are first
-asked for, so that a program pays only for the parts it uses.
+The names that a service uses most stand here; each part's own package has the rest. They are imported when they are
+first asked for, so that a program pays only for the parts it uses.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from flotta._version import __version__
 
 if TYPE_CHECKING:
     from flotta.errors import FlottaError
@@ -33,8 +35,6 @@ __all__ = [
     "Stream",
     "__version__",
 ]
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Fleet": "flotta.fleet",

@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from flotta import __version__
+from flotta._version import __version__
 from flotta.errors import CommandError, LinkUnavailable, NotApplied, Outcome, RedisError, ServerTooOld
 from flotta.redis.connection import Arg, Batch, Connection
 from flotta.redis.endpoint import Endpoint
