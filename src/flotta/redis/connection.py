@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, final
+from typing import Any, Protocol, cast, final
 
 import hiredis
 
@@ -161,9 +161,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is open (with TLS: and trusted)."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES_MAX)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES_MAX)
 
     def data_received(self, data: bytes) -> None:
         """Match every complete reply to its entry."""
