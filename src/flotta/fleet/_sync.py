@@ -171,12 +171,14 @@ class SyncProxy:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        value = self._in_loop(lambda: getattr(self._get(), name))
-        if not callable(value):
-            return _wrap(self._sync, value)
+        if not inspect.isroutine(getattr(type(self._get()), name, None)):
+            value = self._in_loop(lambda: getattr(self._get(), name))
+            if not callable(value):
+                return _wrap(self._sync, value)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            return _wrap(self._sync, self._in_loop(lambda: value(*map(_unwrap, args), **kwargs)))
+            passed = tuple(map(_unwrap, args))
+            return _wrap(self._sync, self._in_loop(lambda: getattr(self._get(), name)(*passed, **kwargs)))
 
         return call
 
