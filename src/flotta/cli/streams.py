@@ -9,7 +9,7 @@ import sys
 import click
 
 from flotta.cli._redis import connected, redis_option, run_until_interrupt
-from flotta.streaming import Event, Stream, StreamInfo
+from flotta.streaming import BYTES, Event, Stream, StreamInfo
 
 __all__ = ["stream_group"]
 
@@ -53,7 +53,7 @@ def tail(
         left = count
         async with (
             connected(url) as redis,
-            await Stream.open(name, redis) as stream,
+            await Stream.open(name, redis, codec=BYTES) as stream,
             stream.reader(start=start, topic=topic, pattern=pattern) as reader,
         ):
             async for event in reader:
@@ -80,7 +80,7 @@ def add(
     data = sys.stdin.buffer.read() if payload in (None, "-") else str(payload).encode()
 
     async def main() -> int:
-        async with connected(url) as redis, await Stream.open(name, redis) as stream:
+        async with connected(url) as redis, await Stream.open(name, redis, codec=BYTES) as stream:
             event_id = await stream.add(event, data, topic=topic, only_if_exists=only_if_exists)
         if event_id is None:
             return 1
@@ -98,7 +98,7 @@ def info(*, name: str, url: str | None, as_json: bool) -> None:
     """Print how long stream NAME is and, for each sink, its consumers, lag and pending events."""
 
     async def main() -> int:
-        async with connected(url) as redis, await Stream.open(name, redis) as stream:
+        async with connected(url) as redis, await Stream.open(name, redis, codec=BYTES) as stream:
             found = await stream.info()
         if as_json:
             click.echo(json.dumps(dataclasses.asdict(found), default=str))

@@ -14,6 +14,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -151,8 +152,10 @@ class EmbeddedServers:
 
 def _describe(held: _Held) -> str:
     address = held.url.rpartition("@")[2].partition("://")[2] or held.url.rpartition("@")[2]
+    data = held.paths.data
+    shown = data.relative_to(Path.cwd()) if data.is_relative_to(Path.cwd()) else data
     joined = ", joined" if held.joined else ""
-    return f"embedded {held.kind.label} on {address}, pid {held.pid}, data in {held.paths.data}{joined}"
+    return f"embedded {held.kind.label} on {address}, pid {held.pid}, data in {shown}{joined}"
 
 
 def _join(kind: Kind, paths: Paths) -> _Held:
@@ -211,6 +214,8 @@ def _start(kind: Kind, paths: Paths, deadline_s: float) -> tuple[subprocess.Pope
             stderr=log,
             start_new_session=True,  # it may outlive us if others use the server; Ctrl-C is not for it
         )
+    # Whoever ends first: it is reaped if it does, and needs nothing from us if we do.
+    threading.Thread(target=keeper.wait, name=f"reap the keeper of {kind.name}", daemon=True).start()
     news = _first_line(keeper, deadline_s)
     if "state" in news:
         return keeper, news["state"]

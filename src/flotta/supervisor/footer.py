@@ -60,7 +60,6 @@ class Row:
     uptime_s: float | None = None
     requests_per_s: float | None = None
     sockets: int | None = None
-    sockets_max: int | None = None
     memory_bytes: int | None = None
     restarts: int = 0
     last_exit: str = ""
@@ -110,16 +109,13 @@ def prefix(name: str, width: int, colour: int, style: Style) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    sockets = "" if row.sockets is None else str(row.sockets)
-    if sockets and row.sockets_max:
-        sockets += f"/{row.sockets_max}"
     return [
         row.name,
         "" if row.pid is None else str(row.pid),
         row.state,
         "" if row.uptime_s is None else shown_duration(row.uptime_s),
         "" if row.requests_per_s is None else f"{row.requests_per_s:.0f}",
-        sockets,
+        "" if row.sockets is None else str(row.sockets),
         "" if row.memory_bytes is None else shown_bytes(row.memory_bytes),
         str(row.restarts) if row.restarts else "-",
         row.last_exit,

@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import queue
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -198,21 +197,29 @@ class Screen:
         self._lines.clear()
         return text
 
+    def _size(self) -> tuple[int, int]:
+        """Columns and rows, of the terminal itself: COLUMNS in the environment would not follow a resize."""
+        try:
+            columns, rows = os.get_terminal_size(self.fd)
+        except OSError:
+            return 80, 24
+        return max(columns, 20), max(rows, 4)
+
     def _erase(self) -> str:
         """Back to where the footer began. Should the terminal have become narrower, its lines have wrapped since."""
         if not self._shown:
             return ""
-        columns = shutil.get_terminal_size().columns
+        columns = self._size()[0]
         rows = sum(max(1, -(-width_of(line) // columns)) for line in self._shown)
         self._shown = []
         return f"\x1b[{rows}A\r{_CLEAR_DOWN}"
 
     def _draw(self) -> None:
         self._frame = None
-        size = shutil.get_terminal_size()
+        columns, rows = self._size()
         text = self._erase() + self._take()
         if self.service is not None:
-            self._shown = footer(self.service(), width=size.columns - 1, height=size.lines, style=self._style)
+            self._shown = footer(self.service(), width=columns - 1, height=rows, style=self._style)
         text += "".join(line + "\r\n" for line in self._shown)
         self._writer.write(_SYNC_ON + text + _SYNC_OFF)
 

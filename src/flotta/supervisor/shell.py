@@ -124,6 +124,7 @@ class _Run:
         self._began_at_s = self._loop.time()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
+        self._began_on_terminal = _is_terminal()
         self._gave_up: p.GiveUp | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._screen = Screen(mode, out.fileno(), self._names, self._on_full, self._service)
@@ -167,12 +168,9 @@ class _Run:
 
     def _on_hangup(self) -> None:
         """The terminal was closed, or somebody asks for what does not exist yet."""
-        if sys.stdin is not None and os.isatty(0):
-            try:
-                os.tcgetpgrp(0)
-            except OSError:
-                self._on_stop("terminal closed")
-                return
+        if self._began_on_terminal and not _is_terminal():
+            self._on_stop("terminal closed")
+            return
         self._screen.say("SIGHUP ignored: it is reserved for the rolling restart", level="warning")
 
     def _reap(self) -> None:
@@ -191,8 +189,9 @@ class _Run:
         lived = shown_duration(now_s - slot.spawned_at_s)
         name = self._names[child.slot]
         expected = slot.state in (p.State.STOPPING, p.State.RESTARTING) or (slot.companion and code == 0)
-        level = "info" if expected and code <= 0 else "error" if not expected else "warning"
-        ended = "stopped" if expected and code == 0 else f"ended by {exit_text(code)}"
+        graceful = expected and code in (0, -signal.SIGTERM)
+        level = "info" if graceful else "warning" if expected else "error"
+        ended = "stopped" if graceful else f"ended by {exit_text(code)}"
         self._screen.say(
             f"{name} {ended} after {lived} (pid {child.pid})", level=level, instance=name, pid=child.pid, code=code
         )
@@ -361,17 +360,28 @@ class _Run:
             colour=PALETTE[slot.number % len(PALETTE)],
             uptime_s=now_s - slot.spawned_at_s if child else None,
             requests_per_s=record.requests_per_s,
-            sockets=_number(child, "connections"),
-            sockets_max=_number(child, "connections_max"),
-            memory_bytes=memory_of(child.pid) or _number(child, "rss_bytes") if child else None,
+            sockets=_most(_number(child, "connections"), _number(child, "websocket_connections")),
+            memory_bytes=memory_of(child.pid) if child else None,
             restarts=slot.restarts,
             last_exit=ago,
         )
 
 
+def _is_terminal() -> bool:
+    """Whether standard input is a terminal that has not hung up."""
+    try:
+        return os.isatty(0)
+    except OSError:
+        return False
+
+
 def _number(child: Child | None, key: str) -> int | None:
     value = child.status.get(key) if child else None
     return value if isinstance(value, int) else None
+
+
+def _most(*counts: int | None) -> int | None:
+    return max((count for count in counts if count is not None), default=None)
 
 
 def _shown_state(slot: p.Slot, child: Child | None, now_s: float) -> str:
