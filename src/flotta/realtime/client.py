@@ -234,7 +234,20 @@ class Client:
 class Socket:
     """A client in one namespace: the member of rooms, the receiver of events, the holder of a user's session."""
 
-    __slots__ = ("_acks", "_held", "_last_ack", "backlog", "client", "namespace", "paused", "running", "session", "sid")
+    __slots__ = (
+        "_acks",
+        "_held",
+        "_last_ack",
+        "backlog",
+        "client",
+        "namespace",
+        "paused",
+        "running",
+        "session",
+        "sid",
+        "write",
+        "write_volatile",
+    )
 
     def __init__(self, sid: str, namespace: str, client: Client) -> None:
         self.sid = sid
@@ -244,6 +257,9 @@ class Socket:
         self.running = 0
         self.backlog: deque[tuple[list[Any] | str, int | None]] | None = None
         self.paused = False
+        # The transport's own methods once the client is in: a broadcast calls them without anything between.
+        self.write: Callable[[Outgoing], None] = self._hold
+        self.write_volatile: Callable[[Outgoing], bool] = _drop_volatile
         self._held: list[Outgoing] | None = []
         self._acks: dict[int, Callable[[list[Any]], None]] | None = None
         self._last_ack = 0
@@ -253,22 +269,17 @@ class Socket:
         """The ``connect`` handler has not agreed yet."""
         return self._held is not None
 
-    def write(self, packet: Outgoing) -> None:
-        """Send."""
-        if self._held is None:
-            self.client.transport.write(packet)
-        elif len(self._held) < HELD_MAX:
+    def _hold(self, packet: Outgoing) -> None:
+        if self._held is not None and len(self._held) < HELD_MAX:
             self._held.append(packet)
-
-    def write_volatile(self, packet: Outgoing) -> bool:
-        """Send if the client keeps up. False: dropped."""
-        return self._held is None and self.client.transport.write_volatile(packet)
 
     def release(self) -> None:
         """Send what was held: the client is in."""
         held, self._held = self._held, None
+        self.write = self.client.transport.write
+        self.write_volatile = self.client.transport.write_volatile
         for packet in held or ():
-            self.client.transport.write(packet)
+            self.write(packet)
 
     def emit(self, args: list[Any], on_ack: Callable[[list[Any]], None] | None = None) -> int | None:
         """Send one event; ``on_ack`` gets the arguments of its acknowledgement. Gives the acknowledgement's id."""
@@ -298,6 +309,10 @@ class Socket:
         """Nobody waits for this acknowledgement any more."""
         if self._acks:
             self._acks.pop(ack_id, None)
+
+
+def _drop_volatile(_packet: Outgoing) -> bool:
+    return False
 
 
 def resolve(future: asyncio.Future[list[Any]]) -> Callable[[list[Any]], None]:

@@ -15,26 +15,19 @@ __all__ = ["Outgoing", "Receiver", "Transport"]
 class Outgoing:
     """A Socket.IO packet as Engine.IO messages, encoded when it is made and never again.
 
-    ``text`` and ``attachments`` serve transports that frame by themselves; ``frames`` is the same as WebSocket frames
-    in one piece, made once, on first use, however many clients get it.
+    ``frames`` is the whole as WebSocket frames in one piece, for transports that write bytes; ``text`` and
+    ``attachments`` are for those that frame by themselves.
     """
 
-    __slots__ = ("_frames", "attachments", "size_bytes", "text")
+    __slots__ = ("attachments", "frames", "size_bytes", "text")
 
     def __init__(self, packet: Encoded) -> None:
         self.text = (MESSAGE + packet.text).encode()
         self.attachments = packet.attachments
-        self.size_bytes = len(self.text) + sum(map(len, packet.attachments))
-        self._frames: bytes | None = None
-
-    @property
-    def frames(self) -> bytes:
-        """The WebSocket frames, ready for a socket."""
-        if self._frames is None:
-            parts = [frame(OP_TEXT, self.text)]
-            parts += [frame(OP_BINARY, part) for part in self.attachments]
-            self._frames = parts[0] if len(parts) == 1 else b"".join(parts)
-        return self._frames
+        self.frames = frame(OP_TEXT, self.text)
+        if packet.attachments:
+            self.frames = b"".join([self.frames, *(frame(OP_BINARY, part) for part in packet.attachments)])
+        self.size_bytes = len(self.frames)
 
 
 class Transport(Protocol):

@@ -146,9 +146,9 @@ class NativeTransport(asyncio.Protocol):
     """One WebSocket of a `Server`; a `Transport`. After the loss, or its own close, writing does nothing."""
 
     __slots__ = (
+        "_clear",
         "_client",
         "_close_timer",
-        "_congested",
         "_core",
         "_open",
         "_reader",
@@ -166,8 +166,8 @@ class NativeTransport(asyncio.Protocol):
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._client: Client | None = None
         self._reader: FrameReader | None = None
-        self._congested = False
-        self._open = False
+        self._open = False  # messages may be written
+        self._clear = False  # and little enough is buffered to write without measuring
         self._close_timer: asyncio.TimerHandle | None = None
 
     # --- asyncio.Protocol ---
@@ -196,19 +196,20 @@ class NativeTransport(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self._server_state.connections.discard(self)
-        self._open = False
+        self._open = self._clear = False
         if self._close_timer is not None:
             self._close_timer.cancel()
-        if self._client is not None:
-            self._client.lost(Reason.TRANSPORT_CLOSE if exc is None else Reason.TRANSPORT_ERROR)
+        client, self._client = self._client, None  # no cycle is left for the garbage collector
+        if client is not None:
+            client.lost(Reason.TRANSPORT_CLOSE if exc is None else Reason.TRANSPORT_ERROR)
 
     def pause_writing(self) -> None:
         """More is buffered than ``volatile_bytes_max``."""
-        self._congested = True
+        self._clear = False
 
     def resume_writing(self) -> None:
         """The client keeps up again."""
-        self._congested = False
+        self._clear = self._open
 
     def shutdown(self) -> None:
         """uvicorn stops: drain, in batches."""
@@ -235,7 +236,7 @@ class NativeTransport(asyncio.Protocol):
             return
         self._reader = FrameReader(self._core.options.payload_bytes_max)
         self._transport.set_write_buffer_limits(high=self._core.options.volatile_bytes_max)
-        self._open = True
+        self._open = self._clear = True
         self._client, packet = self._core.open(self, request)
         # One write for the answer and the session's first packet: one system call, one segment.
         self._transport.write(self._accept(key) + frame(OP_TEXT, packet.encode()))
@@ -284,7 +285,7 @@ class NativeTransport(asyncio.Protocol):
         except WebSocketError as error:
             self._fail(error)
             return
-        self._open = False
+        self._open = self._clear = False
         # RFC 6455 5.5.1: answer with the code that was received.
         self._transport.write(frame(OP_CLOSE, b"") if code == NO_STATUS else close_frame(code))
         self._transport.close()
@@ -294,7 +295,7 @@ class NativeTransport(asyncio.Protocol):
     def _fail(self, error: WebSocketError) -> None:
         """The peer broke the protocol: say so, end, expect no answer."""
         if self._open:
-            self._open = False
+            self._open = self._clear = False
             self._transport.write(close_frame(error.code, error.reason))
         self._transport.close()
         if self._client is not None:
@@ -304,15 +305,14 @@ class NativeTransport(asyncio.Protocol):
 
     def write(self, packet: Outgoing) -> None:
         """Send, or end the connection as too slow."""
-        if self._open and not (self._congested and self._is_too_slow(packet)):
+        if self._clear or (self._open and not self._is_too_slow(packet)):
             self._transport.write(packet.frames)
 
     def write_volatile(self, packet: Outgoing) -> bool:
         """Send if the client keeps up. False: dropped."""
-        if not self._open or self._congested:
-            return False
-        self._transport.write(packet.frames)
-        return True
+        if self._clear:
+            self._transport.write(packet.frames)
+        return self._clear
 
     def write_control(self, text: str) -> None:
         """Send a packet that is no message."""
@@ -322,7 +322,7 @@ class NativeTransport(asyncio.Protocol):
     def _is_too_slow(self, packet: Outgoing) -> bool:
         if self._transport.get_write_buffer_size() + packet.size_bytes <= self._send_bytes_max:
             return False
-        self._open = False
+        self._open = self._clear = False
         self._transport.abort()
         assert self._client is not None
         self._client.close(Reason.SLOW_CLIENT)
@@ -342,7 +342,7 @@ class NativeTransport(asyncio.Protocol):
         """Send a close frame behind what is buffered; end when the peer answers, or after a while."""
         if not self._open:
             return
-        self._open = False
+        self._open = self._clear = False
         if not self._transport.is_reading() and not self._transport.is_closing():
             self._transport.resume_reading()
         self._transport.write(close_frame(code, reason))

@@ -1,0 +1,33 @@
+"""Flotta's server for the broadcast bench: ``go`` broadcasts, as every peer's does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import uvicorn
+
+from flotta.realtime import Server
+from flotta.realtime.transports.native import ws_protocol_class
+
+sio = Server(native=os.environ.get("BENCH_ASGI") != "1", backlog_max=1_000)
+
+
+@sio.event
+async def go(_sid: str, event: object, times: int) -> None:
+    for _ in range(times):
+        await sio.emit("tick", event)
+        await asyncio.sleep(0)
+
+
+if __name__ == "__main__":
+    uvicorn.run(
+        sio.app(),
+        port=int(os.environ["PORT"]),
+        ws=ws_protocol_class() if sio.options.native else "websockets-sansio",
+        log_level="warning",
+        loop="uvloop",
+        backlog=4096,
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,
+    )
