@@ -1,7 +1,8 @@
 """What an event is: its identifier, its bytes on the wire, and which of them a consumer wants.
 
-Owns the format shared with Go Pulse: the key of a stream, the fields ``n`` (name), ``p`` (payload) and ``t`` (topic, only
-if there is one), the form of consumer names (ULID), and the exclusive lower bounds from which readers and sinks start.
+Owns the format shared with Go Pulse: the key of a stream, the fields ``n`` (name), ``p`` (payload) and ``t`` (topic,
+only if there is one), the form of consumer names (ULID), and the exclusive lower bounds from which readers and sinks
+start.
 
 Invariants: nothing here waits, reads a clock or draws chance (a pure room: time and randomness come in as arguments).
 Bytes from outside never raise but by :class:`~flotta.errors.WireError`; an entry that is no event is set apart, so that
@@ -11,31 +12,25 @@ one foreign entry cannot stop a consumer.
 from __future__ import annotations
 
 import dataclasses
-import json
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Generic, Protocol, TypeVar, final
-
-import msgpack
+from typing import Any, Final, Generic, TypeVar, final
 
 from flotta.errors import InvalidName, WireError
+from flotta.rmap.codec import Codec
 
 __all__ = [
-    "BYTES",
-    "JSON",
-    "MSGPACK",
-    "TEXT",
     "Accept",
-    "Codec",
     "Event",
     "Origin",
     "Parsed",
     "Start",
     "TopicFilter",
     "check_name",
-    "dataclass_codec",
+    "count_gap",
     "dead_stream_name",
     "event_fields",
     "format_id",
@@ -50,7 +45,6 @@ __all__ = [
 ]
 
 E = TypeVar("E")
-E_co = TypeVar("E_co", covariant=True)
 
 _KEY_PREFIX: Final = "pulse:stream:"
 _NAME_RULE: Final = "1 to 512 characters, none of them space, NUL, *, ?, [ or ]"
@@ -68,7 +62,7 @@ Start = str | datetime
 
 def check_name(kind: str, name: str) -> str:
     """``name`` itself if Pulse accepts it, else :class:`~flotta.errors.InvalidName`."""
-    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+    if _NAME.fullmatch(name) is None:
         raise InvalidName(kind, name, _NAME_RULE)
     return name
 
@@ -143,127 +137,6 @@ def start_id(start: Start) -> str:
     return format_id(parse_id(start))
 
 
-# --- Payloads --------------------------------------------------------------------------------------------------------
-
-
-class Codec(Protocol[E]):
-    """Turns what a program works with into the payload's bytes and back.
-
-    ``decode`` may raise anything on bytes that it cannot read; it reaches the one who reads ``event.payload``.
-    """
-
-    def encode(self, value: E, /) -> bytes:
-        """The payload of an event that carries ``value``."""
-        ...
-
-    def decode(self, data: bytes, /) -> E:
-        """The value that ``data`` carries."""
-        ...
-
-
-@final
-class _BytesCodec:
-    __slots__ = ()
-
-    def encode(self, value: bytes, /) -> bytes:
-        return bytes(value)
-
-    def decode(self, data: bytes, /) -> bytes:
-        return data
-
-    def __repr__(self) -> str:
-        return "BYTES"
-
-
-@final
-class _TextCodec:
-    __slots__ = ()
-
-    def encode(self, value: str, /) -> bytes:
-        return value.encode()
-
-    def decode(self, data: bytes, /) -> str:
-        try:
-            return data.decode()
-        except UnicodeDecodeError as error:
-            raise WireError("text payload", str(error), data) from error
-
-    def __repr__(self) -> str:
-        return "TEXT"
-
-
-@final
-class _JsonCodec:
-    __slots__ = ()
-
-    def encode(self, value: Any, /) -> bytes:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-    def decode(self, data: bytes, /) -> Any:
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise WireError("JSON payload", str(error), data) from error
-
-    def __repr__(self) -> str:
-        return "JSON"
-
-
-@final
-class _MsgpackCodec:
-    __slots__ = ()
-
-    def encode(self, value: Any, /) -> bytes:
-        packed: bytes = msgpack.packb(value)
-        return packed
-
-    def decode(self, data: bytes, /) -> Any:
-        try:
-            return msgpack.unpackb(data)
-        except (ValueError, msgpack.UnpackException) as error:
-            raise WireError("MessagePack payload", str(error) or type(error).__name__, data) from error
-
-    def __repr__(self) -> str:
-        return "MSGPACK"
-
-
-@final
-class _DataclassCodec(Generic[E]):
-    __slots__ = ("_kind", "_names")
-
-    def __init__(self, kind: type[E]) -> None:
-        self._kind = kind
-        self._names = frozenset(field.name for field in dataclasses.fields(kind))  # type: ignore[arg-type]
-
-    def encode(self, value: E, /) -> bytes:
-        return JSON.encode(dataclasses.asdict(value))  # type: ignore[call-overload]
-
-    def decode(self, data: bytes, /) -> E:
-        found = JSON.decode(data)
-        if not isinstance(found, dict):
-            raise WireError(f"{self._kind.__name__} payload", "expected a JSON object", data)
-        try:
-            return self._kind(**{name: found[name] for name in found if name in self._names})
-        except TypeError as error:
-            raise WireError(f"{self._kind.__name__} payload", str(error), data) from error
-
-    def __repr__(self) -> str:
-        return f"dataclass_codec({self._kind.__name__})"
-
-
-BYTES: Final[Codec[bytes]] = _BytesCodec()
-TEXT: Final[Codec[str]] = _TextCodec()
-JSON: Final[Codec[Any]] = _JsonCodec()
-MSGPACK: Final[Codec[Any]] = _MsgpackCodec()
-
-
-def dataclass_codec(kind: type[E]) -> Codec[E]:
-    """Payloads of one flat dataclass, as a JSON object. Unknown members are left out, so that fields may be added."""
-    if not dataclasses.is_dataclass(kind):
-        raise TypeError(f"{kind!r} is no dataclass")
-    return _DataclassCodec(kind)
-
-
 # --- Events ----------------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +151,7 @@ class Event(Generic[E]):
 
     __slots__ = ("_codec", "_payload", "data", "deliveries", "id", "name", "stream", "topic")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - called once per event: keywords would cost a third of it
         self, event_id: str, name: str, data: bytes, topic: str | None, stream: str, codec: Codec[E], deliveries: int
     ) -> None:
         self.id = event_id
@@ -395,9 +268,12 @@ def parse_entries(
     stream, codec, topics = origin.stream, origin.codec, accept.topics
     everything = topics.passes_all
     last_id = ""
-    for index, (raw_id, fields) in enumerate(entries):
+    counts = itertools.repeat(deliveries) if isinstance(deliveries, int) else deliveries
+    for (raw_id, fields), count in zip(entries, counts, strict=False):
         last_id = raw_id.decode()
-        count = deliveries if isinstance(deliveries, int) else deliveries[index]
+        if fields is None:  # pending, but its entry is gone
+            malformed.append(last_id)
+            continue
         if everything and len(fields) == 4 and fields[0] == b"n" and fields[2] == b"p":  # the usual entry, kept short
             events.append(Event(last_id, fields[1].decode("utf-8", "replace"), fields[3], None, stream, codec, count))
             continue
@@ -419,3 +295,19 @@ def _pairs(fields: Sequence[bytes] | Mapping[bytes, bytes]) -> Mapping[bytes, by
     if isinstance(fields, Mapping):
         return fields
     return dict(zip(fields[::2], fields[1::2], strict=True))
+
+
+def count_gap(stream: Mapping[bytes, Any], group: Mapping[bytes, Any]) -> int | None:
+    """Events that were trimmed before ``group`` was given them, from XINFO STREAM and XINFO GROUPS.
+
+    None where it cannot be told: servers before 7.0, a group that has not read yet, or events that were removed one by
+    one. Added minus stored is the number of entries before the first one; the group has read ``entries-read`` of them.
+    """
+    added, read = stream.get(b"entries-added"), group.get(b"entries-read")
+    if added is None or read is None:
+        return None
+    first = stream[b"first-entry"]
+    deleted = parse_id(stream.get(b"max-deleted-entry-id", b"0-0"))
+    if first and deleted >= parse_id(first[0]):
+        return None
+    return max(0, int(added) - int(stream[b"length"]) - int(read))
