@@ -31,6 +31,7 @@ Reply = tuple[int, str, bytes]
 
 _FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
 _CLOSE: Final = (b"connection", b"close")
+_STOPPING: Final[Reply] = (503, "text/plain; charset=utf-8", b"This instance is stopping; try again.\n")
 _STATUS_OF_CRASH: Final = 500
 _STATUS_NONE: Final = 499
 """The client went away before there was an answer."""
@@ -111,6 +112,12 @@ class Gate:
 
         try:
             await self._app(scope, receive, send_counted)
+        except asyncio.CancelledError:
+            if not self.draining or status != _STATUS_NONE:
+                raise
+            # Past the deadline: better a clear answer than a connection that breaks.
+            status, *_ = _STOPPING
+            await self._reply(_STOPPING, scope, send)
         except BaseException:
             if status == _STATUS_NONE:
                 status = _STATUS_OF_CRASH
