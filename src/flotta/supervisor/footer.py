@@ -168,13 +168,16 @@ def cut(text: str, width: int) -> str:
 
 
 def footer(service: Service, *, width: int, height: int, style: Style) -> list[str]:
-    """The lines of the footer, at most half of ``height`` of them, none wider than ``width``."""
-    lines = [_head(service, width, style), *_table(service.rows, style)]
+    """The lines of the footer, none wider than ``width``. They take at most two thirds of ``height``: where there are
+    too many processes the first ones are shown, those that are not ready before the others."""
     name_width = max((len(name) for name, _ in service.servers), default=0)
-    lines += [f" {name:<{name_width}}  {style.dim(said)}" for name, said in service.servers]
-    if service.hint:
-        lines.append(" " + style.dim(service.hint))
-    rows_max = max(1, height // 2)
-    if len(lines) > rows_max:
-        lines = lines[:rows_max]
+    servers = [f" {name:<{name_width}}  {style.dim(said)}" for name, said in service.servers]
+    hint = [" " + style.dim(service.hint)] if service.hint else []
+    room = max(1, height * 2 // 3 - 2 - len(servers) - len(hint))  # 2: the head of the footer and of the table
+    rows, left = list(service.rows), 0
+    if len(rows) > room:
+        shown = sorted(rows, key=lambda row: row.state in ("ready", "running"))[: max(1, room - 1)]
+        rows, left = [row for row in rows if row in shown], len(rows) - len(shown)
+    more = [style.dim(f" and {left} more")] if left else []
+    lines = [_head(service, width, style), *_table(rows, style), *more, *servers, *hint]
     return [cut(line, width) for line in lines]
