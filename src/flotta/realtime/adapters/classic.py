@@ -135,7 +135,11 @@ class ClassicAdapter:
         heard = read_broadcast(payload)
         if heard.uid != self.uid and heard.broadcast.target.namespace == namespace:
             self._received += 1
-            node.deliver(heard.broadcast)
+            try:
+                node.deliver(heard.broadcast)
+            except (TypeError, ValueError) as error:
+                # MessagePack carries more than Socket.IO's JSON does: NaN, for one.
+                raise WireError("adapter broadcast", f"cannot be sent to clients: {error}") from error
 
     def _answer_in(self, node: Node, channels: Channels, namespace: str) -> Callable[[bytes, bytes], None]:
         def take(_channel: bytes, payload: bytes) -> None:

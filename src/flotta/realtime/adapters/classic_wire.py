@@ -14,6 +14,7 @@ Junk raises `WireError` and nothing else.
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeGuard, final
 
@@ -21,7 +22,7 @@ import msgpack  # type: ignore[import-untyped]  # it has no types
 
 from flotta.errors import WireError
 from flotta.realtime.adapters import Broadcast, SocketFacts, Target
-from flotta.realtime.socketio.packet import PacketType
+from flotta.realtime.socketio.packet import PacketType, iso_time
 
 __all__ = [
     "Channels",
@@ -107,14 +108,26 @@ def write_broadcast(uid: str, broadcast: Broadcast) -> bytes:
         flags["maySee"] = broadcast.may_see
     packet = {"type": int(PacketType.EVENT), "data": broadcast.args, "nsp": target.namespace}
     options = {"rooms": list(target.rooms), "except": list(target.except_rooms), "flags": flags}
-    packed: bytes = msgpack.packb([uid, packet, options], use_bin_type=True)
+    packed: bytes = msgpack.packb([uid, packet, options], use_bin_type=True, default=_plain)
     return packed
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return iso_time(value)
+    raise TypeError(f"a {type(value).__name__} cannot travel: neither JSON nor bytes")
+
+
+def _extension(code: int, data: bytes) -> None:
+    """Node's packer writes ``undefined`` as extension 0; it has no others but dates, which the reader knows."""
+    if code != 0:
+        raise ValueError(f"unknown extension {code} of {len(data)} bytes")
 
 
 def _unpack(payload: bytes) -> Any:
     try:
-        return msgpack.unpackb(payload, raw=False, strict_map_key=False, timestamp=0)
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        return msgpack.unpackb(payload, raw=False, strict_map_key=False, timestamp=3, ext_hook=_extension)
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise WireError("adapter message", "no MessagePack", payload) from error
 
 

@@ -10,12 +10,13 @@ number of attachments is checked when their count is read, not when they have co
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, Final, NamedTuple, NoReturn, final
 
 from flotta.errors import PacketError
 
-__all__ = ["ATTACHMENTS_MAX", "RESERVED_EVENTS", "Decoder", "Encoded", "Packet", "PacketType", "encode"]
+__all__ = ["ATTACHMENTS_MAX", "RESERVED_EVENTS", "Decoder", "Encoded", "Packet", "PacketType", "encode", "iso_time"]
 
 ATTACHMENTS_MAX: Final = 16
 ACK_ID_DIGITS_MAX: Final = 15  # below 2**53, the largest integer that every client keeps exact
@@ -74,18 +75,28 @@ def encode(packet: Packet) -> Encoded:
     try:
         return Encoded(_head(packet, packet.type, 0) + _dump(packet.data))
     except TypeError:
-        if packet.type not in _BINARY:
+        if packet.type not in _BINARY:  # only events and their answers carry more than JSON
             raise
     attachments: list[bytes] = []
 
-    def lift(value: object) -> dict[str, Any]:
+    def lift(value: object) -> Any:
+        if isinstance(value, datetime):
+            return iso_time(value)
         if not isinstance(value, (bytes, bytearray, memoryview)):
             raise TypeError(f"a {type(value).__name__} cannot travel: neither JSON nor bytes")
         attachments.append(bytes(value))
         return {"_placeholder": True, "num": len(attachments) - 1}
 
     body = json.JSONEncoder(**_FORM, default=lift).encode(packet.data)
-    return Encoded(_head(packet, _BINARY[packet.type], len(attachments)) + body, tuple(attachments))
+    kind = _BINARY[packet.type] if attachments else packet.type
+    return Encoded(_head(packet, kind, len(attachments)) + body, tuple(attachments))
+
+
+def iso_time(value: datetime) -> str:
+    """A date as JavaScript writes it: UTC, milliseconds, ``Z``. A naive one is refused: it names no instant."""
+    if value.tzinfo is None:
+        raise TypeError("a datetime without a time zone cannot travel")
+    return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _head(packet: Packet, kind: PacketType, attachments: int) -> str:
