@@ -9,6 +9,7 @@ Owns: which commands may share the one connection and which must not, and the re
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Self
@@ -196,7 +197,8 @@ class Redis(DriverRedis):  # not final: redis-py's own client() and users' typin
             reply = await self._call_plain(self.encoded(words), options)
         else:
             reply = await self._call_blocking(self.encoded(words))
-        return self.parsed(plan, reply, options)
+        reply = self.parsed(plan, reply, options)
+        return await reply if inspect.isawaitable(reply) else reply
 
     async def _call_plain(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         try:
@@ -211,28 +213,32 @@ class Redis(DriverRedis):  # not final: redis-py's own client() and users' typin
             raise DriverClosed(f"the link to {self.link.endpoint.address}")
         link = self._idle_blocking.pop() if self._idle_blocking else self.dedicated("blocking")
         limit_s = block_limit_s(args) or 0.0
-        is_whole = False
         try:
             reply = await link.call(*args, timeout_s=limit_s + self.options.command_timeout_s)
-            is_whole = True
         except CommandError as error:
-            is_whole = True
+            await self._put_back(link)
             raise to_driver_error(error) from None
-        except RedisError as error:
-            raise to_driver_error(error) from None
-        finally:
-            if is_whole and not self.link.closed and len(self._idle_blocking) < _IDLE_BLOCKING_LINKS_MAX:
-                self._idle_blocking.append(link)
-            else:
-                await link.aclose(drain_s=0.0)
+        except BaseException as error:
+            await link.aclose(drain_s=0.0)
+            if isinstance(error, RedisError):
+                raise to_driver_error(error) from None
+            raise
+        await self._put_back(link)
         return reply
+
+    async def _put_back(self, link: Link) -> None:
+        if self.link.closed or len(self._idle_blocking) >= _IDLE_BLOCKING_LINKS_MAX:
+            await link.aclose(drain_s=0.0)
+        else:
+            self._idle_blocking.append(link)
 
     def plan(self, name: Any) -> _Plan:
         """What ``name`` ("XINFO STREAM", b"get") needs, kept for the next call."""
         text = name.decode() if isinstance(name, bytes) else str(name)
-        words = tuple(text.split())
+        words = tuple(text.split()) or (text,)
         callback = self.response_callbacks.get(text)
-        plan = _Plan(words if len(words) > 1 else (), callback, special=is_special(words[0].upper() if words else ""))
+        special = is_special(words[0].upper()) or inspect.iscoroutinefunction(callback)
+        plan = _Plan(words if len(words) > 1 else (), callback, special=special)
         if len(self._plans) < _PLANS_MAX:
             self._plans[name] = plan
         return plan
@@ -248,8 +254,8 @@ class Redis(DriverRedis):  # not final: redis-py's own client() and users' typin
 
 
 def _callbacks(kwargs: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
-    # The wire is always RESP3. Whoever asked for protocol 2 gets its shapes, by the conversion that redis-py itself uses
-    # by default.
+    # The wire is always RESP3. Whoever asked for protocol 2 gets its shapes, by the conversion that redis-py itself
+    # uses by default.
     protocol = kwargs.get("protocol")
     if protocol in {2, "2"}:
         return get_response_callbacks(None, legacy_responses=True)

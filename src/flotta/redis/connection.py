@@ -9,6 +9,7 @@ It never reconnects and knows no callers' limits: that is the link's.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, cast, final
@@ -27,6 +28,8 @@ _CONFIRMATIONS = frozenset(
     (b"subscribe", b"unsubscribe", b"psubscribe", b"punsubscribe", b"ssubscribe", b"sunsubscribe")
 )
 _WRITE_BUFFER_BYTES_MAX = 1 << 20
+# Seconds idle, seconds between probes, probes. Where the system lacks one, its own default holds.
+_KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
 class Entry(Protocol):
@@ -41,12 +44,12 @@ class Entry(Protocol):
 class Batch:
     """Collects the replies of commands written as one; error replies stay in place among them."""
 
-    __slots__ = ("_due", "_replies", "future")
+    __slots__ = ("_due", "future", "replies")
 
     def __init__(self, future: asyncio.Future[list[Any]], due: int) -> None:
         self.future = future
         self._due = due
-        self._replies: list[Any] = []
+        self.replies: list[Any] = []
 
     def done(self) -> bool:
         """Whether somebody still waits for it."""
@@ -54,9 +57,9 @@ class Batch:
 
     def set_result(self, reply: Any, /) -> None:
         """Take the next reply, an error reply too; the last one wakes the caller."""
-        self._replies.append(reply)
-        if len(self._replies) == self._due:
-            self.future.set_result(self._replies)
+        self.replies.append(reply)
+        if len(self.replies) == self._due:
+            self.future.set_result(self.replies)
 
     def set_exception(self, exception: Exception, /) -> None:
         """The connection is gone: one failure for the whole batch."""
@@ -130,14 +133,12 @@ class Connection(asyncio.Protocol):
 
     def expire(self, written_before_s: float, waited_s: float) -> None:
         """Fail the callers of everything written before then; their replies, if they come, are swallowed."""
-        due_end = self._sent
+        answered = overdue_end = self._sent - len(self._entries)
         for end, written_s in self._written:
             if written_s > written_before_s:
                 break
-            due_end = end
-        else:
-            due_end = self._sent
-        count = len(self._entries) - (self._sent - due_end)
+            overdue_end = end
+        count = overdue_end - answered
         for _, entry, name in zip(range(count), self._entries, self._names, strict=False):
             if not entry.done():
                 entry.set_exception(AmbiguousOutcome(f"no reply within {waited_s:g} s", command=_shown(name)))
@@ -163,6 +164,7 @@ class Connection(asyncio.Protocol):
         """The socket is open (with TLS: and trusted)."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
         self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES_MAX)
+        _keep_alive(self._transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         """Match every complete reply to its entry."""
@@ -216,17 +218,27 @@ class Connection(asyncio.Protocol):
             entry = self._entries.popleft()
             if not entry.done():
                 entry.set_result(push)
-            return
         self._on_push(push)
 
 
 def _fail(entry: Entry, name: Arg, error: CommandError) -> None:
     error.command = _shown(name)
+    error.outcome = outcome_of(error.text, error.command)
     error.args = (f"{error.command}: {error.text}",)
     if entry.__class__ is Batch:
         entry.set_result(error)
     else:
         entry.set_exception(error)
+
+
+def _keep_alive(sock: Any) -> None:
+    """Let the kernel notice a dead machine within a minute, also under a command that may block for ever."""
+    if sock is None or sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEP_ALIVE:
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def _command(name: Arg) -> bytes:

@@ -6,6 +6,7 @@ lost reply; an error that is not listed counts as the server's answer (APP). Bot
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final
@@ -30,188 +31,37 @@ class Effect(IntEnum):
     """Unknown, a script, or the reply itself decides something: SET NX, GETSET, EVAL."""
 
 
-_READ: Final = frozenset(
-    [
-        "BITCOUNT",
-        "BITFIELD_RO",
-        "BITPOS",
-        "COMMAND",
-        "DBSIZE",
-        "DUMP",
-        "ECHO",
-        "EVALSHA_RO",
-        "EVAL_RO",
-        "EXISTS",
-        "EXPIRETIME",
-        "FCALL_RO",
-        "GEODIST",
-        "GEOHASH",
-        "GEOPOS",
-        "GEORADIUS_RO",
-        "GEORADIUSBYMEMBER_RO",
-        "GEOSEARCH",
-        "GET",
-        "GETBIT",
-        "GETRANGE",
-        "HEXISTS",
-        "HEXPIRETIME",
-        "HGET",
-        "HGETALL",
-        "HKEYS",
-        "HLEN",
-        "HMGET",
-        "HPEXPIRETIME",
-        "HPTTL",
-        "HRANDFIELD",
-        "HSCAN",
-        "HSTRLEN",
-        "HTTL",
-        "HVALS",
-        "INFO",
-        "KEYS",
-        "LASTSAVE",
-        "LCS",
-        "LINDEX",
-        "LLEN",
-        "LOLWUT",
-        "LPOS",
-        "LRANGE",
-        "MGET",
-        "PEXPIRETIME",
-        "PFCOUNT",
-        "PING",
-        "PTTL",
-        "RANDOMKEY",
-        "ROLE",
-        "SCAN",
-        "SCARD",
-        "SDIFF",
-        "SINTER",
-        "SINTERCARD",
-        "SISMEMBER",
-        "SMEMBERS",
-        "SMISMEMBER",
-        "SORT_RO",
-        "SRANDMEMBER",
-        "SSCAN",
-        "STRLEN",
-        "SUBSTR",
-        "SUNION",
-        "TIME",
-        "TTL",
-        "TYPE",
-        "XINFO",
-        "XLEN",
-        "XPENDING",
-        "XRANGE",
-        "XREAD",
-        "XREVRANGE",
-        "ZCARD",
-        "ZCOUNT",
-        "ZDIFF",
-        "ZINTER",
-        "ZINTERCARD",
-        "ZLEXCOUNT",
-        "ZMSCORE",
-        "ZRANDMEMBER",
-        "ZRANGE",
-        "ZRANGEBYLEX",
-        "ZRANGEBYSCORE",
-        "ZRANK",
-        "ZREVRANGE",
-        "ZREVRANGEBYLEX",
-        "ZREVRANGEBYSCORE",
-        "ZREVRANK",
-        "ZSCAN",
-        "ZSCORE",
-        "ZUNION",
-    ]
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_READ: Final = _words(
+    """
+    BITCOUNT BITFIELD_RO BITPOS COMMAND DBSIZE DUMP ECHO EVALSHA_RO EVAL_RO EXISTS EXPIRETIME FCALL_RO GEODIST
+    GEOHASH GEOPOS GEORADIUS_RO GEORADIUSBYMEMBER_RO GEOSEARCH GET GETBIT GETRANGE HEXISTS HEXPIRETIME HGET
+    HGETALL HKEYS HLEN HMGET HPEXPIRETIME HPTTL HRANDFIELD HSCAN HSTRLEN HTTL HVALS INFO KEYS LASTSAVE LCS
+    LINDEX LLEN LOLWUT LPOS LRANGE MGET PEXPIRETIME PFCOUNT PING PTTL RANDOMKEY ROLE SCAN SCARD SDIFF SINTER
+    SINTERCARD SISMEMBER SMEMBERS SMISMEMBER SORT_RO SRANDMEMBER SSCAN STRLEN SUBSTR SUNION TIME TTL TYPE XINFO
+    XLEN XPENDING XRANGE XREAD XREVRANGE ZCARD ZCOUNT ZDIFF ZINTER ZINTERCARD ZLEXCOUNT ZMSCORE ZRANDMEMBER
+    ZRANGE ZRANGEBYLEX ZRANGEBYSCORE ZRANK ZREVRANGE ZREVRANGEBYLEX ZREVRANGEBYSCORE ZREVRANK ZSCAN ZSCORE
+    ZUNION
+    """
 )
 _CHECKED: Final = frozenset(("XACK", "XDEL", "XTRIM"))
-_LAST_WRITE_WINS: Final = frozenset(
-    [
-        "BITOP",
-        "COPY",
-        "DEL",
-        "EXPIRE",
-        "EXPIREAT",
-        "FLUSHALL",
-        "FLUSHDB",
-        "GEOADD",
-        "GEOSEARCHSTORE",
-        "HDEL",
-        "HEXPIRE",
-        "HEXPIREAT",
-        "HMSET",
-        "HPERSIST",
-        "HPEXPIRE",
-        "HPEXPIREAT",
-        "HSET",
-        "LSET",
-        "LTRIM",
-        "MSET",
-        "PERSIST",
-        "PEXPIRE",
-        "PEXPIREAT",
-        "PFADD",
-        "PFMERGE",
-        "PSETEX",
-        "RESTORE",
-        "SADD",
-        "SDIFFSTORE",
-        "SET",
-        "SETBIT",
-        "SETEX",
-        "SETRANGE",
-        "SINTERSTORE",
-        "SREM",
-        "SUNIONSTORE",
-        "TOUCH",
-        "UNLINK",
-        "ZADD",
-        "ZDIFFSTORE",
-        "ZINTERSTORE",
-        "ZRANGESTORE",
-        "ZREM",
-        "ZREMRANGEBYLEX",
-        "ZREMRANGEBYSCORE",
-        "ZUNIONSTORE",
-    ]
+_LAST_WRITE_WINS: Final = _words(
+    """
+    BITOP DEL EXPIRE EXPIREAT FLUSHALL FLUSHDB GEOADD GEOSEARCHSTORE HDEL HEXPIRE HEXPIREAT HMSET HPERSIST
+    HPEXPIRE HPEXPIREAT HSET LSET MSET PERSIST PEXPIRE PEXPIREAT PFADD PFMERGE PSETEX SADD
+    SDIFFSTORE SET SETEX SETRANGE SINTERSTORE SREM SUNIONSTORE TOUCH UNLINK ZADD ZDIFFSTORE ZINTERSTORE
+    ZRANGESTORE ZREM ZREMRANGEBYLEX ZREMRANGEBYSCORE ZUNIONSTORE
+    """
 )
-_ACCUMULATING: Final = frozenset(
-    [
-        "APPEND",
-        "DECR",
-        "DECRBY",
-        "HINCRBY",
-        "HINCRBYFLOAT",
-        "INCR",
-        "INCRBY",
-        "INCRBYFLOAT",
-        "LINSERT",
-        "LMOVE",
-        "LMPOP",
-        "LPOP",
-        "LPUSH",
-        "LPUSHX",
-        "LREM",
-        "PUBLISH",
-        "RPOP",
-        "RPOPLPUSH",
-        "RPUSH",
-        "RPUSHX",
-        "SPOP",
-        "SPUBLISH",
-        "XADD",
-        "XAUTOCLAIM",
-        "XCLAIM",
-        "XREADGROUP",
-        "ZINCRBY",
-        "ZMPOP",
-        "ZPOPMAX",
-        "ZPOPMIN",
-        "ZREMRANGEBYRANK",
-    ]
+_ACCUMULATING: Final = _words(
+    """
+    APPEND DECR DECRBY HINCRBY HINCRBYFLOAT INCR INCRBY INCRBYFLOAT LINSERT LMOVE LMPOP LPOP LPUSH LPUSHX LREM LTRIM
+    PUBLISH RPOP RPOPLPUSH RPUSH RPUSHX SPOP SPUBLISH XADD XAUTOCLAIM XCLAIM XREADGROUP ZINCRBY ZMPOP ZPOPMAX
+    ZPOPMIN ZREMRANGEBYRANK
+    """
 )
 _TABLE: Final[dict[str, Effect]] = {
     **dict.fromkeys(_READ, Effect.READ),
@@ -237,7 +87,6 @@ _SUBCOMMANDS: Final[dict[str, Effect]] = {
 _DECIDING: Final[dict[str, frozenset[str]]] = {
     "SET": frozenset(("NX", "GET", "IFEQ")),
     "ZADD": frozenset(("INCR", "NX")),
-    "COPY": frozenset(),
     "EXPIRE": frozenset(("NX",)),
     "PEXPIRE": frozenset(("NX",)),
 }
@@ -265,19 +114,29 @@ def is_repeatable(outcome: Outcome, effect: Effect, ceiling: Effect = Effect.LAS
     return outcome is Outcome.AMBIGUOUS and effect <= ceiling
 
 
-# First words of error replies after which the command has certainly not run and another try, later or elsewhere, may.
-_NOT_APPLIED: Final = frozenset(
-    ("ASK", "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NOREPLICAS", "READONLY", "TRYAGAIN")
-)
+# First words of error replies after which the command has certainly not run, and may be tried again.
+_NOT_APPLIED: Final = _words("ASK BUSY CLUSTERDOWN LOADING MASTERDOWN MISCONF MOVED NOREPLICAS READONLY TRYAGAIN")
 _NOT_APPLIED_SENTENCES: Final = ("ERR max number of clients", "ERR max number of connected clients")
+_SCRIPTS: Final = _words("EVAL EVALSHA EVALSHA_RO EVAL_RO FCALL FCALL_RO EXEC")
+# A script may answer with an error of its own after it has written ("BUSY queue full"). Only the server's own sentences,
+# said before a script runs or at its first write, count there.
+_SERVER_SENTENCES: Final = re.compile(
+    r"(LOADING|BUSY) \w+ is |READONLY You can't write against a read only |MASTERDOWN Link with "
+    r"|(MOVED|ASK) \d+ \S+:\d+$|CLUSTERDOWN The cluster is down|CLUSTERDOWN Hash slot not served"
+    r"|TRYAGAIN Multiple keys |NOREPLICAS Not enough good replicas|MISCONF \w+ is configured to save"
+)
 
 
-def outcome_of(text: str) -> Outcome:
-    """What the error reply ``text`` says about its command. Never AMBIGUOUS: the server has answered."""
+def outcome_of(text: str, command: str = "") -> Outcome:
+    """What the error reply ``text`` to ``command`` says about it. Never AMBIGUOUS: the server has answered."""
     code = text.partition(" ")[0]
-    if code in _NOT_APPLIED or text.startswith(_NOT_APPLIED_SENTENCES):
+    if text.startswith(_NOT_APPLIED_SENTENCES):
         return Outcome.NOT_APPLIED
-    return Outcome.APP
+    if code not in _NOT_APPLIED:
+        return Outcome.APP
+    if command.upper() in _SCRIPTS and _SERVER_SENTENCES.match(text) is None:
+        return Outcome.APP
+    return Outcome.NOT_APPLIED
 
 
 def _has_deciding_option(name: str, args: Sequence[object]) -> bool:

@@ -38,7 +38,8 @@ _LOG_TAIL_BYTES = 2_000
 # only if that process id is still a valkey-server.
 _WATCHER = """
 if read -r word && [ "$word" = ok ]; then exit 0; fi
-case "$(ps -o comm= -p "$1" 2>/dev/null)" in *valkey*) kill -TERM "$1" 2>/dev/null ;; esac
+name=$(cat "/proc/$1/comm" 2>/dev/null || ps -o comm= -p "$1" 2>/dev/null)
+case "$name" in *valkey*) kill -TERM "$1" 2>/dev/null ;; esac
 """
 
 
@@ -121,10 +122,12 @@ class EmbeddedRedis:
         You owe it ``stop``. Starting twice is harmless. Cancelled: nothing is left behind. Raises
         ``EmbeddedServerError`` with the end of the server's log.
         """
+        starting = asyncio.ensure_future(asyncio.to_thread(self.start_sync))
         try:
-            return await asyncio.to_thread(self.start_sync)
+            return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            await asyncio.shield(asyncio.to_thread(self.stop_sync))
+            await asyncio.wait([starting])
+            await asyncio.to_thread(self.stop_sync)
             raise
 
     async def stop(self) -> None:

@@ -7,13 +7,14 @@ authenticated, has its database selected, and its server is new enough and ready
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import ssl
 from collections.abc import Callable
 from typing import Any
 
 from flotta._version import __version__
-from flotta.errors import CommandError, LinkUnavailable, NotApplied, Outcome, RedisError, ServerTooOld
+from flotta.errors import AmbiguousOutcome, CommandError, LinkUnavailable, NotApplied, Outcome, ServerTooOld
 from flotta.redis.connection import Arg, Batch, Connection
 from flotta.redis.endpoint import Endpoint
 
@@ -43,15 +44,18 @@ async def open_connection(
         raise LinkUnavailable(endpoint.address, f"TLS: {_tls_reason(error)}") from error
     except OSError as error:
         connection.end("no connection")
-        raise LinkUnavailable(endpoint.address, error.strerror or str(error)) from error
-    except RedisError as error:
+        raise LinkUnavailable(endpoint.address, _system_reason(error)) from error
+    except (NotApplied, ServerTooOld):
         connection.end("greeting refused")
-        if isinstance(error, NotApplied | ServerTooOld):
-            raise
-        raise LinkUnavailable(endpoint.address, connection.ended or str(error)) from error
-    except BaseException:
+        raise
+    except AmbiguousOutcome as error:
+        raise LinkUnavailable(endpoint.address, error.reason) from error
+    except asyncio.CancelledError:
         connection.end("cancelled")
         raise
+    except Exception as error:  # a credential provider may raise anything; the link must go on trying
+        connection.end("no connection")
+        raise LinkUnavailable(endpoint.address, f"{type(error).__name__}: {error}") from error
 
 
 async def _open_socket(endpoint: Endpoint, connection: Connection) -> None:
@@ -67,7 +71,13 @@ async def _greet(endpoint: Endpoint, connection: Connection, pack: Callable[...,
     future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
     batch = Batch(future, len(commands))
     connection.send([pack(command) for command in commands], [batch] * len(commands), [c[0] for c in commands])
-    replies = await future
+    try:
+        replies = await future
+    except AmbiguousOutcome:
+        # "max number of clients", "protected mode": one error, then the server closes without reading on.
+        if batch.replies and isinstance(batch.replies[0], CommandError):
+            raise LinkUnavailable(endpoint.address, batch.replies[0].text) from None
+        raise
     return _judge(endpoint, dict(zip([command[0] for command in commands], replies, strict=True)))
 
 
@@ -113,6 +123,12 @@ def parse_version(text: bytes | str) -> Version:
     numbers = [int(number) for number in re.findall(r"\d+", shown)[:3]]
     first, second, third, *_ = [*numbers, 0, 0, 0]
     return first, second, third
+
+
+def _system_reason(error: OSError) -> str:
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 def _tls_reason(error: ssl.SSLError) -> str:

@@ -1,8 +1,9 @@
 """Subscriptions of one process: one connection, any number of listeners, and the truth about gaps.
 
-Owns: which channels are wanted and by whom. Invariants: a listener hears a message only after ``subscribe`` returned to
-some caller of its channel; between ``on_lost`` and ``on_restored`` nothing is delivered; every ``on_lost`` is followed
-by ``on_restored`` once the server has confirmed the channel anew, or by nothing if it is closed before.
+Owns: which channels are wanted and by whom. Invariants: nothing published after ``subscribe`` returned is missed
+without ``on_lost``; between ``on_lost`` and ``on_restored`` nothing is delivered; every ``on_lost`` is followed by
+``on_restored`` once the server has confirmed the channel anew, unless the subscription is closed before. Confirmations
+are handled in the reading loop itself, so that no message can overtake ``on_restored``.
 
 Why a connection of its own: the server ends a subscriber that reads too slowly (client-output-buffer-limit pubsub).
 That must cost a gap, which listeners are told of, and not the commands of the whole process.
@@ -17,10 +18,12 @@ from typing import Any, Final, Literal, Protocol, final
 
 import structlog
 
-from flotta.errors import Closed, RedisError
+from flotta.errors import Closed, CommandError, LinkUnavailable, RedisError
+from flotta.redis.effects import Effect
 from flotta.redis.endpoint import Endpoint
 from flotta.redis.link import Link
 from flotta.redis.options import LinkOptions
+from flotta.redis.repeating import call_repeating
 
 __all__ = ["Hub", "Kind", "Listener", "Subscription"]
 
@@ -28,6 +31,8 @@ Kind = Literal["channel", "pattern", "shard"]
 _SUBSCRIBE: Final[dict[Kind, str]] = {"channel": "SUBSCRIBE", "pattern": "PSUBSCRIBE", "shard": "SSUBSCRIBE"}
 _UNSUBSCRIBE: Final[dict[Kind, str]] = {"channel": "UNSUBSCRIBE", "pattern": "PUNSUBSCRIBE", "shard": "SUNSUBSCRIBE"}
 _MESSAGE: Final[dict[bytes, Kind]] = {b"message": "channel", b"pmessage": "pattern", b"smessage": "shard"}
+
+_CONFIRMED: Final[dict[bytes, Kind]] = {b"subscribe": "channel", b"psubscribe": "pattern", b"ssubscribe": "shard"}
 
 
 class Listener(Protocol):
@@ -89,6 +94,7 @@ class Hub:
     def __init__(self, url: str | Endpoint, *, options: LinkOptions | None = None, logger: Any = None) -> None:
         self._logger = logger or structlog.get_logger("flotta.redis")
         self._link = Link(url, options=options, observer=self, logger=logger)
+        self._options = self._link.options
         self._topics: dict[tuple[Kind, bytes], _Topic] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -114,11 +120,21 @@ class Hub:
             self._spawn(self._ask(topic), f"flotta-hub subscribe {name!r}")
         topic.listeners.append(listener)
         try:
-            await asyncio.shield(topic.ready)
+            await self._wait_until_live(topic)
         except BaseException:
             self._leave(topic, listener)
             raise
         return Subscription(self, topic, listener)
+
+    async def _wait_until_live(self, topic: _Topic) -> None:
+        limit_s = self._options.command_timeout_s * 2
+        try:
+            async with asyncio.timeout(limit_s):
+                while topic.state is not TopicState.LIVE:
+                    await asyncio.shield(topic.ready)
+        except TimeoutError:
+            address = self._link.endpoint.address
+            raise LinkUnavailable(address, f"not subscribed after {limit_s:g} s", command="SUBSCRIBE") from None
 
     async def aclose(self) -> None:
         """Close the connection and forget every subscription; listeners hear nothing more. Again: harmless."""
@@ -141,33 +157,43 @@ class Hub:
         task.add_done_callback(self._tasks.discard)
 
     async def _ask(self, topic: _Topic) -> None:
-        """Subscribe on the server; a lost connection asks again by itself when it is back."""
+        """Subscribe on the server. Its confirmation arrives as a push; only failures are of interest here."""
+        command = (_SUBSCRIBE[topic.kind], topic.channel)
         try:
-            await self._link.call(_SUBSCRIBE[topic.kind], topic.channel)
-        except RedisError as error:
-            if topic.state is TopicState.ASKED and not topic.ready.done():
-                self._topics.pop((topic.kind, topic.channel), None)
-                topic.ready.set_exception(error)
-                topic.ready.exception()
-            return
-        self._confirm(topic)
+            await call_repeating(self._link, command, self._options, effect=Effect.READ)
+        except (RedisError, Closed) as error:
+            self._refuse(topic, error)
+        if (topic.kind, topic.channel) not in self._topics and self._link.connected:
+            await self._unsubscribe(topic)  # everybody left while the server was being asked
+
+    def _refuse(self, topic: _Topic, error: Exception) -> None:
+        if topic.state is TopicState.ASKED and not topic.ready.done():
+            self._forget(topic)
+            topic.ready.set_exception(error)
+            topic.ready.exception()  # the subscriber may have been cancelled: then nobody else asks
+        elif topic.state is TopicState.LOST and isinstance(error, CommandError):
+            self._logger.error("a subscription was refused after a reconnect", channel=topic.channel, reason=error.text)
 
     def _confirm(self, topic: _Topic) -> None:
-        if not topic.listeners and topic.ready.done():
-            return
         was, topic.state = topic.state, TopicState.LIVE
         if not topic.ready.done():
             topic.ready.set_result(None)
         if was is TopicState.LOST:
             self._tell(topic, lambda listener: listener.on_restored())
 
+    def _forget(self, topic: _Topic) -> bool:
+        """Whether it was still wanted."""
+        if self._topics.get((topic.kind, topic.channel)) is not topic:
+            return False
+        del self._topics[topic.kind, topic.channel]
+        return True
+
     def _leave(self, topic: _Topic, listener: Listener) -> None:
         if listener in topic.listeners:
             topic.listeners.remove(listener)
-        if topic.listeners or self._topics.get((topic.kind, topic.channel)) is not topic:
+        if topic.listeners or not self._forget(topic):
             return
-        del self._topics[topic.kind, topic.channel]
-        if self._link.connected and not self._closed:
+        if topic.state is TopicState.LIVE and not self._closed:
             self._spawn(self._unsubscribe(topic), f"flotta-hub unsubscribe {topic.channel!r}")
 
     async def _unsubscribe(self, topic: _Topic) -> None:
@@ -187,17 +213,20 @@ class Hub:
     def on_link_down(self, reason: str) -> None:  # noqa: ARG002 - the observer's signature
         """Tell every listener of a channel that was live."""
         for topic in list(self._topics.values()):
-            if topic.state is TopicState.LIVE:
-                topic.state = TopicState.LOST
-                self._tell(topic, lambda listener: listener.on_lost())
+            self._lose(topic)
+
+    def _lose(self, topic: _Topic) -> None:
+        if topic.state is TopicState.LIVE:
+            topic.state = TopicState.LOST
+            topic.ready = asyncio.get_running_loop().create_future()
+            self._tell(topic, lambda listener: listener.on_lost())
 
     def on_link_push(self, push: list[Any]) -> None:
-        """Hand a message to the listeners of its channel or pattern."""
+        """Hand a message to the listeners of its channel or pattern, or take note of a confirmation."""
         kind = _MESSAGE.get(push[0])
-        if kind is None:
-            return
-        topic = self._topics.get((kind, push[1]))
+        topic = self._topics.get((kind, push[1])) if kind is not None else None
         if topic is None:
+            self._take_note(push)
             return
         channel, payload = push[-2], push[-1]
         for listener in tuple(topic.listeners):
@@ -205,6 +234,16 @@ class Hub:
                 listener.on_message(channel, payload)
             except Exception:  # a listener's bug must not end the connection of all
                 self._logger.exception("a listener raised", channel=channel)
+
+    def _take_note(self, push: list[Any]) -> None:
+        kind = _CONFIRMED.get(push[0])
+        topic = self._topics.get((kind, push[1])) if kind is not None else None
+        if topic is not None:
+            self._confirm(topic)
+        elif push[0] == b"sunsubscribe" and (topic := self._topics.get(("shard", push[1]))) is not None:
+            # Nobody here asked for it: the slot has moved to another server.
+            self._lose(topic)
+            self._spawn(self._ask(topic), f"flotta-hub restore {topic.channel!r}")
 
     def _tell(self, topic: _Topic, say: Callable[[Listener], None]) -> None:
         for listener in tuple(topic.listeners):

@@ -99,6 +99,7 @@ class Link:
         self._state = LinkState.IDLE
         self._connection: Connection | None = None
         self._reason = "not connected yet"
+        self._logged_reason = ""
         # What waits to be written: three lists in step, the oldest first. Entries leave only in _flush.
         self._packed: list[bytes] = []
         self._entries: list[Any] = []
@@ -148,9 +149,11 @@ class Link:
         if timeout_s is not None:
             return self._call_within(timeout_s, args)
         future = self._create_future()
-        self._packed.append(_pack(args))
-        self._entries.append(future)
+        packed = _pack(args)
+        # The three lists must stay in step: nothing may raise from here on.
         self._names.append(args[0])
+        self._packed.append(packed)
+        self._entries.append(future)
         if not self._ticking:
             self._ticking = True
             self._loop.call_soon(self._flush)
@@ -334,7 +337,7 @@ class Link:
         except RedisError as error:
             self._failed_attempts += 1
             self._reason = error.reason if isinstance(error, LinkUnavailable) else str(error)
-            self._logger.warning("redis link cannot connect", address=self.endpoint.address, reason=self._reason)
+            self._log_failure()
             self._settle_up(error)
             return None
         if connection.ended is None:
@@ -342,11 +345,20 @@ class Link:
             self._gain(connection, version)
         return ended
 
+    def _log_failure(self) -> None:
+        # An outage of hours is one line for each reason, not one for each attempt.
+        log = self._logger.debug if self._reason == self._logged_reason else self._logger.warning
+        self._logged_reason = self._reason
+        log("redis link cannot connect", address=self.endpoint.address, reason=self._reason)
+
     def _gain(self, connection: Connection, version: Version) -> None:
         self._connection = connection
         self._state = LinkState.CONNECTED
         self.server_version = version
         self._connections += 1
+        if self._connections > 1:
+            self._logger.info("redis link is back", address=self.endpoint.address)
+        self._logged_reason = ""
         self._settle_up(None)
         if self._observer is not None:
             self._observer.on_link_up()
@@ -464,6 +476,17 @@ class Link:
             if not entry.done():
                 entry.set_exception(make_error(str(name)))
         del self._packed[keep:], self._entries[keep:], self._names[keep:]
+        self._trim_marks()
+
+    def _trim_marks(self) -> None:
+        """After the newest were taken out: no mark may reach past the end, or later calls would inherit its time."""
+        end = self._left + len(self._entries)
+        since_s = None
+        while self._waiting_since and self._waiting_since[-1][0] > end:
+            _, since_s = self._waiting_since.pop()
+        before = self._waiting_since[-1][0] if self._waiting_since else self._left
+        if since_s is not None and end > before:
+            self._waiting_since.append((end, since_s))
 
     # --- time ---------------------------------------------------------------------------------------------------
 
@@ -512,8 +535,13 @@ class Link:
             return
         if place >= self._left:
             future.set_exception(self._waited_too_long(timeout_s, command))
-        else:
-            future.set_exception(AmbiguousOutcome(f"no reply within {timeout_s:g} s", command=command))
+            return
+        future.set_exception(AmbiguousOutcome(f"no reply within {timeout_s:g} s", command=command))
+        # While a patient call is out the watchdog is patient too, so a silent peer is noticed here.
+        limit_s = self.options.command_timeout_s
+        connection = self._connection
+        if timeout_s > limit_s and connection is not None and self._loop.time() - connection.heard_at_s >= limit_s:
+            connection.end(f"no reply within {timeout_s:g} s")
 
     def _waited_too_long(self, waited_s: float, command: str) -> RedisError:
         connection = self._connection

@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from flotta.errors import Closed, CommandError, RedisError
 from flotta.redis.driver_errors import DriverClosed, to_driver_error, within_reply
 from flotta.redis.effects import Effect, effect_of
-from flotta.redis.repeating import may_repeat
+from flotta.redis.repeating import Failures, may_repeat
 from flotta.redis.routing import Route, route_of
 
 if TYPE_CHECKING:
@@ -77,12 +77,14 @@ class Pipeline(DriverPipeline):
     async def _send(self, commands: list[tuple[Any, ...]], effect: Effect) -> list[Any]:
         options = self._owner.options
         repeats = 0
+        failures = Failures()
         while True:
             try:
                 return await self._owner.link.call_many(commands)
             except RedisError as error:
+                failures.add(error)
                 if repeats == options.retries or not may_repeat(error, effect):
-                    raise
+                    raise failures.verdict() from error
             repeats += 1
             await asyncio.sleep(options.retry_delay_s)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from flotta.errors import Closed, LinkBusy, LinkUnavailable, RedisError
+from flotta.errors import Closed, LinkBusy, LinkUnavailable, Outcome, RedisError
 from flotta.redis.effects import Effect, effect_of, is_repeatable
 from flotta.redis.link import Link
 from flotta.redis.options import LinkOptions
 
-__all__ = ["call_repeating", "may_repeat"]
+__all__ = ["Failures", "call_repeating", "may_repeat"]
 
 
 def may_repeat(error: BaseException, effect: Effect) -> bool:
@@ -22,6 +22,28 @@ def may_repeat(error: BaseException, effect: Effect) -> bool:
     if not isinstance(error, RedisError) or isinstance(error, LinkUnavailable | LinkBusy):
         return False
     return is_repeatable(error.outcome, effect)
+
+
+class Failures:
+    """What all runs of one command together say. One ambiguous run makes the whole ambiguous."""
+
+    __slots__ = ("_ambiguous", "_last")
+
+    def __init__(self) -> None:
+        self._last: Exception | None = None
+        self._ambiguous: RedisError | None = None
+
+    def add(self, error: Exception) -> None:
+        """One more run has failed."""
+        self._last = error
+        if isinstance(error, RedisError) and error.outcome is Outcome.AMBIGUOUS:
+            self._ambiguous = error
+
+    def verdict(self) -> Exception:
+        """What to raise: a later "certainly not run" is not true of the earlier run that may have."""
+        assert self._last is not None
+        is_sure = isinstance(self._last, RedisError) and self._last.outcome is Outcome.APP
+        return self._last if is_sure or self._ambiguous is None else self._ambiguous
 
 
 async def call_repeating(
@@ -38,14 +60,16 @@ async def call_repeating(
     """
     effect = effect_of(args) if effect is None else effect
     repeats = 0
+    failures = Failures()
     error = first_error
     while True:
-        if error is not None and isinstance(error, RedisError | Closed):
+        if isinstance(error, RedisError | Closed):
+            failures.add(error)
             if repeats == options.retries or not may_repeat(error, effect):
-                raise error
+                raise failures.verdict()
             repeats += 1
             await asyncio.sleep(options.retry_delay_s)
         try:
             return await link.call(*args)
-        except RedisError as failed:
+        except (RedisError, Closed) as failed:
             error = failed

@@ -25,6 +25,10 @@ class Route(Enum):
     """It changes the state of its connection: one of redis-py's own, as in redis-py."""
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Command -> (where its time limit stands among the arguments after the name, seconds per unit).
 _LIMIT_PLACE: Final[dict[str, tuple[int, float]]] = {
     "BLPOP": (-1, 1.0),
@@ -39,34 +43,11 @@ _LIMIT_PLACE: Final[dict[str, tuple[int, float]]] = {
     "WAITAOF": (2, 0.001),
 }
 _READS_THAT_MAY_BLOCK: Final = frozenset(("XREAD", "XREADGROUP"))
-_SESSION: Final = frozenset(
-    [
-        "ASKING",
-        "AUTH",
-        "DISCARD",
-        "EXEC",
-        "FAILOVER",
-        "HELLO",
-        "MONITOR",
-        "MULTI",
-        "PSUBSCRIBE",
-        "PSYNC",
-        "PUNSUBSCRIBE",
-        "QUIT",
-        "READONLY",
-        "READWRITE",
-        "RESET",
-        "SELECT",
-        "SHUTDOWN",
-        "SSUBSCRIBE",
-        "SUBSCRIBE",
-        "SUNSUBSCRIBE",
-        "SYNC",
-        "UNSUBSCRIBE",
-        "UNWATCH",
-        "WATCH",
-        "HIMPORT",
-    ]
+_SESSION: Final = _words(
+    """
+    ASKING AUTH DISCARD EXEC FAILOVER HELLO MONITOR MULTI PSUBSCRIBE PSYNC PUNSUBSCRIBE QUIT READONLY READWRITE
+    RESET SELECT SHUTDOWN SSUBSCRIBE SUBSCRIBE SUNSUBSCRIBE SYNC UNSUBSCRIBE UNWATCH WATCH HIMPORT
+    """
 )
 _SESSION_CLIENT: Final = frozenset(("CACHING", "NO-EVICT", "NO-TOUCH", "REPLY", "TRACKING", "SETNAME", "CAPA"))
 _SPECIAL: Final = frozenset((*_LIMIT_PLACE, *_READS_THAT_MAY_BLOCK, *_SESSION, "CLIENT"))

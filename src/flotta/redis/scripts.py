@@ -10,10 +10,11 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, final
 
-from flotta.errors import CommandError
+from flotta.errors import CommandError, RedisError
 from flotta.redis.connection import Arg
 from flotta.redis.effects import Effect
 from flotta.redis.link import Link
+from flotta.redis.repeating import call_repeating
 
 __all__ = ["Script"]
 
@@ -35,15 +36,29 @@ class Script:
         return f"Script({self.name!r}, {self.sha[:8]})"
 
     async def __call__(self, link: Link, *, keys: Sequence[Arg] = (), args: Sequence[Arg] = ()) -> Any:
-        """Run it; gives the raw reply. Raises what ``Link.call`` raises. Cancelled: it may have run."""
+        """Run it; gives the raw reply.
+
+        After a lost reply it is repeated only if ``effect`` allows it. Raises what ``Link.call`` raises. Cancelled: it
+        may have run.
+        """
+        command = ("EVALSHA", self.sha, len(keys), *keys, *args)
         try:
-            return await link.call("EVALSHA", self.sha, len(keys), *keys, *args)
-        except CommandError as error:
-            if error.code != "NOSCRIPT":
+            return await link.call(*command)
+        except RedisError as error:
+            return await self._recover(link, command, error)
+
+    async def _recover(self, link: Link, command: tuple[Arg, ...], error: RedisError) -> Any:
+        try:
+            if not _is_unknown(error):
+                return await call_repeating(link, command, link.options, effect=self.effect, first_error=error)
+        except CommandError as later:
+            if not _is_unknown(later):
                 raise
-        _, reply = await link.call_many(
-            [("SCRIPT", "LOAD", self.source), ("EVALSHA", self.sha, len(keys), *keys, *args)]
-        )
+        _, reply = await link.call_many([("SCRIPT", "LOAD", self.source), command])
         if isinstance(reply, CommandError):
             raise reply
         return reply
+
+
+def _is_unknown(error: RedisError) -> bool:
+    return isinstance(error, CommandError) and error.code == "NOSCRIPT"

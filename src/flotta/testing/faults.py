@@ -203,10 +203,11 @@ class FaultProxy:
             if not faults.drops:
                 await self._forward(data, writer, faults)
         await faults.flows.wait()
-        with contextlib.suppress(OSError, NotImplementedError):
-            writer.write_eof()  # TLS has no half-close
         if self._tls is not None:
-            raise ConnectionResetError
+            raise ConnectionResetError  # TLS has no half-close
+        if not writer.transport.is_closing():
+            with contextlib.suppress(OSError):
+                writer.write_eof()
 
     async def _forward(self, data: bytes, writer: asyncio.StreamWriter, faults: _Faults) -> None:
         if faults.budget_bytes is not None and len(data) >= faults.budget_bytes:
