@@ -141,21 +141,18 @@ class FrameReader:
                 return []
             data, self._held = bytes(self._held), None
         messages: list[Message] = []
-        at, size = 0, len(data)
+        at, size, needed = 0, len(data), 2
         while size - at >= 2:
             start, length = self._header(data, at, size)
             if size < start + length:
-                self._needed = start + length - at
+                needed = start + length - at
                 break
             message = self._frame(data[at], _unmask(data[start : start + length], data[start - 4 : start]))
             if message is not None:
                 messages.append(message)
             at = start + length
         if at < size:
-            self._held = bytearray(data[at:])
-            self._needed = max(self._needed, 2)
-        if self._held is None:
-            self._needed = 0
+            self._held, self._needed = bytearray(data[at:]), needed
         return messages
 
     def _header(self, data: bytes, at: int, size: int) -> tuple[int, int]:
