@@ -39,6 +39,10 @@ async def slow(seconds: float):
     await fleet.redis.ping()
     return {"slow": seconds}
 
+@app.get("/crash")
+async def crash():
+    raise LookupError("no such ship")
+
 @app.get("/block")
 async def block(seconds: float):
     time.sleep(seconds)
@@ -180,6 +184,17 @@ def test_sigterm_lets_a_slow_request_end_and_refuses_new_connections(fast: Worke
     assert answers[0].json() == {"slow": 1.5}
     assert answers[0].headers["connection"] == "close"
     assert fast.wait() == 0
+
+
+def test_crash_of_a_handler_is_logged_and_keeps_the_connection(fast: WorkerProcess) -> None:
+    with fast.client() as http:
+        for _ in range(20):
+            assert http.get("/crash").status_code == 500
+            assert http.get("/").status_code == 200
+        assert 'method="GET",status="500"} 20.0' in http.get("/metrics").text
+    crash = next(line for line in fast.log_lines() if line["event"] == "request failed")
+    assert crash["path"] == "/crash"
+    assert "no such ship" in crash["exception"]
 
 
 def test_idle_keep_alive_connection_gets_one_more_answer_and_a_close(fast: WorkerProcess) -> None:

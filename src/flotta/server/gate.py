@@ -61,7 +61,9 @@ class Gate:
         health_path: str | None,
         metrics_path: str | None,
         metrics_token: str | None,
+        log: Any,
     ) -> None:
+        self._log = log
         self._app = app
         self._answers = answers
         self._token = None if metrics_token is None else metrics_token.encode()
@@ -99,12 +101,15 @@ class Gate:
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         status = _STATUS_NONE
+        complete = False
         began = time.perf_counter()
         self.requests.in_flight += 1
 
         async def send_counted(message: MutableMapping[str, Any]) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
+            nonlocal status, complete
+            if message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
+            elif message["type"] == "http.response.start":
                 status = message["status"]
                 if self.draining:
                     message = {**message, "headers": _closing(message.get("headers", ()))}
@@ -118,10 +123,13 @@ class Gate:
             # Past the deadline: better a clear answer than a connection that breaks.
             status, *_ = _STOPPING
             await self._reply(_STOPPING, scope, send)
-        except BaseException:
-            if status == _STATUS_NONE:
-                status = _STATUS_OF_CRASH
-            raise
+        except Exception as error:
+            status = _STATUS_OF_CRASH if status == _STATUS_NONE else status
+            if not complete:
+                raise
+            # Frameworks answer 500 and raise again. uvicorn would then close a connection that it has promised to keep
+            # alive, and the client's next request on it would fail.
+            self._log.error("request failed", method=scope["method"], path=scope["path"], exc_info=error)
         finally:
             self.requests.in_flight -= 1
             self.requests.count(scope["method"], status, time.perf_counter() - began)

@@ -112,6 +112,7 @@ class _Worker:
             health_path=settings.health_path,
             metrics_path=settings.metrics_path,
             metrics_token=settings.metrics_token,
+            log=self._log,
         )
         for path in shadowed(loaded.app, self._gate.own_paths):
             self._log.warning("the application's own route is hidden by Flotta's", path=path, cure=_MOVE)

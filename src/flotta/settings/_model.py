@@ -333,10 +333,10 @@ class _Reader:
 
     def _check_variables(self) -> None:
         known = {info.variable for info in describe()} | _OTHER_VARIABLES
-        for name, value in self._environ.items():
+        for name in self._environ:
             if not name.startswith("FLOTTA_") or name in known or _SERVICE_LINK.fullmatch(name):
                 continue
-            raise ConfigError(name, Redactor()(value) if "://" in value else MASK, _unknown(name, known))
+            raise ConfigError(name, MASK, _unknown(name, known - _OTHER_VARIABLES))
 
     def _assembled(self, info: SettingInfo) -> str | None:
         """A URL from ``REDIS_HOST`` or ``DATABASE_HOST`` and their companions."""

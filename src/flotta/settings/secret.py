@@ -21,7 +21,7 @@ SECRET_LENGTH_MIN: Final = 3
 """Shorter values are not replaced everywhere: masking each "a" in a log would hide the log, not the secret."""
 
 # The password reaches to the *last* @ before the path: an unencoded @ inside a password is a common mistake.
-_USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^\s:/@\"']*):(?P<password>[^\s/\"']*)@")
+_USERINFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<user>[^\s:/@\"'\[]*):(?P<password>[^\s/\"']*)@")
 _PARAMETER = re.compile(
     r"(?P<key>[?&;\s\"'](?:[a-z_-]*(?:token|password|passwd|secret|api_?key|signature)|auth|sslpassword)=)"
     r"(?P<value>[^&\s\"';]+)",
@@ -29,12 +29,16 @@ _PARAMETER = re.compile(
 )
 
 
+_WHOLE_USERINFO = re.compile(r"(?P<head>://[^:/@]*:).*@", re.DOTALL)
+
+
 def redact_url(url: str) -> str:
     """``url`` without its password and secret parameters. Text that is no URL comes back as ``***``, since nobody
-    knows which part of it is the secret."""
+    knows which part of it is the secret. A password may hold anything here, also what a URL would have to quote:
+    everything up to the last @ is taken for it."""
     if "://" not in url:
         return MASK
-    return _PARAMETER.sub(rf"\g<key>{MASK}", _USERINFO.sub(rf"\g<scheme>\g<user>:{MASK}@", url))
+    return _PARAMETER.sub(rf"\g<key>{MASK}", _WHOLE_USERINFO.sub(rf"\g<head>{MASK}@", url, count=1))
 
 
 def password_of(url: str) -> str | None:
