@@ -163,7 +163,8 @@ class Board(Generic[V]):
         self._count = 0
 
     def subscribe(self) -> Events:
-        """A new subscriber."""
+        """A new subscriber: it hears of what is applied from now on."""
+        self._tell()
         events = Events()
         self._subscribers.add(events)
         return events
@@ -193,6 +194,8 @@ class Board(Generic[V]):
                 watch.ring()
 
     def _tell(self) -> None:
+        if self._count == 0:
+            return  # a new subscriber had the others told already
         event = MapEvent(self._kind, self._revision, self._count)
         self._count = 0
         for events in list(self._subscribers):

@@ -314,8 +314,8 @@ class Map(Generic[V]):
             self._decoded.pop(key, None)
         else:
             self._decoded = {}
-        self._waiters.reach(revision)
         self._board.note(kind, revision, key)
+        self._waiters.reach(revision)
 
     def _on_loaded(self, number: int) -> None:
         self._waiters.loaded(number)
