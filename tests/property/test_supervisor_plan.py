@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from flotta.supervisor.plan import (
-    TABLE,
     Action,
     Announce,
     Begin,
@@ -20,17 +19,15 @@ from flotta.supervisor.plan import (
     GiveUp,
     Hold,
     Kill,
-    Limits,
     Phase,
     Plan,
     Ready,
     Retry,
     Spawn,
-    State,
     Stop,
     Terminate,
-    Trigger,
 )
+from flotta.supervisor.states import TABLE, Limits, State, Trigger
 
 
 class World(RuleBasedStateMachine):

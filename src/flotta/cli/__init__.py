@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tomllib
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import click
 
-from flotta.errors import FlottaError
+from flotta.errors import ConfigError, FlottaError
 
 __all__ = ["cli", "main"]
 
 _COMMANDS = {
     "run": ("running", "run"),
     "dev": ("running", "dev"),
+    "embedded": ("running", "embedded_command"),
     "map": ("maps", "map_group"),
     "stream": ("streams", "stream_group"),
     "settings": ("settings", "settings_command"),
@@ -42,7 +46,8 @@ class _Lazy(click.Group):
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version("flotta"), "-V", "--version", prog_name="flotta")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Run N copies of one Python service as one.
 
     \b
@@ -54,6 +59,31 @@ def cli() -> None:
       flotta map watch config
       flotta stream tail orders
     """
+    if context.invoked_subcommand in ("run", "dev"):
+        context.default_map = {context.invoked_subcommand: _defaults(context.invoked_subcommand)}
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """The options of command ``name`` that ``./flotta.toml`` sets, in its table of that name. Raises ConfigError."""
+    file = Path("flotta.toml")
+    if not file.exists():
+        return {}
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8")).get(name, {})
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(str(file), "no TOML", str(error), source="file") from error
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    known = {_key(parameter): parameter for parameter in command.params if isinstance(parameter, click.Option)}
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{name}.{key}", table[key], ", ".join(sorted(known)), source=str(file))
+    return {str(known[key].name): value for key, value in table.items()}
+
+
+def _key(option: click.Option) -> str:
+    """An option as flotta.toml spells it: its longest name, with underscores."""
+    return max(option.opts, key=len).lstrip("-").replace("-", "_")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any, TypeVar
 import click
 
 from flotta.errors import ConfigError
-from flotta.settings import FILE_NAME, Settings
-from flotta.supervisor import Companion, EmbeddedServers, RunOptions, Supervisor, wanted
+from flotta.settings import FILE_NAME, Settings, redact_url
+from flotta.supervisor import KINDS, Companion, EmbeddedServers, RunOptions, Supervisor, wanted
 
-__all__ = ["dev", "run"]
+__all__ = ["dev", "embedded_command", "run"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _YES = frozenset({"1", "true", "yes", "on"})
@@ -196,19 +197,46 @@ def _run(*, name: str | None, drain: float | None, companions: tuple[str, ...], 
         companions=tuple(Companion.parse(text) for text in companions),
         **given,
     )
-    with contextlib.ExitStack() as stack:
-        servers = None
-        if options.embedded:
-            servers = stack.enter_context(_embedded(options))
-        supervisor = Supervisor(options, urls=servers.urls if servers else {}, servers=servers.lines if servers else ())
-        return supervisor.run()
+    lines = [
+        (kind.name, redact_url(url))
+        for kind, url in zip(KINDS, (settings.redis_url, settings.database_url), strict=True)
+        if url is not None
+    ]
+    if not options.embedded:
+        return Supervisor(options, servers=lines).run()
+    with _embedded(options.embedded_dir, quiet=options.json) as servers:
+        return Supervisor(options, urls=servers.urls, servers=[*lines, *servers.lines]).run()
 
 
-def _embedded(options: RunOptions) -> EmbeddedServers:
+def _embedded(folder: Path, *, quiet: bool) -> EmbeddedServers:
     kinds, notes = wanted(os.environ)
-    if kinds and not options.json:
+    if kinds and not quiet:
         names = " and ".join(kind.label for kind in kinds)
-        click.echo(f"flotta: starting embedded {names}, data in {options.embedded_dir}", err=True)
+        click.echo(f"flotta: starting embedded {names}, data in {folder}", err=True)
     for note in notes:
         click.echo(f"flotta: {note}", err=True)
-    return EmbeddedServers(options.embedded_dir, kinds)
+    return EmbeddedServers(folder, kinds)
+
+
+@click.command("embedded")
+@click.option(
+    "--embedded-dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=".flotta",
+    show_default=True,
+    help="Where they keep their data.",
+)
+def embedded_command(*, folder: Path) -> None:
+    """Run the embedded Redis and PostgreSQL of this folder alone, until Ctrl-C, and print their URLs.
+
+    \b
+    The URLs hold passwords. In another terminal:
+      flotta run app:app --embedded        joins the same servers
+    """
+    with _embedded(folder, quiet=False) as servers:
+        for variable, url in servers.urls.items():
+            click.echo(f"{variable}={url}")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()

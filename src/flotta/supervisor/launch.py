@@ -18,8 +18,8 @@ from typing import final
 from flotta.supervisor import warden
 from flotta.supervisor.child import Command
 from flotta.supervisor.options import RunOptions
-from flotta.supervisor.plan import Limits
 from flotta.supervisor.sockets import Listener, adopt, listen_tcp, listen_unix
+from flotta.supervisor.states import Limits
 
 __all__ = ["Launcher", "WardenProcess", "exit_text", "listen", "memory_of"]
 

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO, final
 
@@ -27,6 +27,7 @@ from flotta.supervisor.probe import answers
 from flotta.supervisor.reload import changes
 from flotta.supervisor.screen import Mode, Screen
 from flotta.supervisor.sockets import Listener
+from flotta.supervisor.states import Slot, State
 
 __all__ = ["Supervisor"]
 
@@ -130,13 +131,32 @@ class _Run:
         self._screen = Screen(mode, out.fileno(), self._names, self._on_full, self._service)
 
     async def until_ended(self) -> int:
+        """The exit code, once no process is left. Raises whatever went wrong in our own code."""
+        self._loop.set_exception_handler(self._on_bug)
         self._listen_to_signals()
         self._greet()
-        self._tasks.append(self._loop.create_task(self._refresh(), name="footer"))
+        self._own(self._refresh(), "footer")
         if self._options.reload:
-            self._tasks.append(self._loop.create_task(self._watch(), name="watch files"))
+            self._own(self._watch(), "watch files")
         self._feed(p.Begin())
         return await self._ended
+
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._loop.create_task(work, name=name)
+        task.add_done_callback(self._on_task_done)
+        self._tasks.append(task)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _on_bug(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A callback raised: what we know of our children may be wrong, so end rather than go on."""
+        self._fail(context.get("exception") or RuntimeError(context["message"]))
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._ended.done():
+            self._ended.set_exception(error)
 
     def close(self) -> None:
         """Whatever happened: no child, no task, no footer is left."""
@@ -188,7 +208,7 @@ class _Run:
         record.requests = record.requests_per_s = None
         lived = shown_duration(now_s - slot.spawned_at_s)
         name = self._names[child.slot]
-        expected = slot.state in (p.State.STOPPING, p.State.RESTARTING) or (slot.companion and code == 0)
+        expected = slot.state in (State.STOPPING, State.RESTARTING) or (slot.companion and code == 0)
         graceful = expected and code in (0, -signal.SIGTERM)
         level = "info" if graceful else "warning" if expected else "error"
         ended = "stopped" if graceful else f"ended by {exit_text(code)}"
@@ -213,11 +233,11 @@ class _Run:
         child.state = state
         child.hopeless = child.hopeless or bool(status.get("hopeless"))
         slot = self._plan.slots[child.slot]
-        if state == "ready" and slot.state in (p.State.STARTING, p.State.RESTARTING, p.State.STOPPING):
+        if state == "ready" and slot.state in (State.STARTING, State.RESTARTING, State.STOPPING):
             self._tell_ready(slot, child)
             self._feed(p.Ready(child.slot))
 
-    def _tell_ready(self, slot: p.Slot, child: Child) -> None:
+    def _tell_ready(self, slot: Slot, child: Child) -> None:
         took_s = self._loop.time() - slot.spawned_at_s
         name = self._names[slot.number]
         self._screen.say(f"{name} ready in {took_s:.1f} s (pid {child.pid})", instance=name, pid=child.pid)
@@ -255,12 +275,13 @@ class _Run:
             case p.Hold(number):
                 self._screen.say(f"{self._names[number]} waits for a change of the files", level="warning")
             case p.Announce():
-                self._tasks.append(self._loop.create_task(self._announce(), name="announce"))
+                self._own(self._announce(), "announce")
             case p.GiveUp():
                 self._gave_up = action
             case p.End(code):
                 self._tell_end(code)
-                self._ended.set_result(code)
+                if not self._ended.done():
+                    self._ended.set_result(code)
 
     def _spawn(self, number: int) -> None:
         try:
@@ -343,14 +364,14 @@ class _Run:
             url=self._url,
             rows=[self._row(slot, now_s) for slot in plan.slots],
             uptime_s=now_s - self._began_at_s,
-            ready=sum(slot.state is p.State.READY for slot in plan.instances),
+            ready=sum(slot.state is State.READY for slot in plan.instances),
             instances=len(plan.instances),
             servers=self._servers,
             remaining_s=remaining_s,
             hint="Ctrl-C stops" if remaining_s is None else "Ctrl-C ends everything at once",
         )
 
-    def _row(self, slot: p.Slot, now_s: float) -> Row:
+    def _row(self, slot: Slot, now_s: float) -> Row:
         child, record = self._children.get(slot.number), self._records[slot.number]
         ago = f"{record.last_exit}, {shown_duration(now_s - record.last_exit_at_s)} ago" if record.last_exit else ""
         return Row(
@@ -384,15 +405,15 @@ def _most(*counts: int | None) -> int | None:
     return max((count for count in counts if count is not None), default=None)
 
 
-def _shown_state(slot: p.Slot, child: Child | None, now_s: float) -> str:
+def _shown_state(slot: Slot, child: Child | None, now_s: float) -> str:
     match slot.state:
-        case p.State.STOPPING:
+        case State.STOPPING:
             return "draining" if child and child.state == "draining" else "stopping"
-        case p.State.BACKOFF if slot.due_at_s is not None:
+        case State.BACKOFF if slot.due_at_s is not None:
             return f"again in {max(0.0, slot.due_at_s - now_s):.0f}s"
-        case p.State.READY if slot.companion:
+        case State.READY if slot.companion:
             return "running"
-        case p.State.GONE:
+        case State.GONE:
             return "stopped"
         case _:
             return str(slot.state.value)
