@@ -114,12 +114,12 @@ def is_repeatable(outcome: Outcome, effect: Effect, ceiling: Effect = Effect.LAS
     return outcome is Outcome.AMBIGUOUS and effect <= ceiling
 
 
-# First words of error replies after which the command has certainly not run, and may be tried again.
+# First words of error replies after which the command has certainly not run: it may be tried again.
 _NOT_APPLIED: Final = _words("ASK BUSY CLUSTERDOWN LOADING MASTERDOWN MISCONF MOVED NOREPLICAS READONLY TRYAGAIN")
 _NOT_APPLIED_SENTENCES: Final = ("ERR max number of clients", "ERR max number of connected clients")
 _SCRIPTS: Final = _words("EVAL EVALSHA EVALSHA_RO EVAL_RO FCALL FCALL_RO EXEC")
-# A script may answer with an error of its own after it has written ("BUSY queue full"). Only the server's own sentences,
-# said before a script runs or at its first write, count there.
+# A script may answer with an error of its own after it has written ("BUSY queue full"). Only the server's own
+# sentences, said before a script runs or at its first write, count there.
 _SERVER_SENTENCES: Final = re.compile(
     r"(LOADING|BUSY) \w+ is |READONLY You can't write against a read only |MASTERDOWN Link with "
     r"|(MOVED|ASK) \d+ \S+:\d+$|CLUSTERDOWN The cluster is down|CLUSTERDOWN Hash slot not served"
