@@ -15,6 +15,7 @@ import httpx
 import pytest
 import trustme
 
+from flotta.postgres import EmbeddedPostgres
 from flotta.redis.embedded import EmbeddedRedis
 from server_process import WorkerProcess
 
@@ -322,6 +323,29 @@ def test_redis_gone_makes_health_fail_with_the_reason_and_leaves_it_ready(
             assert "flotta_redis_connected" in http.get("/metrics").text
         worker.terminate()
         assert worker.wait() == 0
+
+
+def test_postgres_gone_makes_health_fail_with_the_reason_and_comes_back(
+    folder: Path, valkey_url: str, postgres_folder: Path
+) -> None:
+    with EmbeddedPostgres(postgres_folder) as server:
+        environ = {"REDIS_URL": valkey_url, "DATABASE_URL": server.url, "FLOTTA_HEALTH_TIMEOUT_S": "1"}
+        with WorkerProcess(folder, "fast:app", **environ) as worker:
+            worker.wait_for("ready")
+            with worker.client() as http:
+                assert http.get("/health").json()["checks"]["postgres"]["ok"] is True
+                assert 'flotta_postgres_pool_size_max{service="app"} 10.0' in http.get("/metrics").text
+                server.kill()
+                health = http.get("/health")
+                assert health.status_code == 503
+                assert "postgres" in health.json()["error"]
+                assert health.json()["checks"]["redis"]["ok"] is True
+                assert http.get("/health/ready").status_code == 200
+                server.restart_sync()
+                while http.get("/health").status_code != 200:
+                    assert worker.process.poll() is None
+            worker.terminate()
+            assert worker.wait() == 0
 
 
 def test_redis_that_is_required_takes_readiness_away_and_gives_it_back(folder: Path, own_valkey: EmbeddedRedis) -> None:

@@ -8,6 +8,7 @@ message).
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -144,7 +145,7 @@ def _callable_of(app: Any) -> Callable[..., Any] | None:
     """The function that a call of ``app`` runs; None for a class, which a call would only make."""
     if inspect.isclass(app):
         return None
-    if inspect.isfunction(app) or inspect.ismethod(app):
+    if inspect.isfunction(app) or inspect.ismethod(app) or isinstance(app, functools.partial):
         return app
     return getattr(app, "__call__", None)  # noqa: B004 - its signature is wanted, not whether it exists
 
