@@ -29,6 +29,8 @@
     │   └── PoolFull               too many callers already wait: answer 503
     ├── MigrationError
     │   ├── MigrationFailed        a step ended with an error; the database is as it was before it
+    │   ├── MigrationMismatch      the files contradict each other or what the database has recorded; nothing was run
+    │   ├── DirectConnectionNeeded the URL leads through a pooler that shares sessions
     │   ├── MigrationTimeout       another instance did not finish in time
     │   └── SeedChanged            a seed that was applied has other contents now
     ├── FleetError
@@ -61,6 +63,7 @@ __all__ = [
     "ConfigError",
     "ConnectRefused",
     "DatabaseUnavailable",
+    "DirectConnectionNeeded",
     "EmbeddedServerError",
     "FleetError",
     "FlottaError",
@@ -72,6 +75,7 @@ __all__ = [
     "MapTimeout",
     "MigrationError",
     "MigrationFailed",
+    "MigrationMismatch",
     "MigrationTimeout",
     "NotAnInteger",
     "NotApplied",
@@ -340,12 +344,34 @@ class MigrationError(FlottaError):
 
 
 class MigrationFailed(MigrationError):
-    """``step`` ended with ``reason``; its transaction was rolled back."""
+    """``step`` ended with ``reason``. ``rolled_back``: the database is as it was before the step; otherwise the step
+    ran outside a transaction, or its commit got no answer, and the ledger tells at the next start."""
 
-    def __init__(self, step: str, reason: str) -> None:
+    def __init__(self, step: str, reason: str, *, rolled_back: bool = True) -> None:
         self.step = step
         self.reason = reason
-        super().__init__(f"migration {step} failed and was rolled back: {reason}")
+        self.rolled_back = rolled_back
+        super().__init__(f"migration {step} failed" + (" and was rolled back" if rolled_back else "") + f": {reason}")
+
+
+class MigrationMismatch(MigrationError):
+    """The file or step ``what`` contradicts the others, or what the database has recorded. Nothing was run."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        self.what = what
+        self.reason = reason
+        super().__init__(f"{what}: {reason}")
+
+
+class DirectConnectionNeeded(MigrationError):
+    """``address`` leads through a pooler that gives every transaction another session: a lock cannot be held there."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        super().__init__(
+            f"{address} is a connection pooler in transaction or statement mode (PgBouncer?), where no session lock "
+            "can be held: give the migrations a URL of PostgreSQL itself"
+        )
 
 
 class MigrationTimeout(MigrationError):
