@@ -42,7 +42,7 @@ __all__ = ["Core", "Space", "State"]
 SWEEP_S_MAX = 1.0
 DRAIN_BATCHES_PER_S = 10
 DRAIN_SHARE = 0.6
-"""Part of the deadline over which the closing is spread; the rest is for handlers to end."""
+"""Part of the deadline that the closing may take; the rest is for handlers to end."""
 CLOSE_RESTART = 1012  # "service restart": clients come back by themselves
 
 
@@ -144,7 +144,7 @@ class Core:
         end_s = self.now() + deadline_s
         clients = list(self.clients)
         random.shuffle(clients)
-        spread_s = deadline_s * DRAIN_SHARE
+        spread_s = min(deadline_s * DRAIN_SHARE, len(clients) / self.options.drain_clients_per_s)
         batches = max(1, math.ceil(spread_s * DRAIN_BATCHES_PER_S))
         size = max(1, math.ceil(len(clients) / batches))
         self._log.info("draining", clients=len(clients), deadline_s=deadline_s)

@@ -67,6 +67,8 @@ class ServerOptions:
     """Broadcasts on their way to Redis; `emit` waits for a place."""
     drain_s: float = 20.0
     """How long a drain may take that the web server's shutdown begins."""
+    drain_clients_per_s: float = 500.0
+    """How many clients a drain sends away per second, more only if the time would not do."""
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -111,6 +113,7 @@ class ServerOptions:
             "volatile_bytes_max",
             "publish_in_flight_max",
             "drain_s",
+            "drain_clients_per_s",
         )
         for name in positive:
             value = getattr(self, name)
