@@ -16,7 +16,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Generic, TypeVar, final
 
 from flotta.errors import InvalidName, WireError
@@ -128,7 +128,7 @@ def start_id(start: Start) -> str:
     if isinstance(start, datetime):
         if start.tzinfo is None:
             raise ValueError("start: a datetime needs a time zone")
-        ms = int((start - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1000)
+        ms = (start - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
         return f"{ms - 1}-{_U64_MAX}" if ms > 0 else "0-0"
     if start == "new":
         return "$"

@@ -131,9 +131,11 @@ class Membership:
 
     async def aclose(self) -> None:
         """Close the maps. Never raises for a lost connection."""
-        for consumers in (*self._sinks.values(), self._keepalive):
+        for consumers in self._sinks.values():
             with contextlib.suppress(RedisError):
                 await consumers.aclose()
+        with contextlib.suppress(RedisError):
+            await self._keepalive.aclose()
         self._sinks.clear()
 
     # --- showing life ---------------------------------------------------------------------------------------------

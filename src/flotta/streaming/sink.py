@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
 
@@ -161,8 +161,8 @@ class Sink(Generic[E]):
             raise
         loop = asyncio.get_running_loop()
         self._tasks = [
-            loop.create_task(self._guard(self._read_on()), name=f"sink {self.name} read"),
-            loop.create_task(self._guard(self._tend()), name=f"sink {self.name} tend"),
+            loop.create_task(self._guard(self._read_on), name=f"sink {self.name} read"),
+            loop.create_task(self._guard(self._tend), name=f"sink {self.name} tend"),
         ]
 
     async def aclose(self) -> None:
@@ -287,9 +287,9 @@ class Sink(Generic[E]):
         await stream.apply_ttl()
         self._seen[stream.key] = position
 
-    async def _guard(self, work: Any) -> None:
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            await work()
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - handed to whoever iterates
