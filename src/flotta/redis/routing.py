@@ -84,7 +84,9 @@ def block_limit_s(args: Sequence[object]) -> float | None:
 
 
 def _stream_limit_s(args: Sequence[object]) -> float | None:
-    for place, argument in enumerate(args[1:-1], start=1):
+    # XREADGROUP GROUP <group> <consumer>: those two names may read BLOCK as well.
+    first = 4 if len(args) > 1 and _text(args[1]) == "GROUP" else 1
+    for place, argument in enumerate(args[first:-1], start=first):
         word = _text(argument)
         if word == "STREAMS":
             return None
