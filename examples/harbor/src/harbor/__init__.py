@@ -1,0 +1,1 @@
+"""Harbor: live tracking of vessels, on any number of instances. It uses Flotta as any user could."""

@@ -1,0 +1,1 @@
+"""Accounts: signing up and in, session tokens, who a request is from."""

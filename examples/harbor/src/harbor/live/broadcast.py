@@ -1,0 +1,56 @@
+"""What is sent to pages, wherever they are connected: each account has a room, in which all its sockets are.
+
+Who may see a vessel is asked of the replicated map for every broadcast. Invariant: nothing waits between that question
+and the broadcast's way out; `harbor.fence` relies on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+from flotta.realtime import Server
+from harbor.positions.fix import Fix, fixes_to_wire
+from harbor.sharing.grants import Grants
+
+__all__ = ["Broadcast", "room_of"]
+
+
+def room_of(account_id: int) -> str:
+    """The room of an account's sockets, on all instances."""
+    return f"account:{account_id}"
+
+
+@final
+class Broadcast:
+    """Sends to everyone who may see, and to nobody else."""
+
+    def __init__(self, server: Server, grants: Grants) -> None:
+        self._server = server
+        self._grants = grants
+
+    async def positions(self, owner_id: int, fixes: Sequence[Fix]) -> None:
+        """Accepted fixes of one owner's vessels."""
+        for device_ids in self._groups(owner_id, fixes):
+            wire = fixes_to_wire(fix for fix in fixes if fix.device in device_ids)
+            await self._send("positions", wire, owner_id, next(iter(device_ids)))
+
+    async def devices(self, owner_id: int, devices: Sequence[dict[str, Any]]) -> None:
+        """Devices that were registered or described anew. Pages load the whole picture when they see a new one."""
+        if devices:
+            await self._send("devices", list(devices), owner_id, str(devices[0]["id"]))
+
+    async def sharing_changed(self, viewer_id: int) -> None:
+        """The viewer's pages load the whole picture again."""
+        await self._server.emit("sharing", room=room_of(viewer_id))
+
+    def _groups(self, owner_id: int, fixes: Sequence[Fix]) -> list[set[str]]:
+        """The fixes' devices, together where the same accounts may see them: mostly one group."""
+        groups: dict[tuple[int, ...], set[str]] = {}
+        for device_id in {fix.device for fix in fixes}:
+            groups.setdefault(self._grants.audience(device_id, owner_id), set()).add(device_id)
+        return list(groups.values())
+
+    async def _send(self, event: str, data: Any, owner_id: int, device_id: str) -> None:
+        rooms = [room_of(account_id) for account_id in self._grants.audience(device_id, owner_id)]
+        await self._server.emit(event, data, room=rooms)

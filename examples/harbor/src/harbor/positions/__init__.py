@@ -1,0 +1,1 @@
+"""Positions: what a report is, whether it can be true, and its way into the stream."""

@@ -1,0 +1,41 @@
+"""What Harbor refuses, in one form: ``{"error": {"code": ..., "message": ...}}`` and the fitting status."""
+
+from __future__ import annotations
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
+from flotta.errors import FlottaError, PoolFull, StreamFull
+
+__all__ = ["Problem", "answer_problem", "answer_unavailable"]
+
+RETRY_AFTER_S = 1
+
+
+class Problem(Exception):  # noqa: N818 - RFC 9457 calls it that
+    """``status`` is HTTP's, ``code`` is for programs, ``message`` for people."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        self.status = status
+        self.code = code
+        self.message = message
+        super().__init__(message)
+
+
+def _answer(status: int, code: str, message: str) -> JSONResponse:
+    headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else None
+    return JSONResponse({"error": {"code": code, "message": message}}, status_code=status, headers=headers)
+
+
+def answer_problem(_request: Request, problem: Exception) -> JSONResponse:
+    """The handler of `Problem`."""
+    assert isinstance(problem, Problem)
+    return _answer(problem.status, problem.code, problem.message)
+
+
+def answer_unavailable(_request: Request, error: Exception) -> JSONResponse:
+    """The handler of Flotta's errors: Redis or PostgreSQL could not do it now. Everything that Harbor offers may be
+    repeated, so the answer is always the same: try again."""
+    assert isinstance(error, FlottaError)
+    code = "busy" if isinstance(error, StreamFull | PoolFull) else "unavailable"
+    return _answer(503, code, "The service cannot do this at the moment. Please try again.")

@@ -1,0 +1,1 @@
+"""Sharing: who else may see an account's vessels."""
