@@ -244,7 +244,14 @@ async def test_another_kind_of_key_is_the_servers_error(unique: str, redis: Redi
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"maxlen": 0}, {"retain": "all"}, {"overflow": "wait"}, {"backlog_max": 10_000}, {"ttl_s": 0}, {"event_bytes_max": 0}],
+    [
+        {"maxlen": 0},
+        {"retain": "all"},
+        {"overflow": "wait"},
+        {"backlog_max": 10_000},
+        {"ttl_s": 0},
+        {"event_bytes_max": 0},
+    ],
 )
 def test_options_that_make_no_sense_stop_at_birth(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -271,7 +271,7 @@ def test_json_is_one_record_per_line_and_a_childs_own_record_keeps_its_fields(tm
 
 
 def test_a_reader_that_goes_away_takes_no_service_down(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "app.py").write_text(APP.replace('print("slow', 'print("x" * 100_000, "slow'))
 
     command = flotta("run", "app:app", "-n", "1", "--port", "0")
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as process:
@@ -279,7 +279,7 @@ def test_a_reader_that_goes_away_takes_no_service_down(tmp_path: Path) -> None:
         url = next(line for line in process.stdout if line.startswith(b"ready ")).split()[1].decode()
         process.stdout.close()
         for _ in range(50):
-            assert httpx.get(f"{url}/slow?0").status_code == 200  # each prints a line that nobody reads
+            assert httpx.get(f"{url}/slow?0").status_code == 200  # each prints 100 kB that nobody reads
         process.terminate()
         assert process.wait(30) == 0
 

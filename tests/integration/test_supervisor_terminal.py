@@ -144,6 +144,10 @@ def test_the_footer_shows_each_instance_and_is_gone_at_the_end(tmp_path: Path) -
         seen._reader.join(5)
         last = [line for line in seen.screen() if line]
         assert last[-1] == "flotta | stopped"
+        # The footer has taken nothing with it: every line that it was drawn below is still there.
+        assert [line for line in last if line.startswith("flotta | app:app on ")]
+        assert len([line for line in last if re.search(r"^flotta \| api\.\d ready in", line)]) == 3
+        assert len([line for line in last if line.startswith("ready http")]) == 1
         assert not any("req/s" in line or "Ctrl-C stops" in line for line in last)
         assert seen.raw.rstrip().endswith("\x1b[?25h")
         assert seen.raw.count("\x1b[?25l") == 1

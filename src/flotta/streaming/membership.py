@@ -31,7 +31,8 @@ CHECK_PERIOD_S: Final = 0.5  # Pulse's period of looking for idle events
 _LEASE_MS: Final = 495
 _CLAIMED_PER_STEP_MAX: Final = 100
 _TOUCHED_PER_STEP_MAX: Final = 500
-_NEWEST_ID: Final = f"{2**64 - 1}-{2**64 - 1}"
+# One below the highest id: the server takes the highest itself for ">" and would hand out new events.
+_BEYOND_ALL: Final = f"{2**64 - 1}-{2**64 - 2}"
 
 
 @final
@@ -155,7 +156,7 @@ class Membership:
         keys = [self._keys[stream][0] for stream in self._sinks]
         if keys:
             group = ("GROUP", self.sink, self.consumer)
-            ids = [_NEWEST_ID] * len(keys)
+            ids = [_BEYOND_ALL] * len(keys)
             await self._redis.link.call("XREADGROUP", *group, "COUNT", 1, "STREAMS", *keys, *ids)
         self._beat_at_s = began_s
 

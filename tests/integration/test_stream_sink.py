@@ -1,0 +1,388 @@
+"""Sinks on a real server: sharing, acks, redelivery, dead consumers, dead letters, gaps, leaving."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from flotta.errors import CommandError, NotStarted
+from flotta.redis import Redis
+from flotta.rmap import Map
+from flotta.streaming import Sink, SinkOptions, Stream
+from flotta.streaming.event import keepalive_map_name
+
+GRACE_S = 0.3
+FAR_NS = 4_102_444_800 * 10**9
+
+
+@pytest.fixture
+async def stream(unique: str, redis: Redis) -> AsyncIterator[Stream[bytes]]:
+    async with await Stream.open(f"sink-{unique}", redis) as opened:
+        yield opened
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 10) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def pending(stream: Stream[bytes], sink: str) -> int:
+    return (await stream.info()).sinks[sink].pending
+
+
+async def lone_consumer(redis: Redis, stream: Stream[bytes], sink: str, count: int = 100) -> str:
+    """A consumer that reads and is never heard of again: what a killed process leaves."""
+    await redis.link.call("XREADGROUP", "GROUP", sink, "01GONE", "COUNT", count, "STREAMS", stream.key, ">")
+    return "01GONE"
+
+
+async def test_each_event_goes_to_one_consumer(stream: Stream[bytes]) -> None:
+    async with (
+        stream.sink("k", polled_max=10, buffer_max=10) as one,
+        stream.sink("k", polled_max=10, buffer_max=10) as two,
+    ):
+        seen: Counter[str] = Counter()
+        takers: Counter[str] = Counter()
+
+        async def take(sink: Sink[bytes]) -> None:
+            async for event in sink:
+                seen[event.id] += 1
+                takers[sink.consumer] += 1
+                await sink.ack(event)
+
+        tasks = [asyncio.create_task(take(one)), asyncio.create_task(take(two))]
+        ids: list[str] = []
+        for _ in range(50):
+            ids += await stream.add_many([("n", b"")] * 10)
+            await asyncio.sleep(0)
+        await until(lambda: len(seen) == 500)
+        assert seen == Counter(ids)
+        assert len(takers) == 2
+        assert await pending(stream, "k") == 0
+    await asyncio.gather(*tasks)
+
+
+async def test_every_sink_gets_every_event(stream: Stream[bytes]) -> None:
+    async with stream.sink("a") as a, stream.sink("b") as b:
+        ids = await stream.add_many([("n", b"")] * 20)
+        for sink in (a, b):
+            assert [(await anext(sink)).id for _ in range(20)] == ids
+
+
+async def test_acks_of_one_tick_leave_in_one_command(stream: Stream[bytes], redis: Redis) -> None:
+    async with stream.sink("k") as sink:
+        await stream.add_many([("n", b"")] * 100)
+        events = [await anext(sink) for _ in range(100)]
+        before = redis.link.stats.commands
+        await asyncio.gather(*(sink.ack(event) for event in events))
+        assert redis.link.stats.commands - before <= 3
+        assert await pending(stream, "k") == 0
+        assert sink.stats.acked == 100
+
+
+async def test_no_ack_leaves_nothing_pending(stream: Stream[bytes]) -> None:
+    async with stream.sink("k", no_ack=True) as sink:
+        await stream.add("n", b"")
+        event = await anext(sink)
+        await sink.ack(event)
+        assert await pending(stream, "k") == 0
+
+
+async def test_an_event_not_acked_comes_again_after_the_grace_period(stream: Stream[bytes]) -> None:
+    async with stream.sink("k", ack_grace_s=GRACE_S) as sink:
+        await stream.add("n", b"")
+        first = await anext(sink)
+        began_s = asyncio.get_running_loop().time()
+        again = await anext(sink)
+        waited_s = asyncio.get_running_loop().time() - began_s
+        assert (again.id, first.deliveries, again.deliveries) == (first.id, 1, 2)
+        assert GRACE_S * 0.7 <= waited_s < GRACE_S + 2
+        await sink.ack(again)
+        assert sink.stats.redelivered == 1
+
+
+async def test_an_event_that_waits_in_a_buffer_is_not_delivered_twice(stream: Stream[bytes]) -> None:
+    async with stream.sink("k", ack_grace_s=GRACE_S) as slow, stream.sink("k", ack_grace_s=GRACE_S) as idle:
+        await stream.add_many([("n", b"")] * 100)
+        await until(lambda: slow.stats.buffered + idle.stats.buffered == 100)
+        await asyncio.sleep(4 * GRACE_S)  # the fact under test is that nothing happens in this time
+        assert slow.stats.redelivered + idle.stats.redelivered == 0
+        for sink in (slow, idle):
+            while sink.stats.buffered:
+                event = await anext(sink)
+                assert event.deliveries == 1
+                await sink.ack(event)
+
+
+async def test_a_dead_consumers_events_are_claimed_before_it_is_deleted(stream: Stream[bytes], redis: Redis) -> None:
+    async with stream.sink("k", start="oldest", ack_grace_s=GRACE_S) as sink:
+        await sink.remove_stream(stream)  # so that the lone consumer gets all
+        await redis.link.call("XGROUP", "SETID", stream.key, "k", "$")
+        ids = await stream.add_many([("n", b"%d" % n) for n in range(100)])
+        await lone_consumer(redis, stream, "k")
+        await sink.add_stream(stream)
+        events = [await anext(sink) for _ in range(100)]
+        assert [event.id for event in events] == ids
+        assert {event.deliveries for event in events} == {2}
+        await sink.ack(*events)
+        await until(lambda: sink.stats.forgotten == 1)
+        assert (await stream.info()).sinks["k"].consumers == 1
+
+
+async def test_a_silent_consumer_with_a_fresh_keepalive_is_not_deleted(stream: Stream[bytes], redis: Redis) -> None:
+    async with stream.sink("k", ack_grace_s=GRACE_S) as sink:
+        await lone_consumer(redis, stream, "k", 0)
+        keepalive: Map[str] = await Map.join(keepalive_map_name("k"), redis)
+        await keepalive.set("01GONE", str(FAR_NS))
+        await redis.link.call("XGROUP", "CREATECONSUMER", stream.key, "k", "01GONE")
+        await asyncio.sleep(4 * GRACE_S)  # the fact under test is that nothing happens in this time
+        assert sink.stats.forgotten == 0
+        assert (await stream.info()).sinks["k"].consumers == 2
+        await keepalive.set("01GONE", "0")
+        await until(lambda: sink.stats.forgotten == 1)
+        assert keepalive.get("01GONE") is None
+        await keepalive.aclose()
+
+
+async def test_after_max_deliveries_an_event_is_a_dead_letter_and_can_be_redriven(stream: Stream[bytes]) -> None:
+    options = {"ack_grace_s": 0.1, "max_deliveries": 2}
+    async with stream.sink("k", **options) as sink, stream.sink("other", **options) as other:
+        event_id = await stream.add("poison", b"\xff", topic="t")
+        await stream.add("good", b"")
+        await other.ack(*[await anext(other), await anext(other)])
+        seen = []
+        async for event in sink:
+            seen.append(event.name)
+            if event.name == "good":
+                await sink.ack(event)
+            if seen.count("poison") == 2:
+                break
+        await until(lambda: sink.stats.buried == 1)
+        assert await pending(stream, "k") == 0
+        (letter,) = await stream.dead_letters("k")
+        assert (letter.origin_id, letter.name, letter.data, letter.topic) == (event_id, "poison", b"\xff", "t")
+        assert letter.deliveries == 2
+        assert letter.reason == "not acked after 2 deliveries"
+
+        assert await stream.redrive("k", "1-1") == 0
+        assert await stream.redrive("k") == 1
+        assert await stream.dead_letters("k") == []
+        back = await anext(sink)
+        assert (back.name, back.data, back.topic, back.deliveries) == ("poison", b"\xff", "t", 1)
+        await sink.ack(back)
+        await until(lambda: other.stats.filtered == 1)
+
+
+async def test_an_event_can_be_given_up_at_once(stream: Stream[bytes]) -> None:
+    async with stream.sink("k") as sink:
+        event_id = await stream.add("n", b"x")
+        event = await anext(sink)
+        assert await sink.dead_letter(event, "no such device")
+        assert not await sink.dead_letter(event, "no such device")
+        assert [(letter.origin_id, letter.reason) for letter in await stream.dead_letters("k")] == [
+            (event_id, "no such device")
+        ]
+        assert await pending(stream, "k") == 0
+
+
+async def test_an_entry_that_is_no_event_goes_to_the_dead_letters(stream: Stream[bytes], redis: Redis) -> None:
+    async with stream.sink("k") as sink:
+        await redis.link.call("XADD", stream.key, "*", "foreign", "1")
+        good = await stream.add("n", b"")
+        assert (await anext(sink)).id == good
+        (letter,) = await stream.dead_letters("k")
+        assert letter.reason.startswith("malformed")
+
+
+async def test_what_a_filter_drops_is_acked(stream: Stream[bytes]) -> None:
+    async with stream.sink("k", topic="b") as sink:
+        for topic in ("a", "b", None):
+            await stream.add("n", b"", topic=topic)
+        event = await anext(sink)
+        assert event.topic == "b"
+        await until(lambda: sink.stats.filtered == 2)
+        await sink.ack(event)
+        assert await pending(stream, "k") == 0
+
+
+async def test_one_sink_of_several_streams(unique: str, redis: Redis, stream: Stream[bytes]) -> None:
+    async with (
+        await Stream.open(f"other-{unique}", redis) as other,
+        await Stream.open(f"third-{unique}", redis) as third,
+    ):
+        async with stream.sink("k", other) as sink:
+            await stream.add("n", b"1")
+            await other.add("n", b"2")
+            events = [await anext(sink), await anext(sink)]
+            assert {event.stream for event in events} == {stream.name, other.name}
+            await sink.ack(*events)
+            await sink.add_stream(third)
+            await third.add("n", b"3")
+            await sink.ack(await anext(sink))
+            await sink.remove_stream(other)
+            await other.add("n", b"not taken")
+            await stream.add("n", b"4")
+            event = await anext(sink)
+            assert event.payload == b"4"
+            await sink.ack(event)
+            for each in (stream, other, third):
+                assert await pending(each, "k") == 0
+
+
+async def test_leaving_hands_everything_to_the_others_at_once(stream: Stream[bytes]) -> None:
+    async with stream.sink("k", start="oldest") as stays:
+        leaves = stream.sink("k")
+        await leaves.start()
+        ids: set[str] = set()
+        while not (leaves.stats.buffered > 3):
+            ids |= set(await stream.add_many([("n", b"")] * 5))
+            await asyncio.sleep(0)
+        handed_out = await anext(leaves)
+        await leaves.aclose()
+        seen: dict[str, int] = {}
+        async with asyncio.timeout(5):  # far below the grace period of 20 s
+            while len(seen) < len(ids):
+                event = await anext(stays)
+                seen[event.id] = event.deliveries
+                stays.ack(event)
+        assert seen.pop(handed_out.id) == 2
+        assert set(seen.values()) == {1}, "a delivery that nobody saw does not count"
+
+
+async def test_leaving_with_nothing_in_hand_leaves_no_trace(stream: Stream[bytes], redis: Redis, unique: str) -> None:
+    async with stream.sink(f"k-{unique}") as sink:
+        consumer = sink.consumer.encode()
+        await stream.add("n", b"")
+        sink.ack(await anext(sink))
+    info = (await stream.info()).sinks[f"k-{unique}"]
+    assert (info.consumers, info.pending) == (0, 0)
+    left = await redis.link.call("HGETALL", f"map:{keepalive_map_name(f'k-{unique}')}:content")
+    assert consumer not in left
+    sinks = await redis.link.call("HGET", f"map:stream:{stream.name}:sinks:content", f"k-{unique}")
+    assert sinks is None or consumer not in sinks
+
+
+async def test_a_foreign_trim_is_counted_as_a_gap(stream: Stream[bytes], redis: Redis) -> None:
+    async with stream.sink("k", start="oldest", buffer_max=10) as sink:
+        await stream.add_many([("n", b"")] * 10)
+        await until(lambda: sink.stats.buffered == 10)
+        await stream.add_many([("n", b"")] * 500)
+        trimmed = await redis.link.call("XTRIM", stream.key, "MAXLEN", 100)
+        assert trimmed == 410
+        seen = 0
+        while seen < 110:
+            await sink.ack(await anext(sink))
+            seen += 1
+        assert sink.stats.gap == 400
+
+
+async def test_pending_events_that_were_trimmed_are_counted_as_a_gap(stream: Stream[bytes], redis: Redis) -> None:
+    async with stream.sink("k", ack_grace_s=GRACE_S) as sink:
+        await stream.add_many([("n", b"")] * 10)
+        for _ in range(10):
+            await anext(sink)
+        await redis.link.call("XTRIM", stream.key, "MAXLEN", 0)
+        await until(lambda: sink.stats.gap == 10)
+        assert await pending(stream, "k") == 0
+
+
+async def test_a_destroyed_stream_is_noticed_and_its_sink_goes_on(stream: Stream[bytes]) -> None:
+    async with stream.sink("k") as sink:
+        await stream.add("n", b"1")
+        await sink.ack(await anext(sink))
+        await stream.destroy()
+        await stream.add("n", b"2")
+        event = await anext(sink)
+        assert event.payload == b"2"
+        await sink.ack(event)
+        assert sink.stats.regroups >= 1
+        assert await pending(stream, "k") == 0
+
+
+async def test_a_sign_of_life_takes_no_event(stream: Stream[bytes], redis: Redis) -> None:
+    async with stream.sink("k") as sink:
+        await redis.link.call("XGROUP", "CREATE", stream.key, "other", "0")
+        await stream.add("n", b"")
+        sink._member.sink = "other"  # a group in which nobody reads
+        await sink._member.beat()
+        sink._member.sink = "k"
+        assert await pending(stream, "other") == 0
+
+
+async def test_a_destroyed_group_is_made_anew_where_its_consumer_was(stream: Stream[bytes], redis: Redis) -> None:
+    async with stream.sink("k", start="oldest") as sink:
+        await stream.add_many([("n", b"%d" % n) for n in range(5)])
+        for _ in range(5):
+            await sink.ack(await anext(sink))
+        await redis.link.call("XGROUP", "DESTROY", stream.key, "k")
+        await stream.add("n", b"next")
+        assert (await anext(sink)).payload == b"next"
+
+
+async def test_a_cancelled_wait_takes_no_event_with_it(stream: Stream[bytes]) -> None:
+    async with stream.sink("k") as sink:
+        seen: list[str] = []
+        ids: list[str] = []
+        for n in range(200):
+            waiting = asyncio.create_task(sink.batch(3, wait_s=0.001) if n % 2 else anext(sink))
+            ids.append(str(await stream.add("n", b"")))
+            if n % 3:
+                await asyncio.sleep(0)
+            waiting.cancel()
+            try:
+                found = await waiting
+            except asyncio.CancelledError:
+                continue
+            seen += [event.id for event in found] if isinstance(found, list) else [found.id]
+        while len(seen) < 200:
+            seen.append((await anext(sink)).id)
+        assert seen == ids
+
+
+async def test_cancelling_one_ack_cancels_no_other(stream: Stream[bytes]) -> None:
+    async with stream.sink("k") as sink:
+        await stream.add_many([("n", b"")] * 2)
+        one, two = await anext(sink), await anext(sink)
+        cancelled, kept = sink.ack(one), sink.ack(two)
+        cancelled.cancel()
+        await kept
+        assert await pending(stream, "k") == 0
+
+
+async def test_a_full_buffer_stops_reading(stream: Stream[bytes]) -> None:
+    await stream.add_many([("n", b"")] * 500)
+    async with stream.sink("k", start="oldest", buffer_max=20, polled_max=15) as sink:
+        for _ in range(500):
+            event = await anext(sink)
+            assert sink.stats.buffered <= 20
+            sink.ack(event)
+        await sink.ack()
+        assert await pending(stream, "k") == 0
+
+
+async def test_a_sink_that_is_not_started_says_so(stream: Stream[bytes]) -> None:
+    sink = stream.sink("k")
+    with pytest.raises(NotStarted):
+        await anext(sink)
+    with pytest.raises(NotStarted):
+        sink.ack()
+    await sink.aclose()
+    await sink.aclose()
+
+
+async def test_an_error_that_would_come_again_reaches_who_iterates(stream: Stream[bytes], redis: Redis) -> None:
+    async with stream.sink("k", block_s=0.1) as sink:
+        await redis.link.call("SET", stream.key, "text")
+        with pytest.raises(CommandError, match="WRONGTYPE"):
+            await anext(sink)
+        await redis.link.call("DEL", stream.key)
+
+
+@pytest.mark.parametrize("wrong", [{"block_s": 0}, {"ack_grace_s": 0}, {"max_deliveries": 0}, {"dead_maxlen": 0}])
+def test_options_that_make_no_sense_stop_at_birth(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SinkOptions(**wrong)
