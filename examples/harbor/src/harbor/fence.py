@@ -2,8 +2,8 @@
 
 A write into a replicated map reaches the other instances within moments; `Fence.wait` says when it has. It publishes a
 question and waits for as many answers as Redis says it had receivers. Each instance hears its maps' changes and the
-question over one connection, in order, and answers over the connection that its own broadcasts take: so after the answers
-every instance reads the new values, and what it broadcast by the old ones has been delivered before.
+question over one connection, in order, and answers over the connection that its own broadcasts take: so after the
+answers every instance reads the new values, and what it broadcast by the old ones has been delivered before.
 """
 
 from __future__ import annotations

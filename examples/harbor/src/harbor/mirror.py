@@ -1,8 +1,8 @@
 """A table of PostgreSQL kept in a replicated map, so that every instance reads it without a query.
 
-PostgreSQL is the record, the map is what is read. Invariants: the map's values come only from committed rows, read under
-one advisory lock per mirror, so the last writer has read the newest rows; `publish` returns when every instance has
-taken the change over (see `Fence`). A map that lost its data is filled again by `reconcile`.
+PostgreSQL is the record, the map is what is read. Invariants: the map's values come only from committed rows, read
+under one advisory lock per mirror, so the last writer has read the newest rows; `publish` returns when every instance
+has taken the change over (see `Fence`). A map that lost its data is filled again by `reconcile`.
 """
 
 from __future__ import annotations

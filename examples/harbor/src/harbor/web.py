@@ -1,7 +1,7 @@
 """The page: the files that the build in ``web/`` made, and the headers that keep a browser strict.
 
-The policy allows nothing from anywhere else and no inline script or style; ``connect-src 'self'`` covers the WebSocket of
-the same origin.
+The policy allows nothing from anywhere else and no inline script or style; ``connect-src 'self'`` covers the WebSocket
+of the same origin.
 """
 
 from __future__ import annotations
@@ -19,18 +19,9 @@ __all__ = ["PAGE", "SecurityHeaders", "assets", "routes"]
 
 PAGE = Path(__file__).parent / "static" / "app"
 
-_POLICY = "; ".join(
-    [
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self'",
-        "font-src 'self'",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    ]
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {
     "content-security-policy": _POLICY,

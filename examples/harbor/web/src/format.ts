@@ -48,3 +48,9 @@ export function clock(timeMs: number): string {
 export function day(timeMs: number): string {
   return DAY.format(timeMs);
 }
+
+/** "harbor-host-4711.2" is the second instance that one supervisor runs: "harbor.2" says enough on one machine. */
+export function instanceLabel(name: string): string {
+  const parts = /^([^-]+)-.+\.(\d+)$/.exec(name);
+  return parts === null ? name : `${parts[1]}.${parts[2]}`;
+}

@@ -20,7 +20,9 @@ __all__ = ["Account", "Sessions"]
 
 DEMO_EMAIL = "demo@harbor.example"
 _EMAIL = re.compile(r"[^@\s\0]{1,64}@[^@\s\0]{1,189}")
-_COLUMNS = "id, email, name, demo"
+_INSERT = "INSERT INTO accounts (email, name, password_hash) VALUES (%s, %s, %s) RETURNING id, email, name, demo"
+_BY_EMAIL = "SELECT id, email, name, demo, password_hash FROM accounts WHERE email = %s"
+_BY_ID = "SELECT id, email, name, demo FROM accounts WHERE id = %s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,7 @@ class Sessions:
             raise Problem(422, "password_wrong", words)
         hashed = await hash_password(password)
         try:
-            row = await self._fleet.postgres.fetch_one(
-                f"INSERT INTO accounts (email, name, password_hash) VALUES (%s, %s, %s) RETURNING {_COLUMNS}",
-                (email, name, hashed),
-            )
+            row = await self._fleet.postgres.fetch_one(_INSERT, (email, name, hashed))
         except psycopg.errors.UniqueViolation as error:
             raise Problem(409, "email_taken", "There is an account with this email already.") from error
         assert row is not None, "RETURNING gives a row"
@@ -65,9 +64,7 @@ class Sessions:
         email = email.strip().lower()
         await self._throttle.check("sign-in", address, attempts_max=30)
         await self._throttle.check("sign-in-as", email, attempts_max=10)
-        row = await self._fleet.postgres.fetch_one(
-            f"SELECT {_COLUMNS}, password_hash FROM accounts WHERE email = %s", (email,)
-        )
+        row = await self._fleet.postgres.fetch_one(_BY_EMAIL, (email,))
         if not await password_matches(password[:PASSWORD_LENGTH_MAX], row[4] if row is not None else None):
             raise Problem(401, "not_signed_in", "Email or password is wrong.")
         assert row is not None, "no password matches no account"
@@ -75,11 +72,10 @@ class Sessions:
 
     async def demo(self) -> dict[str, Any]:
         """A session of the demo viewer. Raises `Problem` 404 where there is no demonstration."""
-        where = f"SELECT {_COLUMNS} FROM accounts WHERE email = %s"
-        row = await self._fleet.postgres.fetch_one(where, (DEMO_EMAIL,)) if self._config.demo else None
+        row = await self._fleet.postgres.fetch_one(_BY_EMAIL, (DEMO_EMAIL,)) if self._config.demo else None
         if row is None:
             raise Problem(404, "no_demo", "There is no demonstration here.")
-        return self._begin(Account(*row), time.time())
+        return self._begin(Account(*row[:4]), time.time())
 
     async def renew(self, token: str) -> dict[str, Any]:
         """A fresh token for one that still holds. Raises `Problem` 401."""
@@ -98,7 +94,7 @@ class Sessions:
 
     async def account(self, account_id: int) -> Account:
         """Raises `Problem` 401 if it exists no more."""
-        row = await self._fleet.postgres.fetch_one(f"SELECT {_COLUMNS} FROM accounts WHERE id = %s", (account_id,))
+        row = await self._fleet.postgres.fetch_one(_BY_ID, (account_id,))
         if row is None:
             raise Problem(401, "not_signed_in", "This account exists no more.")
         return Account(*row)

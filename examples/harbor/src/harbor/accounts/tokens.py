@@ -1,7 +1,7 @@
 """Session tokens: small, signed, short-lived. Pure: time comes in as a number.
 
-``h1.<claims>.<HMAC-SHA256 of both>``, all base64url. One algorithm and one key, so there is nothing to choose and nothing
-to confuse; a general token library would bring exactly that choice.
+``h1.<claims>.<HMAC-SHA256 of both>``, all base64url. One algorithm and one key, so there is nothing to choose and
+nothing to confuse; a general token library would bring exactly that choice.
 """
 
 from __future__ import annotations

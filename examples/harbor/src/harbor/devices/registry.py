@@ -115,7 +115,7 @@ class Registry:
         return len(rows)
 
     async def admit_demo_gateway(self, token: str) -> None:
-        """Lets the demonstration's own token, and no earlier one, report for the demo fleet. Every instance calls it."""
+        """Lets the demonstration's own token, and no earlier one, report for the demo fleet; all instances call it."""
         await self._fleet.postgres.execute(
             """DELETE FROM credentials USING accounts
                WHERE accounts.id = account_id AND email = %s AND device_id IS NULL AND token_hash <> %s""",

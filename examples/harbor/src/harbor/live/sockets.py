@@ -1,14 +1,13 @@
 """Connections of pages: who they are, how long they may stay, what they may ask.
 
-Invariants: a socket is in the room of its account and in no other; it is closed when its token ends, unless the page has
-handed in a fresh one before.
+Invariants: a socket is in the room of its account and in no other; it is closed when its token ends, unless the page
+has handed in a fresh one before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any, final
 
 from flotta.errors import ConnectRefused
@@ -17,6 +16,7 @@ from flotta.realtime import Server
 from harbor.accounts.sessions import Sessions
 from harbor.live.broadcast import room_of
 from harbor.problem import Problem
+from harbor.status.board import Board
 
 __all__ = ["Sockets"]
 
@@ -27,22 +27,17 @@ SWEEP_S = 1.0
 class Sockets:
     """The page connections of this instance."""
 
-    def __init__(self, fleet: Fleet, server: Server, sessions: Sessions, status: Callable[[], Awaitable[Any]]) -> None:
+    def __init__(self, fleet: Fleet, server: Server, sessions: Sessions, board: Board) -> None:
         self._fleet = fleet
         self._server = server
         self._sessions = sessions
-        self._status = status
+        self._board = board
         self._ends_s: dict[str, float] = {}
         self._accounts: dict[str, int] = {}
         server.on("connect", self._connect)
         server.on("disconnect", self._disconnect)
         server.on("renew", self._renew)
         server.on("status", self._answer_status)
-
-    @property
-    def viewers(self) -> int:
-        """Signed-in pages that are connected to this instance."""
-        return len(self._ends_s)
 
     async def sweep(self) -> None:
         """Closes connections whose token has ended. Runs for ever."""
@@ -62,6 +57,7 @@ class Sockets:
             raise ConnectRefused(problem.message) from problem
         self._ends_s[sid] = claims.ends_s
         self._accounts[sid] = claims.account_id
+        self._board.viewers = len(self._accounts)
         await self._server.enter_room(sid, room_of(claims.account_id))
         instance = self._fleet.instance
         await self._server.emit("hello", {"instance": instance.id, "pid": instance.pid}, to=sid)
@@ -69,6 +65,7 @@ class Sockets:
     def _disconnect(self, sid: str, _reason: str) -> None:
         self._ends_s.pop(sid, None)
         self._accounts.pop(sid, None)
+        self._board.viewers = len(self._accounts)
 
     def _renew(self, sid: str, token: object) -> bool:
         """A fresh token of the same account lets the connection stay."""
@@ -82,4 +79,4 @@ class Sockets:
         return True
 
     async def _answer_status(self, _sid: str) -> Any:
-        return await self._status()
+        return await self._board.status()

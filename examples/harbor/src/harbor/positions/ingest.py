@@ -58,7 +58,7 @@ class Ingest:
         )
 
     async def take(self, reporter: Reporter, said: Sequence[object]) -> Outcome:
-        """Accepts what can be true. Raises what Redis raises: then nobody knows, and the same request may be repeated."""
+        """Accepts what can be true. Raises what Redis raises: the same request may then be repeated."""
         now_ms = time.time_ns() // 1_000_000
         reports = [
             parse(index, item, device=reporter.device_id, now_ms=now_ms, limits=self._limits)

@@ -65,28 +65,32 @@ class _Wrong(Exception):  # noqa: N818 - inside this file only
 
 
 def parse(index: int, said: object, *, device: str | None, now_ms: int, limits: Limits) -> Fix | Refusal:
-    """The fix that one report says, if it can be true by itself. ``device`` is the one whose token came along; None: the
-    report names it."""
-    name: str | None = device
+    """The fix that one report says, if it can be true by itself. ``device`` is the one whose token came along; None:
+    the report names it."""
+    if not isinstance(said, dict):
+        return Refusal(index, "not_an_object", "A position is a JSON object.", device)
     try:
-        if not isinstance(said, dict):
-            raise _Wrong("not_an_object", "A position is a JSON object.")
-        name = _device(said, device)
-        lat = _number(said, "lat", -90, 90)
-        lon = _number(said, "lon", -180, 180)
-        if abs(lat) < NULL_ISLAND_DEG and abs(lon) < NULL_ISLAND_DEG:
-            raise _Wrong("null_island", "0, 0 is what a receiver without reception says.")
-        return Fix(
-            device=name,
-            time_ms=_time_ms(said.get("time"), now_ms, limits),
-            lat=lat,
-            lon=lon,
-            speed_kn=_optional(said, "speed", 0, SPEED_SAID_KN_MAX),
-            course_deg=_optional(said, "course", 0, 360),
-            heading_deg=_heading(said),
-        )
+        return _parse(said, device, now_ms, limits)
     except _Wrong as wrong:
-        return Refusal(index, wrong.code, str(wrong), name)
+        named = said.get("device")
+        return Refusal(index, wrong.code, str(wrong), named[:64] if isinstance(named, str) else device)
+
+
+def _parse(said: dict[str, Any], device: str | None, now_ms: int, limits: Limits) -> Fix:
+    name = _device(said, device)
+    lat = _number(said, "lat", -90, 90)
+    lon = _number(said, "lon", -180, 180)
+    if abs(lat) < NULL_ISLAND_DEG and abs(lon) < NULL_ISLAND_DEG:
+        raise _Wrong("null_island", "0, 0 is what a receiver without reception says.")
+    return Fix(
+        device=name,
+        time_ms=_time_ms(said.get("time"), now_ms, limits),
+        lat=lat,
+        lon=lon,
+        speed_kn=_optional(said, "speed", 0, SPEED_SAID_KN_MAX),
+        course_deg=_optional(said, "course", 0, 360),
+        heading_deg=_heading(said),
+    )
 
 
 def plan(

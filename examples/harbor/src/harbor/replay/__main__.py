@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from harbor.replay.client import Gateway, Refused
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m harbor.replay", description=__doc__)
-    parser.add_argument("--url", default=f"http://127.0.0.1:{os.environ.get('PORT', '8000')}")
+    parser.add_argument("--url", default=os.environ.get("FLOTTA_URL", "http://127.0.0.1:8000"))
     parser.add_argument("--speed", type=float, default=float(os.environ.get("HARBOR_SPEED", "30")), help="1 to 120")
     arguments = parser.parse_args(argv)
     if not SPEED_MIN <= arguments.speed <= SPEED_MAX:
@@ -51,10 +52,8 @@ async def _run(url: str, token: str, speed: float) -> None:
     task = asyncio.ensure_future(_play(url, token, read_recording(), speed))
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
-    try:
+    with suppress(asyncio.CancelledError):
         await task
-    except asyncio.CancelledError:
-        pass
 
 
 async def _play(url: str, token: str, recording: Recording, speed: float) -> None:

@@ -1,7 +1,7 @@
 """Posts to Harbor as a gateway does: in batches, repeating a request until it is answered.
 
-Invariant: a batch is given up only if the service refuses it; a lost answer, a killed instance or a busy service mean the
-same request again. Repeating is harmless: Harbor takes the same fix for a duplicate.
+Invariant: a batch is given up only if the service refuses it; a lost answer, a killed instance or a busy service mean
+the same request again. Repeating is harmless: Harbor takes the same fix for a duplicate.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The recorded hour: AIS reports of New York harbor, read from the data folder. Pure but for reading the file.
 
-The published file has two quirks, undone here: course over ground was stored in a signed field of tenths, so courses above
-204.7 appear as their value less 409.6 (and 360, "not available", as -49.6); a heading of 511 means none.
+The published file has two quirks, undone here: course over ground was stored in a signed field of tenths, so courses
+above 204.7 appear as their value less 409.6 (and 360, "not available", as -49.6); a heading of 511 means none.
 """
 
 from __future__ import annotations

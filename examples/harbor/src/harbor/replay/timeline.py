@@ -1,8 +1,8 @@
 """Which reports are due when, round after round. Pure: time comes in as a number.
 
-Every round plays the hour anew, an hour after the last one ended: within that hour any vessel can have sailed from where it
-ended to where it began, so the jump back is no impossible speed. At a speed above 1 the told times run faster than the
-clock; they start in the past, so that they are never in the future.
+Every round plays the hour anew, an hour after the last one ended: within that hour any vessel can have sailed from
+where it ended to where it began, so the jump back is no impossible speed. At a speed above 1 the told times run faster
+than the clock; they start in the past, so that they are never in the future.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Timeline:
         return self._start_s + self._round * (self._recording.length_s + BREAK_S) + report.at_s
 
     def due(self, elapsed_s: float) -> Iterator[tuple[float, Report]]:
-        """The reports that became due since the last call, with the times they tell. ``elapsed_s``: clock time since the
-        beginning. The break between two rounds takes no clock time."""
+        """The reports that became due since the last call, with the times they tell. ``elapsed_s``: clock time since
+        the beginning. The break between two rounds takes no clock time."""
         played_s = elapsed_s * self._speed
         while True:
             within_s = played_s - self._round * self._recording.length_s

@@ -1,8 +1,8 @@
 """Who may see which vessel: shares in PostgreSQL, read on every broadcast from a replicated map.
 
-The map's keys are ``fleet:<owner>`` (all vessels of an account) and ``device:<id>`` (one vessel), its values the viewers'
-account ids. Invariants: when `revoke` returns, no instance shows the viewer anything of it any more; while the map may be
-out of date, only owners see their vessels.
+The map's keys are ``fleet:<owner>`` (all vessels of an account) and ``device:<id>`` (one vessel), its values the
+viewers' account ids. Invariants: when `revoke` returns, no instance shows the viewer anything of it any more; while the
+map may be out of date, only owners see their vessels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which instances are alive, judged by their beats. Pure: time comes in as a number.
 
-Every instance changes its entry in a map once a second. Whoever reads judges by its own clock since it last saw the entry
-change, so clocks that differ between hosts do no harm.
+Every instance changes its entry in a map once a second. Whoever reads judges by its own clock since it last saw the
+entry change, so clocks that differ between hosts do no harm.
 """
 
 from __future__ import annotations

@@ -26,11 +26,12 @@ _log = structlog.get_logger("harbor.status")
 class Board:
     """What `GET /api/status` answers."""
 
-    def __init__(self, fleet: Fleet, *, viewers: Callable[[], int], per_second: Callable[[], float]) -> None:
+    def __init__(self, fleet: Fleet, *, per_second: Callable[[], float]) -> None:
         self._fleet = fleet
         self._entries = fleet.map("harbor:instances", codec=JSON)
-        self._viewers = viewers
         self._per_second = per_second
+        self.viewers = 0
+        """Signed-in pages that are connected to this instance; `Sockets` counts them."""
         self._alive = Alive()
         self._started = time.monotonic()
         self._beats = 0
@@ -51,7 +52,7 @@ class Board:
         entry = {
             "pid": self._fleet.instance.pid,
             "uptime_s": round(time.monotonic() - self._started, 1),
-            "viewers": self._viewers(),
+            "viewers": self.viewers,
             "per_second": round(self._per_second(), 2),
             "beat": self._beats,
         }

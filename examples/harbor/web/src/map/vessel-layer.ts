@@ -118,7 +118,7 @@ export class VesselLayer {
       const always = vessel.id === focus.selected || vessel.id === focus.hovered;
       if (!always && (camera.zoom < LABEL_ZOOM || !vessel.info.name)) continue;
       const width = ctx.measureText(vessel.label).width;
-      const left = at.x + 12;
+      const left = at.x + (vessel.id === focus.selected ? 28 : 13);
       const box: [number, number, number, number] = [left - 5, at.y - 10, left + width + 5, at.y + 10];
       if (!always && taken.some((other) => overlaps(box, other))) continue;
       taken.push(box);

@@ -2,7 +2,7 @@
 // finding it again is said once, in words; nothing blinks while it lasts.
 
 import type { Hello, StatusAnswer } from "../contract";
-import { duration, whole } from "../format";
+import { duration, instanceLabel, whole } from "../format";
 import type { LiveState } from "../live";
 import { byId, el, setText } from "./dom";
 
@@ -49,7 +49,8 @@ export class ConnectionView {
     this.box.dataset["instance"] = hello.instance;
     this.box.dataset["pid"] = String(hello.pid);
     if (this.lost) {
-      const words = this.previous === hello.instance ? `Back on ${hello.instance}` : `Carried on by ${hello.instance}`;
+      const label = instanceLabel(hello.instance);
+      const words = this.previous === hello.instance ? `Back on ${label}` : `Carried on by ${label}`;
       this.showNotice("good", words, NOTICE_MS);
     }
     this.lost = false;
@@ -63,14 +64,14 @@ export class ConnectionView {
       ...status.instances.map((instance) => {
         const serves = instance.name === this.serving?.instance;
         const about = `pid ${instance.pid} · up ${duration(instance.uptime_s)} · ${instance.viewers} ${instance.viewers === 1 ? "viewer" : "viewers"}`;
-        const name = el("b", {}, instance.name, serves ? el("em", {}, "serves you") : null);
+        const name = el("b", { title: instance.name }, instanceLabel(instance.name), serves ? el("em", {}, "serves you") : null);
         return el("li", serves ? { class: "serves" } : {}, el("i", { "aria-hidden": "true" }), el("div", {}, name, el("span", {}, about)));
       }),
     );
   }
 
   private servedBy(): string {
-    return this.serving === null ? "" : `served by ${this.serving.instance}`;
+    return this.serving === null ? "" : `served by ${instanceLabel(this.serving.instance)}`;
   }
 
   private breaks(): void {

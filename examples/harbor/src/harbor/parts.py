@@ -1,0 +1,77 @@
+"""The parts of one instance of Harbor, each made with what it needs, and the order in which they open and close.
+
+The fleet starts Redis, PostgreSQL, the migrations, maps, stream and realtime server before ``_open`` runs, and stops
+them after ``_close``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import final
+
+from flotta.fleet import Fleet
+from harbor.accounts.sessions import Sessions
+from harbor.config import HarborConfig
+from harbor.devices.registry import Registry
+from harbor.fence import Fence
+from harbor.live.broadcast import Broadcast
+from harbor.live.sockets import Sockets
+from harbor.persister import Persister
+from harbor.positions.history import History
+from harbor.positions.ingest import Ingest
+from harbor.positions.latest import Latest
+from harbor.sharing.grants import Grants
+from harbor.status.board import Board
+
+__all__ = ["Harbor"]
+
+HOME = Path(__file__).parents[2]
+RECONCILE_S = 30.0
+MESSAGE_BYTES_MAX = 16_384
+
+
+@final
+class Harbor:
+    """One instance."""
+
+    def __init__(self, config: HarborConfig) -> None:
+        self.config = config
+        self.fleet = fleet = Fleet(service="harbor")
+        fleet.migrations(HOME / "migrations", seeds=HOME / "seeds")
+        self.server = fleet.realtime(payload_bytes_max=MESSAGE_BYTES_MAX)
+        self.fence = Fence()
+        self.registry = Registry(fleet, self.fence)
+        self.grants = Grants(fleet, self.fence)
+        self.sessions = Sessions(fleet, config)
+        self.latest = Latest(fleet)
+        self.history = History(fleet)
+        self.broadcast = Broadcast(self.server, self.grants)
+        self.ingest = Ingest(fleet, config, self.registry, self.latest, self.broadcast)
+        self.persister = Persister(fleet, self.ingest.stream)
+        self.board = Board(fleet, per_second=lambda: self.persister.per_second)
+        self.sockets = Sockets(fleet, self.server, self.sessions, self.board)
+        self._mirrors = (self.registry.devices_mirror, self.registry.credentials_mirror, self.grants.mirror)
+        fleet.on_start(self._open)
+        fleet.on_stop(self._close)
+        for task in (self.persister.run, self.board.beat, self.sockets.sweep, self._keep_mirrors):
+            fleet.background(task)
+
+    async def _open(self) -> None:
+        await self.fence.start(self.fleet.redis)
+        if self.config.demo and self.config.demo_gateway_token is not None:
+            await self.registry.admit_demo_gateway(self.config.demo_gateway_token)
+        for mirror in self._mirrors:
+            await mirror.reconcile()
+        await self.latest.restore()
+
+    async def _close(self) -> None:
+        await self.board.leave()
+        await self.fence.aclose()
+
+    async def _keep_mirrors(self) -> None:
+        """Maps that lost their data, or missed a change whose writer died, are put right. Runs for ever."""
+        while True:
+            await asyncio.sleep(RECONCILE_S)
+            for mirror in self._mirrors:
+                await mirror.reconcile()
