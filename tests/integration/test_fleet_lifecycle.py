@@ -14,9 +14,10 @@ from httpx import ASGITransport, AsyncClient
 
 from flotta.errors import ConfigError, LinkUnavailable, NotStarted, StartTimeout, StateError, StopTimeout
 from flotta.fleet import Fleet, FleetState, registered, use_settings
+from flotta.fleet._health import run_checks
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.rmap import Map
-from flotta.settings import Settings
+from flotta.settings import Redactor, Settings
 
 
 @pytest.fixture
@@ -314,6 +315,29 @@ async def test_health_tells_the_reason_and_recovers(settings: Settings, own_valk
         assert health.error is not None
         assert health.error.startswith("redis: ")
         assert (await fleet.readiness()).ok, "a Redis outage alone must not take the instance away"
+
+
+async def test_check_that_never_ends_is_bounded_and_does_not_delay_the_others() -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async def soon() -> None:
+        await asyncio.sleep(0)
+
+    async def broken() -> None:
+        raise OSError("at redis://:hunter2@h")
+
+    checks = await asyncio.wait_for(run_checks({"a": never, "b": soon, "c": broken}, 0.05, Redactor()), 5)
+    assert [check.error for check in checks] == ["a: no answer within 0.05 s", None, "c: at redis://:***@h"]
+
+
+async def test_frozen_redis_is_noticed_within_the_health_timeout(settings: Settings, own_valkey: EmbeddedRedis) -> None:
+    async with Fleet(replace(settings, redis_url=own_valkey.url, health_timeout_s=0.3)) as fleet:
+        own_valkey.pause()
+        try:
+            assert not (await asyncio.wait_for(fleet.health(), 3)).ok
+        finally:
+            own_valkey.resume()
 
 
 async def test_readiness_requires_what_the_settings_name(settings: Settings, own_valkey: EmbeddedRedis) -> None:

@@ -147,6 +147,22 @@ def test_flask_runs_in_threads_with_its_fleet(folder: Path, redis_environ: dict[
         assert "fleet stopped" in worker.log()
 
 
+def test_realtime_server_of_a_flask_application_is_mounted(folder: Path, redis_environ: dict[str, str]) -> None:
+    from websockets.sync.client import connect
+
+    (folder / "chat.py").write_text(f"{FLASK}\nsio = fleet.realtime()\n")
+    with WorkerProcess(folder, "chat:app", **redis_environ) as worker:
+        worker.wait_for("ready")
+        with worker.client() as http:
+            assert http.get("/socket.io/", params={"EIO": "4", "transport": "polling"}).text.startswith('0{"sid"')
+            assert http.get("/set", params={"colour": "red"}).json()["colour"] == "red"
+            with connect(worker.url.replace("http", "ws") + "/socket.io/?EIO=4&transport=websocket") as client:
+                assert str(client.recv()).startswith('0{"sid"')
+                assert "\nwebsocket_connections 2.0" in http.get("/metrics").text, "one by polling, one native"
+        worker.terminate()
+        assert worker.wait() == 0
+
+
 def test_plain_asgi_without_lifespan_needs_no_fleet(folder: Path) -> None:
     with WorkerProcess(folder, "plain:app") as worker:
         worker.wait_for("ready")
@@ -366,7 +382,9 @@ def test_start_without_redis_fails_with_the_reason(folder: Path) -> None:
         failed = worker.wait_for("failed")
         assert "REDIS_URL" in failed["reason"]
         assert "FLOTTA_EMBEDDED=1" in failed["reason"]
+        assert (failed["hopeless"], failed["traceback"]) == (True, "")
         assert worker.wait() == 3
+        assert "Traceback" not in worker.log()
 
 
 def test_wrong_setting_fails_as_hopeless_before_the_application_is_imported(folder: Path) -> None:
@@ -398,7 +416,9 @@ def test_failing_lifespan_fails_the_start_with_its_reason(folder: Path) -> None:
     )
     with WorkerProcess(folder, "refuses:app") as worker:
         failed = worker.wait_for("failed")
-        assert "no licence" in failed["reason"]
+        assert failed["reason"] == "application startup failed: LookupError: no licence"
+        assert "raise LookupError('no licence')" in failed["traceback"]
+        assert failed["hopeless"] is False
         assert worker.wait() == 3
         assert not any(m.get("state") == "started" for m in worker.messages)
 

@@ -107,9 +107,13 @@ async def test_until_acked_keeps_what_a_sink_needs_and_trims_after_the_ack(uniqu
 async def test_a_full_backlog_refuses_and_opens_again(unique: str, redis: Redis) -> None:
     options = {"maxlen": 50, "backlog_max": 500}
     async with await Stream.open(f"full-{unique}", redis, **options) as full, full.sink("slow") as slow:
-        with pytest.raises(StreamFull) as caught:
+
+        async def add_until_refused() -> None:
             for _ in range(1000):
                 await full.add("n", b"")
+
+        with pytest.raises(StreamFull) as caught:
+            await add_until_refused()
         assert caught.value.backlog_max == 500
         length = (await full.info()).length
         assert 500 <= length <= 500 + 2 * full.policy.check_every

@@ -213,24 +213,24 @@ async def test_one_sink_of_several_streams(unique: str, redis: Redis, stream: St
     async with (
         await Stream.open(f"other-{unique}", redis) as other,
         await Stream.open(f"third-{unique}", redis) as third,
+        stream.sink("k", other) as sink,
     ):
-        async with stream.sink("k", other) as sink:
-            await stream.add("n", b"1")
-            await other.add("n", b"2")
-            events = [await anext(sink), await anext(sink)]
-            assert {event.stream for event in events} == {stream.name, other.name}
-            await sink.ack(*events)
-            await sink.add_stream(third)
-            await third.add("n", b"3")
-            await sink.ack(await anext(sink))
-            await sink.remove_stream(other)
-            await other.add("n", b"not taken")
-            await stream.add("n", b"4")
-            event = await anext(sink)
-            assert event.payload == b"4"
-            await sink.ack(event)
-            for each in (stream, other, third):
-                assert await pending(each, "k") == 0
+        await stream.add("n", b"1")
+        await other.add("n", b"2")
+        events = [await anext(sink), await anext(sink)]
+        assert {event.stream for event in events} == {stream.name, other.name}
+        await sink.ack(*events)
+        await sink.add_stream(third)
+        await third.add("n", b"3")
+        await sink.ack(await anext(sink))
+        await sink.remove_stream(other)
+        await other.add("n", b"not taken")
+        await stream.add("n", b"4")
+        event = await anext(sink)
+        assert event.payload == b"4"
+        await sink.ack(event)
+        for each in (stream, other, third):
+            assert await pending(each, "k") == 0
 
 
 async def test_leaving_hands_everything_to_the_others_at_once(stream: Stream[bytes]) -> None:
