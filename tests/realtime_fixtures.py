@@ -26,7 +26,9 @@ WAIT_S = 10.0
 
 
 @asynccontextmanager
-async def serving(sio: Server, *, native: bool, port: int = 0, other: Any = None) -> AsyncIterator[int]:
+async def serving(
+    sio: Server, *, native: bool, port: int = 0, other: Any = None, drain: bool = True
+) -> AsyncIterator[int]:
     """Serve ``sio`` by uvicorn in this loop, natively or through ASGI; gives the port."""
     listening = socket.create_server(("127.0.0.1", port))
     web = uvicorn.Server(
@@ -46,6 +48,8 @@ async def serving(sio: Server, *, native: bool, port: int = 0, other: Any = None
             await task
         yield listening.getsockname()[1]
     finally:
+        if drain:
+            await sio.drain(0.5)
         web.should_exit = True
         await asyncio.wait_for(task, 30)
         listening.close()

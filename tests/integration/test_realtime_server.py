@@ -320,7 +320,7 @@ async def test_stopping_web_server_drains_its_native_connections() -> None:
     gone: list[str] = []
     sio.on("disconnect", lambda sid, reason: gone.append(reason))
     loop = asyncio.get_running_loop()
-    async with serving(sio, native=True) as port:
+    async with serving(sio, native=True, drain=False) as port:
         sockets = [(await _join(port))[0] for _ in range(10)]
         began_s = loop.time()
     # serving() stops uvicorn as SIGTERM does, and returns when it has ended

@@ -222,6 +222,62 @@ async def test_heartbeat_keeps_a_client_and_ends_a_silent_one(node: NodePeer, na
         writer.close()
 
 
+async def test_default_client_polls_first_and_upgrades(node: NodePeer, native: bool) -> None:
+    sio = _server()
+    async with serving(sio, native=native) as port:
+        sid = await node.connect("a", port, transports=["polling", "websocket"])
+        assert await node.wait("a", "upgrade") == [["websocket"]]
+        assert await node.do("ask", name="a", args=["echo", 1, b"\x00bytes"]) == [1, b"\x00bytes"]
+        assert await sio.call("question", b"\xff", to=sid, timeout_s=5) == b"\xff"
+        await sio.emit("news", 1)
+        assert await node.wait_event("a", "news") == [[1]]
+        assert sio.stats.connections == 1
+
+
+async def test_every_event_arrives_once_and_in_order_across_the_upgrade(node: NodePeer, native: bool) -> None:
+    sio = _server()
+    async with serving(sio, native=native) as port:
+        sent = 0
+        stop = asyncio.Event()
+
+        async def flood() -> None:
+            nonlocal sent
+            while not stop.is_set():
+                await sio.emit("n", (sent, b"x"), room="flood")
+                sent += 1
+                await asyncio.sleep(0.0005)
+
+        task = asyncio.create_task(flood())
+        for number in range(5):
+            name = f"c{number}"
+            await node.connect(name, port, transports=["polling", "websocket"])
+            await node.do("ask", name=name, args=["join", "flood"])
+            await node.wait(name, "upgrade")
+            await node.wait_event(name, "n", 50)
+        stop.set()
+        await task
+        for number in range(5):
+            name = f"c{number}"
+            await until(lambda name=name: node.events(name, "n")[-1][0] == sent - 1)  # type: ignore[misc]
+            got = [args[0] for args in node.events(name, "n")]
+            assert got == list(range(got[0], sent))
+
+
+async def test_client_that_only_polls_is_served_whole(node: NodePeer) -> None:
+    sio = _server(ping_interval_s=0.2, ping_timeout_s=0.5)
+    async with serving(sio, native=True) as port:
+        sid = await node.connect("a", port, transports=["polling"])
+        assert await node.do("ask", name="a", args=["echo", 1, b"\x00bytes", "é"]) == [1, b"\x00bytes", "é"]
+        assert await sio.call("question", [b"\xff", 2], to=sid, timeout_s=5) == [b"\xff", 2]
+        await asyncio.sleep(1.0)  # five heartbeats
+        assert node.seen("a", "disconnect") == []
+        await sio.disconnect(sid)
+        assert await node.wait("a", "disconnect") == [["io server disconnect"]]
+        await node.connect("b", port, transports=["polling"])
+        await node.do("close", name="b")
+        await until(lambda: sio.stats.connections == 0 or sio.stats.sockets == 0)
+
+
 # --- clusters --------------------------------------------------------------------------------------------------------
 
 

@@ -75,6 +75,14 @@ class Owner(Protocol):
         ...
 
 
+class Attempt(Protocol):
+    """A WebSocket that tries to take the session over."""
+
+    def give_up(self) -> None:
+        """The session has ended."""
+        ...
+
+
 # WebSocket close codes for connections that a packet of the client ends.
 _CODES = {sio.PARSE_ERROR: 1002, sio.RATE_LIMIT: 1008}
 
@@ -83,7 +91,7 @@ _CODES = {sio.PARSE_ERROR: 1002, sio.RATE_LIMIT: 1008}
 class Client:
     """Glue between one transport and the server. All methods are for the event loop's thread."""
 
-    __slots__ = ("_connection", "_owner", "_session", "pauses", "request", "sid", "sockets", "transport")
+    __slots__ = ("_connection", "_owner", "_session", "pauses", "request", "sid", "sockets", "transport", "upgrade")
 
     def __init__(
         self,
@@ -100,6 +108,7 @@ class Client:
         self.request = request
         self.sockets: dict[str, Socket] = {}
         self.pauses = 0
+        self.upgrade: Attempt | None = None
         self._owner = owner
         self._session = session
         self._connection = connection
@@ -159,7 +168,18 @@ class Client:
                 assert type(action) is engine.End
                 self._end(action)
 
+    def switch(self, transport: Transport) -> None:
+        """Go on over ``transport``; what waits on the old one goes first."""
+        old, self.transport = self.transport, transport
+        old.hand_over(transport)
+        for socket in self.sockets.values():
+            socket.rebind()
+        if self.pauses:
+            transport.pause()
+
     def _end(self, end: engine.End) -> None:
+        if self.upgrade is not None:
+            self.upgrade.give_up()
         if end.code is not None:
             self.transport.close(end.code, end.reason)
         for socket in list(self.sockets.values()):
@@ -276,10 +296,15 @@ class Socket:
     def release(self) -> None:
         """Send what was held: the client is in."""
         held, self._held = self._held, None
-        self.write = self.client.transport.write
-        self.write_volatile = self.client.transport.write_volatile
+        self.rebind()
         for packet in held or ():
             self.write(packet)
+
+    def rebind(self) -> None:
+        """The client's transport is another one now."""
+        if self._held is None:
+            self.write = self.client.transport.write
+            self.write_volatile = self.client.transport.write_volatile
 
     def emit(self, args: list[Any], on_ack: Callable[[list[Any]], None] | None = None) -> int | None:
         """Send one event; ``on_ack`` gets the arguments of its acknowledgement. Gives the acknowledgement's id."""

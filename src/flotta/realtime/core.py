@@ -25,7 +25,7 @@ from flotta.realtime.adapters import Adapter, Broadcast, OnAck, SocketFacts, Tar
 from flotta.realtime.client import Client, Reason, Socket
 from flotta.realtime.dispatch import Dispatcher
 from flotta.realtime.engineio import handshake
-from flotta.realtime.engineio.handshake import Refusal
+from flotta.realtime.engineio.handshake import Facts, Refusal
 from flotta.realtime.engineio.packet import open_packet
 from flotta.realtime.engineio.session import Session
 from flotta.realtime.engineio.wheel import Wheel
@@ -35,7 +35,8 @@ from flotta.realtime.request import Request
 from flotta.realtime.rooms import Rooms
 from flotta.realtime.socketio.connection import Connection
 from flotta.realtime.socketio.packet import Packet, PacketType, encode
-from flotta.realtime.transports import Outgoing, Transport
+from flotta.realtime.transports import Outgoing, Receiver, Transport
+from flotta.realtime.upgrade import Upgrade
 
 __all__ = ["Core", "Space", "State"]
 
@@ -91,7 +92,7 @@ class Core:
         self.counters = Counters()
         self.instance = options.instance or secrets.token_urlsafe(3)
         self.spaces: dict[str, Space] = {"/": Space("/")}
-        self.clients: set[Client] = set()
+        self.clients: dict[str, Client] = {}
         self.adapter: Adapter | None = None
         self.dispatcher = Dispatcher(
             handlers_max=options.handlers_max,
@@ -142,7 +143,7 @@ class Core:
 
     async def _run_drain(self, deadline_s: float) -> None:
         end_s = self.now() + deadline_s
-        clients = list(self.clients)
+        clients = list(self.clients.values())
         random.shuffle(clients)
         spread_s = min(deadline_s * DRAIN_SHARE, len(clients) / self.options.drain_clients_per_s)
         batches = max(1, math.ceil(spread_s * DRAIN_BATCHES_PER_S))
@@ -162,7 +163,7 @@ class Core:
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED
-        for client in list(self.clients):
+        for client in list(self.clients.values()):
             client.close(Reason.DRAINING, CLOSE_RESTART)
         await self.dispatcher.wait_idle(1.0)
         await self.dispatcher.cancel_all()
@@ -175,17 +176,23 @@ class Core:
 
     # --- handshake ---
 
-    def admit(self, request: Request) -> Refusal | None:
-        """None if the request may open a session now."""
-        try:
-            facts = request.facts()
-        except ValueError:
-            refusal: Refusal | None = Refusal(handshake.Refused.BAD_REQUEST)
+    def admit(self, facts: Facts) -> Refusal | None:
+        """None if the request may open a session now, or go on with the one whose id it brings."""
+        options = self.options
+        if facts.sid:
+            client = self.clients.get(facts.sid)
+            refusal = handshake.check_session(
+                facts,
+                transports=options.transports,
+                origins=options.origins,
+                current=None if client is None else client.transport.name,
+                upgrading=client is not None and client.upgrade is not None,
+            )
         else:
             refusal = handshake.check(
                 facts,
-                transports=self.options.transports,
-                origins=self.options.origins,
+                transports=options.transports,
+                origins=options.origins,
                 draining=self.state is not State.RUNNING,
                 full=len(self.clients) >= self.connections_max,
             )
@@ -193,7 +200,14 @@ class Core:
             self.counters.refused += 1
         return refusal
 
-    def open(self, transport: Transport, request: Request) -> tuple[Client, str]:
+    def accept_websocket(self, transport: Transport, request: Request, facts: Facts) -> tuple[Receiver, str | None]:
+        """The receiver of an admitted WebSocket, and the packet to send first: a new session, or an upgrade."""
+        if not facts.sid:
+            return self.open(transport, request, facts)
+        assert self._loop is not None
+        return Upgrade(self.clients[facts.sid], transport, self._loop), None
+
+    def open(self, transport: Transport, request: Request, facts: Facts) -> tuple[Client, str]:
         """Open a session for an admitted request: the client, and the packet that tells it so."""
         options, now_s = self.options, self.now()
         client = Client(
@@ -204,13 +218,13 @@ class Core:
             session=Session(now_s, ping_interval_s=options.ping_interval_s, ping_timeout_s=options.ping_timeout_s),
             connection=Connection(now_s, attachments_max=options.attachments_max, rate_max=options.messages_per_s_max),
         )
-        self.clients.add(client)
+        self.clients[client.sid] = client
         self.counters.opened += 1
         self._resting.put(client, now_s)
         self._joining.put(client, now_s)
         packet = open_packet(
             client.sid,
-            upgrades=(),
+            upgrades=("websocket",) if facts.transport == "polling" and "websocket" in options.transports else (),
             ping_interval_s=options.ping_interval_s,
             ping_timeout_s=options.ping_timeout_s,
             payload_bytes_max=options.payload_bytes_max,
@@ -286,7 +300,7 @@ class Core:
 
     def ended(self, client: Client, reason: str) -> None:
         """A client is gone."""
-        self.clients.discard(client)
+        self.clients.pop(client.sid, None)
         for wheel in (self._resting, self._pinged, self._joining):
             wheel.drop(client)
         self.counters.ended[reason] = self.counters.ended.get(reason, 0) + 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Protocol, final
 
 from flotta.realtime.core import Core
-from flotta.realtime.transports.asgi import ASGIApp, Message, Receive, Scope, Send, serve_http, serve_websocket
+from flotta.realtime.transports.asgi import ASGIApp, Message, Receive, Scope, Send, serve_websocket
+from flotta.realtime.transports.polling import serve_http
 
 __all__ = ["Mount"]
 
@@ -50,7 +51,7 @@ class Mount:
         elif kind == "websocket":
             await serve_websocket(self._core, scope, receive, send)
         else:
-            await serve_http(self._core, scope, send)
+            await serve_http(self._core, scope, receive, send)
 
     def _is_ours(self, scope: Scope) -> bool:
         # ASGI: path holds root_path, which a mount in another app has put there.

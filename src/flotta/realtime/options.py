@@ -29,7 +29,7 @@ class ServerOptions:
     every page connect and needs ``credentials=False``."""
     credentials: bool = True
     """Browsers may send cookies along."""
-    transports: tuple[str, ...] = ("websocket",)
+    transports: tuple[str, ...] = ("polling", "websocket")
     """What clients may use."""
     connections_max: int = 50_000
     """Clients of this process; one more is answered with 503. Capped by the open-file limit, with a warning."""

@@ -117,9 +117,7 @@ class Server:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if files == resource.RLIM_INFINITY or wanted + FILES_KEPT <= files:
             return wanted
-        capped = max(1, files - FILES_KEPT)
-        self._log.warning("connections_max is capped by the open-file limit", wanted=wanted, files=files, capped=capped)
-        return capped
+        return max(1, files - FILES_KEPT)
 
     # --- life ---
 
@@ -145,6 +143,9 @@ class Server:
                 raise
             self._adapter = adapter
             registry.add(self._core)
+            wanted, capped = self.options.connections_max, self._core.connections_max
+            if capped < wanted:
+                self._log.warning("connections_max is capped by the open-file limit", wanted=wanted, capped=capped)
 
     async def _make_adapter(self, redis: str | Redis | None) -> Adapter:
         if redis is None:

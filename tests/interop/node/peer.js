@@ -39,7 +39,7 @@ function watch(name, socket) {
   socket.on("connect", () => tell("connect", [socket.id, socket.io.engine.transport.name]));
   socket.on("connect_error", (error) => tell("connect_error", [error.message, error.data ?? null]));
   socket.on("disconnect", (reason) => tell("disconnect", [reason]));
-  socket.io.engine?.on("upgrade", (transport) => tell("upgrade", [transport.name]));
+  socket.io.on("open", () => socket.io.engine.on("upgrade", (transport) => tell("upgrade", [transport.name])));
   socket.io.on("reconnect_attempt", (n) => tell("reconnect_attempt", [n]));
   socket.onAny((event, ...args) => {
     const ack = typeof args[args.length - 1] === "function" ? args.pop() : null;

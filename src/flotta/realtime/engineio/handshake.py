@@ -12,12 +12,12 @@ import base64
 import json
 from collections.abc import Collection
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 from flotta.realtime.engineio.packet import PROTOCOL_VERSION
 
-__all__ = ["SID_LENGTH", "Facts", "Refusal", "Refused", "check", "origin_allowed", "session_id"]
+__all__ = ["SID_LENGTH", "Facts", "Refusal", "Refused", "check", "check_session", "origin_allowed", "session_id"]
 
 SID_LENGTH: Final = 20
 INSTANCE_LENGTH: Final = 4
@@ -87,16 +87,39 @@ def check(
     facts: Facts, *, transports: Collection[str], origins: Collection[str], draining: bool, full: bool
 ) -> Refusal | None:
     """None if the request may open a session, else why not."""
-    rules = (
-        (facts.version != PROTOCOL_VERSION, Refused.VERSION_UNSUPPORTED),
-        (facts.transport not in transports, Refused.TRANSPORT_UNKNOWN),
+    return _first(
+        *_general(facts, transports, origins),
         (facts.method != "GET", Refused.BAD_METHOD),
-        ((facts.transport == "websocket") != facts.upgrade, Refused.BAD_REQUEST),
-        (not origin_allowed(facts.origin, facts.host, origins), Refused.FORBIDDEN),
-        (bool(facts.sid), Refused.SESSION_UNKNOWN),
         (draining, Refused.DRAINING),
         (full, Refused.AT_CAPACITY),
     )
+
+
+def check_session(
+    facts: Facts, *, transports: Collection[str], origins: Collection[str], current: str | None, upgrading: bool
+) -> Refusal | None:
+    """None if the request may go on with a session whose transport is ``current`` (None: there is no such session)."""
+    return _first(
+        *_general(facts, transports, origins),
+        (current is None, Refused.SESSION_UNKNOWN),
+        (current != "polling" or (facts.upgrade and upgrading), Refused.BAD_REQUEST),
+        (facts.method not in {"GET", "POST"}, Refused.BAD_METHOD),
+    )
+
+
+_Rule: TypeAlias = tuple[bool, Refused]
+
+
+def _general(facts: Facts, transports: Collection[str], origins: Collection[str]) -> tuple[_Rule, ...]:
+    return (
+        (facts.version != PROTOCOL_VERSION, Refused.VERSION_UNSUPPORTED),
+        (facts.transport not in transports, Refused.TRANSPORT_UNKNOWN),
+        ((facts.transport == "websocket") != facts.upgrade, Refused.BAD_REQUEST),
+        (not origin_allowed(facts.origin, facts.host, origins), Refused.FORBIDDEN),
+    )
+
+
+def _first(*rules: _Rule) -> Refusal | None:
     return next((Refusal(reason) for broken, reason in rules if broken), None)
 
 

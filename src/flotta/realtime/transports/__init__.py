@@ -50,6 +50,14 @@ class Transport(Protocol):
         """Send an Engine.IO packet that is no message (a ping)."""
         ...
 
+    def release_polls(self, *, on: bool) -> None:
+        """From now on (or no longer) answer polls with nothing instead of letting them wait; only polling has any."""
+        ...
+
+    def hand_over(self, successor: Transport) -> None:
+        """Give what waits to the transport that takes the session over; only polling is ever followed."""
+        ...
+
     def pause(self) -> None:
         """Stop reading: the client's events come faster than they are handled."""
         ...
@@ -72,6 +80,15 @@ class Receiver(Protocol):
 
     def lost(self, reason: str) -> None:
         """The connection is gone. Called at least once."""
+        ...
+
+    def close(self, reason: str, code: int = 1000) -> None:
+        """The transport ends the connection for a reason of its own."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """Nothing more is to be read."""
         ...
 
     def environ(self) -> dict[str, Any]:

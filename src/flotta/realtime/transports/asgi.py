@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias, final
 
-from flotta.realtime.client import Client, Reason
+from flotta.realtime.client import Reason
 from flotta.realtime.core import Core
 from flotta.realtime.engineio.handshake import Refusal
 from flotta.realtime.request import Request
-from flotta.realtime.transports import Outgoing
+from flotta.realtime.transports import Outgoing, Receiver, Transport
 
-__all__ = ["ASGIApp", "serve_http", "serve_websocket"]
+__all__ = ["ASGIApp", "Message", "Receive", "Scope", "Send", "serve_websocket"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -30,43 +30,29 @@ FLUSH_S = 5.0
 """How long a close waits for what is queued before it."""
 
 
-async def serve_http(core: Core, scope: Scope, send: Send) -> None:
-    """Answer a plain HTTP request to the path: with the protocol's error, since sessions open over WebSocket."""
-    refusal = core.admit(Request(scope=scope))
-    assert refusal is not None, "a plain request opens no WebSocket session"
-    await send({"type": "http.response.start", "status": refusal.status, "headers": _headers(refusal)})
-    await send({"type": "http.response.body", "body": refusal.body})
-
-
-def _headers(refusal: Refusal) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(refusal.body)).encode()),
-        (b"cache-control", b"no-store"),
-    ]
-
-
 async def serve_websocket(core: Core, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one WebSocket from its handshake to its end."""
     request = Request(scope=scope)
+    facts = request.facts()
     await receive()  # websocket.connect
-    refusal = core.admit(request)
+    refusal = core.admit(facts)
     if refusal is not None:
         await _refuse(scope, refusal, send)
         return
-    headers = [] if core.cookie is None else [(b"set-cookie", core.cookie.encode())]
+    headers = [] if facts.sid or core.cookie is None else [(b"set-cookie", core.cookie.encode())]
     await send({"type": "websocket.accept", "headers": headers})
     transport = _ASGITransport(send, core.options.send_bytes_max, core.options.volatile_bytes_max)
-    client, packet = core.open(transport, request)
+    client, packet = core.accept_websocket(transport, request, facts)
     transport.client = client
-    transport.write_control(packet)
+    if packet is not None:
+        transport.write_control(packet)
     try:
         await _read(client, transport, receive, core.options.payload_bytes_max)
     except asyncio.CancelledError:
         if not transport.gave_up:
             raise
     finally:
-        client.lost()
+        client.lost(Reason.TRANSPORT_CLOSE)
         await transport.finish()
 
 
@@ -75,11 +61,12 @@ async def _refuse(scope: Scope, refusal: Refusal, send: Send) -> None:
         # Without the extension a close before the accept is answered with 403 by the web server.
         await send({"type": "websocket.close", "code": CLOSE_POLICY, "reason": refusal.message})
         return
-    await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": _headers(refusal)})
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(refusal.body)).encode())]
+    await send({"type": "websocket.http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": refusal.body})
 
 
-async def _read(client: Client, transport: _ASGITransport, receive: Receive, payload_bytes_max: int) -> None:
+async def _read(client: Receiver, transport: _ASGITransport, receive: Receive, payload_bytes_max: int) -> None:
     while not client.over:
         await transport.reading.wait()
         message = await receive()
@@ -126,7 +113,7 @@ class _ASGITransport:
         self._writer: asyncio.Task[None] | None = None
         self._task = asyncio.current_task()
         self.gave_up = False
-        self.client: Client | None = None
+        self.client: Receiver | None = None
         self.reading = asyncio.Event()
         self.reading.set()
 
@@ -152,6 +139,12 @@ class _ASGITransport:
         """Queue a packet that is no message."""
         if not self._closing:
             self._put({"type": "websocket.send", "text": text}, len(text))
+
+    def release_polls(self, *, on: bool) -> None:
+        """There are none here."""
+
+    def hand_over(self, successor: Transport) -> None:
+        """Nothing follows a WebSocket."""
 
     def pause(self) -> None:
         """Stop reading."""

@@ -20,11 +20,11 @@ from functools import cache
 from http import HTTPStatus
 from typing import Any, Protocol, cast, final
 
-from flotta.realtime.client import Client, Reason
+from flotta.realtime.client import Reason
 from flotta.realtime.core import Core
 from flotta.realtime.engineio.handshake import Refusal, Refused
 from flotta.realtime.request import Request, parse_head
-from flotta.realtime.transports import Outgoing, registry
+from flotta.realtime.transports import Outgoing, Receiver, Transport, registry
 from flotta.realtime.transports.websocket import (
     OP_CLOSE,
     OP_PING,
@@ -164,7 +164,7 @@ class NativeTransport(asyncio.Protocol):
         self._server_state = server_state
         self._send_bytes_max = core.options.send_bytes_max
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
-        self._client: Client | None = None
+        self._client: Receiver | None = None
         self._reader: FrameReader | None = None
         self._open = False  # messages may be written
         self._clear = False  # and little enough is buffered to write without measuring
@@ -226,20 +226,22 @@ class NativeTransport(asyncio.Protocol):
             client=_peer(self._transport),
             scheme="wss" if self._transport.get_extra_info("sslcontext") else "ws",
         )
-        refusal = self._core.admit(request)
-        key = b""
-        if refusal is None:
-            key = _check_upgrade(head)
-            refusal = None if key else Refusal(Refused.BAD_REQUEST)
+        try:
+            facts, key = request.facts(), _check_upgrade(head)
+        except ValueError:
+            self._refuse(Refusal(Refused.BAD_REQUEST))
+            return
+        refusal = self._core.admit(facts) or (None if key else Refusal(Refused.BAD_REQUEST))
         if refusal is not None:
             self._refuse(refusal)
             return
         self._reader = FrameReader(self._core.options.payload_bytes_max)
         self._transport.set_write_buffer_limits(high=self._core.options.volatile_bytes_max)
         self._open = self._clear = True
-        self._client, packet = self._core.open(self, request)
+        self._client, packet = self._core.accept_websocket(self, request, facts)
         # One write for the answer and the session's first packet: one system call, one segment.
-        self._transport.write(self._accept(key) + frame(OP_TEXT, packet.encode()))
+        first = b"" if packet is None else frame(OP_TEXT, packet.encode())
+        self._transport.write(self._accept(key) + first)
 
     def _accept(self, key: bytes) -> bytes:
         lines = [
@@ -327,6 +329,12 @@ class NativeTransport(asyncio.Protocol):
         assert self._client is not None
         self._client.close(Reason.SLOW_CLIENT)
         return True
+
+    def release_polls(self, *, on: bool) -> None:
+        """There are none here."""
+
+    def hand_over(self, successor: Transport) -> None:
+        """Nothing follows a WebSocket."""
 
     def pause(self) -> None:
         """Stop reading."""

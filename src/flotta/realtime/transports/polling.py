@@ -1,0 +1,274 @@
+"""Engine.IO over HTTP long-polling, under any ASGI server.
+
+A GET takes what is buffered, or waits until something is; a POST brings packets. One of each at a time: a second GET
+or POST of the same session breaks the protocol and ends it, and so does a GET that the client cancels. The buffer is
+bounded like a socket's: volatile packets are dropped while no GET waits, a packet over the limit ends the session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeAlias, final
+
+from flotta.errors import PacketError
+from flotta.realtime.client import Client, Reason
+from flotta.realtime.core import Core
+from flotta.realtime.engineio.handshake import Facts, Refusal, Refused, origin_allowed
+from flotta.realtime.engineio.packet import Data, PacketType, decode_payload, encode_payload
+from flotta.realtime.request import Request
+from flotta.realtime.transports import Outgoing, Transport
+
+__all__ = ["PollingTransport", "serve_http"]
+
+Message: TypeAlias = MutableMapping[str, Any]
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+TEXT = b"text/plain; charset=UTF-8"
+
+
+@final
+class PollingTransport:
+    """What waits for the next GET of one session; a `Transport`."""
+
+    __slots__ = (
+        "_bytes",
+        "_closed",
+        "_getting",
+        "_pending",
+        "_releasing",
+        "_send_max",
+        "_wake",
+        "client",
+        "posting",
+        "reading",
+    )
+
+    name = "polling"
+
+    def __init__(self, send_bytes_max: int) -> None:
+        self._send_max = send_bytes_max
+        self._pending: list[Outgoing | str] = []
+        self._bytes = 0
+        self._closed = False
+        self._getting = False
+        self._releasing = False
+        self._wake = asyncio.Event()
+        self.client: Client | None = None
+        self.posting = False
+        self.reading = asyncio.Event()
+        self.reading.set()
+
+    # --- Transport ---
+
+    def write(self, packet: Outgoing) -> None:
+        """Buffer, or end the session as too slow."""
+        if self._closed:
+            return
+        if self._bytes and self._bytes + packet.size_bytes > self._send_max:
+            assert self.client is not None
+            self._pending.clear()
+            self.client.close(Reason.SLOW_CLIENT)
+            return
+        self._bytes += packet.size_bytes
+        self._pending.append(packet)
+        self._wake.set()
+
+    def write_volatile(self, packet: Outgoing) -> bool:
+        """Buffer if a GET waits with nothing before it. False: dropped."""
+        if self._closed or not self._getting or self._pending:
+            return False
+        self.write(packet)
+        return True
+
+    def write_control(self, text: str) -> None:
+        """Buffer a packet that is no message."""
+        if not self._closed:
+            self._pending.append(text)
+            self._wake.set()
+
+    def release_polls(self, *, on: bool) -> None:
+        """Let no GET wait while the client upgrades: it goes on when the one that is under way has come back, and a
+        GET may still be on its way here when the probe is answered."""
+        self._releasing = on
+        self._wake.set()
+
+    def pause(self) -> None:
+        """Let a POST wait for its answer."""
+        self.reading.clear()
+
+    def resume(self) -> None:
+        """Take POSTs again."""
+        self.reading.set()
+
+    def close(self, code: int, reason: str) -> None:  # noqa: ARG002 - polling has no close code
+        """Give the pending or the next GET a close packet, and nothing after it."""
+        self.write_control(PacketType.CLOSE.value)
+        self._closed = True
+        self.reading.set()
+
+    def hand_over(self, successor: Transport) -> None:
+        """Give what waits to the transport that takes the session over."""
+        pending, self._pending = self._pending, []
+        for packet in pending:
+            if isinstance(packet, Outgoing):
+                successor.write(packet)
+            elif packet != PacketType.NOOP.value:
+                successor.write_control(packet)
+        self._pending = [PacketType.NOOP.value]
+        self._closed = True
+        self._wake.set()
+
+    # --- the requests ---
+
+    @property
+    def busy(self) -> bool:
+        """A GET waits."""
+        return self._getting
+
+    async def take(self) -> str:
+        """Wait for something to send and take all of it, as a polling body."""
+        self._getting = True
+        try:
+            while not self._pending and not self._releasing:
+                self._wake.clear()
+                await self._wake.wait()
+        finally:
+            self._getting = False
+        pending, self._pending, self._bytes = self._pending or [PacketType.NOOP.value], [], 0
+        parts: list[Data] = []
+        for packet in pending:
+            if isinstance(packet, Outgoing):
+                parts.append(packet.text.decode())
+                parts.extend(packet.attachments)
+            else:
+                parts.append(packet)
+        return encode_payload(parts)
+
+
+async def serve_http(core: Core, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve one request to the path: a handshake, a GET or POST of a session, or a preflight."""
+    request = Request(scope=scope)
+    facts = request.facts()
+    answer = _Answer(send, _cors(core, facts))
+    if facts.method == "OPTIONS":
+        await answer.send(204 if origin_allowed(facts.origin, facts.host, core.options.origins) else 403, b"")
+        return
+    refusal = core.admit(facts)
+    if refusal is not None:
+        await answer.refuse(refusal)
+    elif not facts.sid:
+        await _open(core, request, facts, answer)
+    else:
+        client = core.clients[facts.sid]
+        assert isinstance(client.transport, PollingTransport)
+        serve = _get if facts.method == "GET" else _post
+        await serve(core, client, client.transport, receive, answer)
+
+
+def _cors(core: Core, facts: Facts) -> Headers:
+    if facts.origin is None or not origin_allowed(facts.origin, facts.host, core.options.origins):
+        return []
+    headers = [(b"access-control-allow-origin", facts.origin.encode("latin-1")), (b"vary", b"Origin")]
+    if core.options.credentials:
+        headers.append((b"access-control-allow-credentials", b"true"))
+    if facts.method == "OPTIONS":
+        headers.append((b"access-control-allow-methods", b"GET, POST, OPTIONS"))
+        headers.append((b"access-control-allow-headers", b"Content-Type, Authorization"))
+    return headers
+
+
+@final
+class _Answer:
+    """The response of one request."""
+
+    def __init__(self, send: Send, headers: Headers) -> None:
+        self._send = send
+        self._headers = headers
+
+    async def send(self, status: int, body: bytes, *, kind: bytes = TEXT, extra: Headers | None = None) -> None:
+        headers = [
+            (b"content-type", kind),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+            *self._headers,
+            *(extra or []),
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def refuse(self, refusal: Refusal, status: int | None = None) -> None:
+        await self.send(status or refusal.status, refusal.body, kind=b"application/json")
+
+
+async def _open(core: Core, request: Request, facts: Facts, answer: _Answer) -> None:
+    transport = PollingTransport(core.options.send_bytes_max)
+    transport.client, packet = core.open(transport, request, facts)
+    cookie: Headers = [] if core.cookie is None else [(b"set-cookie", core.cookie.encode())]
+    await answer.send(200, packet.encode(), extra=cookie)
+
+
+async def _get(_core: Core, client: Client, transport: PollingTransport, receive: Receive, answer: _Answer) -> None:
+    if transport.busy:
+        client.close(Reason.TRANSPORT_ERROR)
+        await answer.refuse(Refusal(Refused.BAD_REQUEST))
+        return
+    taking = asyncio.ensure_future(transport.take())
+    leaving = asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait({taking, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if taking.done():
+            await answer.send(200, taking.result().encode())
+        elif not client.over and client.transport is transport:
+            client.lost(Reason.TRANSPORT_ERROR)
+    finally:
+        for task in (taking, leaving):
+            task.cancel()
+        await asyncio.gather(taking, leaving, return_exceptions=True)
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _post(core: Core, client: Client, transport: PollingTransport, receive: Receive, answer: _Answer) -> None:
+    if transport.posting:
+        client.close(Reason.TRANSPORT_ERROR)
+        await answer.refuse(Refusal(Refused.BAD_REQUEST))
+        return
+    transport.posting = True
+    try:
+        body = await _read_body(receive, core.options.payload_bytes_max)
+        if body is None:
+            client.close(Reason.TRANSPORT_ERROR)
+            await answer.refuse(Refusal(Refused.BAD_REQUEST), status=413)
+            return
+        packets = decode_payload(body.decode())
+    except (PacketError, UnicodeDecodeError):
+        client.close(Reason.PARSE_ERROR)
+        await answer.refuse(Refusal(Refused.BAD_REQUEST))
+        return
+    finally:
+        transport.posting = False
+    for packet in packets:
+        client.receive(packet.data if isinstance(packet.data, bytes) else packet.type.value + packet.data)
+    await transport.reading.wait()
+    await answer.send(200, b"ok", kind=b"text/html")
+
+
+async def _read_body(receive: Receive, bytes_max: int) -> bytes | None:
+    """The whole body; None if it is larger than allowed, or the client left."""
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        body += bytes(message.get("body", b""))
+        if len(body) > bytes_max:
+            return None
+        if not message.get("more_body"):
+            return body

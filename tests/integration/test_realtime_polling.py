@@ -1,0 +1,174 @@
+"""Engine.IO over HTTP long-polling, request by request: the rules that the official client keeps and others may not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect as ws_connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from flotta.realtime import Server
+from realtime_fixtures import native, serving, until
+
+__all__ = ["native"]
+
+
+class Polling:
+    """A client that polls by hand."""
+
+    def __init__(self, http: httpx.AsyncClient, port: int) -> None:
+        self.http = http
+        self.url = f"http://127.0.0.1:{port}/socket.io/?EIO=4&transport=polling"
+
+    async def open(self) -> dict[str, Any]:
+        answer = await self.http.get(self.url)
+        assert answer.status_code == 200
+        facts = json.loads(answer.text[1:])
+        self.url += f"&sid={facts['sid']}"
+        return dict(facts)
+
+    async def get(self) -> httpx.Response:
+        return await self.http.get(self.url)
+
+    async def post(self, body: str | bytes) -> httpx.Response:
+        return await self.http.post(self.url, content=body)
+
+    async def join(self) -> None:
+        await self.open()
+        assert (await self.post("40")).text == "ok"
+        assert (await self.get()).text.startswith("40{")
+
+
+async def test_packets_travel_in_one_body_with_binary_as_base64() -> None:
+    sio = Server()
+    sio.on("echo", lambda sid, *data: data)
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        assert (await client.open())["upgrades"] == ["websocket"]
+        await client.post("40")
+        await client.get()
+        binary = '451-2["echo",{"_placeholder":true,"num":0}]'
+        assert (await client.post(f'421["echo",1]\x1e{binary}\x1eb//8=')).text == "ok"
+        answer = '461-2[{"_placeholder":true,"num":0}]'
+        assert (await client.get()).text == f"431[1]\x1e{answer}\x1eb//8="
+
+
+async def test_second_get_or_cancelled_get_ends_the_session() -> None:
+    sio = Server()
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        await client.join()
+        first = asyncio.create_task(client.get())
+        await asyncio.sleep(0.05)
+        assert (await client.get()).status_code == 400
+        assert (await first).text == "1"
+        assert (await client.get()).json()["code"] == 1
+        other = Polling(http, port)
+        await other.join()
+        hanging = asyncio.create_task(other.get())
+        await asyncio.sleep(0.05)
+        hanging.cancel()
+        await until(lambda: sio.stats.connections == 0)
+        assert sio.stats.ended == {"transport error": 2}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [("", 400), ("x", 400), (b"\xff\xfe", 400), ("b!!!", 400), ("4" + "x" * 3_000, 413), ("42[]", 200)],
+)
+async def test_bad_body_ends_that_session_only(body: str | bytes, status: int) -> None:
+    sio = Server(payload_bytes_max=2_000)
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        good, bad = Polling(http, port), Polling(http, port)
+        await good.join()
+        await bad.join()
+        assert (await bad.post(body)).status_code == status
+        await until(lambda: sio.stats.connections == 1)
+        waiting = asyncio.create_task(good.get())
+        await sio.emit("still", "here")
+        assert (await waiting).text == '42["still","here"]'
+
+
+@pytest.mark.parametrize(
+    ("method", "query", "status", "code"),
+    [
+        ("POST", "", 400, 2),
+        ("GET", "&sid=unknown", 400, 1),
+        ("PUT", "", 400, 2),
+    ],
+)
+async def test_wrong_request_is_answered_with_the_protocols_error(
+    method: str, query: str, status: int, code: int
+) -> None:
+    async with serving(Server(), native=True) as port, httpx.AsyncClient() as http:
+        answer = await http.request(method, f"http://127.0.0.1:{port}/socket.io/?EIO=4&transport=polling{query}")
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+async def test_foreign_pages_are_refused_and_listed_ones_get_their_headers() -> None:
+    sio = Server(cors_origins=("https://app.example.com",))
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        url = f"http://127.0.0.1:{port}/socket.io/?EIO=4&transport=polling"
+        foreign = await http.get(url, headers={"Origin": "https://evil.example.com"})
+        assert foreign.status_code == 403
+        assert "access-control-allow-origin" not in foreign.headers
+        listed = await http.get(url, headers={"Origin": "https://app.example.com"})
+        assert listed.headers["access-control-allow-origin"] == "https://app.example.com"
+        assert listed.headers["access-control-allow-credentials"] == "true"
+        assert (await http.options(url, headers={"Origin": "https://app.example.com"})).status_code == 204
+        assert (await http.options(url, headers={"Origin": "https://evil.example.com"})).status_code == 403
+
+
+async def test_upgrade_takes_the_session_over_and_polling_is_refused_from_then_on(native: bool) -> None:
+    sio = Server()
+    async with serving(sio, native=native) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        await client.join()
+        ws_url = client.url.replace("http:", "ws:").replace("transport=polling", "transport=websocket")
+        pending = asyncio.create_task(client.get())
+        socket = await ws_connect(ws_url)
+        await socket.send("2probe")
+        assert await socket.recv() == "3probe"
+        assert (await pending).text == "6"
+        with pytest.raises(InvalidStatus):
+            await ws_connect(ws_url)
+        await sio.emit("waiting", 1)
+        await socket.send("5")
+        assert await socket.recv() == '42["waiting",1]'
+        assert (await client.get()).json()["code"] == 3
+        await sio.emit("after", 2)
+        assert await socket.recv() == '42["after",2]'
+        await socket.close()
+        await until(lambda: sio.stats.connections == 0)
+
+
+async def test_failed_upgrade_leaves_the_session_on_polling(native: bool) -> None:
+    sio = Server()
+    async with serving(sio, native=native) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        await client.join()
+        ws_url = client.url.replace("http:", "ws:").replace("transport=polling", "transport=websocket")
+        for wrong in ("5", "junk", "2probe!"):
+            socket = await ws_connect(ws_url)
+            await socket.send(wrong)
+            with pytest.raises(ConnectionClosed):
+                await socket.recv()
+        waiting = asyncio.create_task(client.get())
+        await sio.emit("still", "polling")
+        assert (await waiting).text == '42["still","polling"]'
+
+
+async def test_session_that_nobody_polls_is_bounded_and_ends() -> None:
+    sio = Server(send_bytes_max=10_000, volatile_bytes_max=1_000)
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        await client.join()
+        await sio.emit("volatile", "x" * 500, volatile=True)
+        assert sio.stats.volatile_dropped == 1
+        for _ in range(30):
+            await sio.emit("big", "x" * 500)
+        assert sio.stats.ended == {"slow client": 1}
