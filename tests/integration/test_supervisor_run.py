@@ -173,10 +173,13 @@ def test_an_inherited_socket_is_served_on(tmp_path: Path) -> None:
         command = flotta("run", "app:app", "-n", "1", "--fd", str(fd))
         with subprocess.Popen(command, cwd=tmp_path, pass_fds=[fd], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
-            assert any(line == f"ready http://127.0.0.1:{port}\n".encode() for line in process.stdout)
-            assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
-            process.terminate()
-            assert process.wait(30) == 0
+            try:
+                assert any(line == f"ready http://127.0.0.1:{port}\n".encode() for line in process.stdout)
+                assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
+                process.terminate()
+                assert process.wait(30) == 0
+            finally:
+                process.kill()
 
 
 def test_a_flask_application_is_served_alike(tmp_path: Path) -> None:
@@ -276,12 +279,15 @@ def test_a_reader_that_goes_away_takes_no_service_down(tmp_path: Path) -> None:
     command = flotta("run", "app:app", "-n", "1", "--port", "0")
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        url = next(line for line in process.stdout if line.startswith(b"ready ")).split()[1].decode()
-        process.stdout.close()
-        for _ in range(50):
-            assert httpx.get(f"{url}/slow?0").status_code == 200  # each prints 100 kB that nobody reads
-        process.terminate()
-        assert process.wait(30) == 0
+        try:
+            url = next(line for line in process.stdout if line.startswith(b"ready ")).split()[1].decode()
+            process.stdout.close()
+            for _ in range(50):
+                assert httpx.get(f"{url}/slow?0").status_code == 200  # each prints 100 kB that nobody reads
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def test_a_companion_starts_last_finds_the_service_and_is_stopped_first(tmp_path: Path) -> None:
