@@ -27,6 +27,7 @@ class WorkerProcess:
         self._environ = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("FLOTTA_", "REDIS_", "DATABASE_"))},
             "FLOTTA_LOG_FORMAT": "json",
+            "PYTHONFAULTHANDLER": "1",
             **environ,
         }
         self.messages: list[dict[str, Any]] = []
@@ -54,7 +55,8 @@ class WorkerProcess:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self.process.poll() is None:
-            self.process.kill()
+            # After a failure its threads' stacks go into the log.
+            self.process.send_signal(signal.SIGKILL if error is None else signal.SIGABRT)
             self.process.wait()
         self.close_status()
         if error is not None:

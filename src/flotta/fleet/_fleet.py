@@ -309,6 +309,7 @@ class Fleet:
     async def stop(self, timeout_s: float | None = None) -> None:
         """Drains and stops everything, in order, within ``timeout_s`` seconds (None: ``FLOTTA_STOP_S``). Stopping
         twice, or before the start, does nothing. May be awaited from another event loop than the fleet's own.
+        Cancelling it leaves what has not stopped yet to stop by itself.
 
         Raises `StopTimeout` for a part that had to be abandoned, or what a part raised while it stopped; several come
         in an `ExceptionGroup`. Everything else has stopped even then.

@@ -17,6 +17,7 @@ __all__ = ["Lifespan"]
 Scope = MutableMapping[str, Any]
 ASGIApp = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
 
+FAILED_WAIT_S: Final = 1.0
 _ANSWERS: Final = frozenset(
     f"lifespan.{phase}.{end}" for phase in ("startup", "shutdown") for end in ("complete", "failed")
 )
@@ -32,6 +33,7 @@ class Lifespan:
         self.supported = True
         self._inbox: asyncio.Queue[dict[str, str]] = asyncio.Queue()
         self._asked = False
+        self._up = False
         self._answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
@@ -46,19 +48,15 @@ class Lifespan:
             self._task.cancel()
             await asyncio.wait([self._task])
             raise
+        self._up = self.supported
 
     async def shutdown(self) -> None:
-        """Raises `LifespanFailed` if the application fails to stop. Without a startup it does nothing."""
-        if self._task is None or not self.supported:
+        """Raises `LifespanFailed` if the application fails to stop. Without a successful startup it does nothing."""
+        if not self._up:
             return
+        self._up = False
         self._inbox.put_nowait({"type": "lifespan.shutdown"})
         await self._answer("shutdown")
-
-    async def cancel(self) -> None:
-        """Gives up waiting for a shutdown: the application's task is cancelled."""
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=1.0)
 
     async def _answer(self, phase: str) -> None:
         assert self._task is not None
@@ -67,18 +65,23 @@ class Lifespan:
             await asyncio.wait([answer, self._task], return_when=asyncio.FIRST_COMPLETED)
             if not answer.done() and not self._answers.empty():
                 answer.cancel()
-                self._check(phase, self._answers.get_nowait())
+                await self._check(phase, self._answers.get_nowait())
             elif answer.done():
-                self._check(phase, answer.result())
+                await self._check(phase, answer.result())
             else:
                 self._ended(phase, self._task)
         finally:
             answer.cancel()
 
-    def _check(self, phase: str, message: dict[str, Any]) -> None:
-        if message["type"] == f"lifespan.{phase}.failed":
-            error = self._task.exception() if self._task is not None and self._task.done() else None
-            raise LifespanFailed(phase, str(message.get("message") or "no reason was given").strip()) from error
+    async def _check(self, phase: str, message: dict[str, Any]) -> None:
+        if message["type"] != f"lifespan.{phase}.failed":
+            return
+        assert self._task is not None
+        # Frameworks send the traceback as text and then raise the exception itself, which says it shorter.
+        await asyncio.wait([self._task], timeout=FAILED_WAIT_S)
+        error = self._task.exception() if self._task.done() and not self._task.cancelled() else None
+        told = str(message.get("message") or "no reason was given").strip()
+        raise LifespanFailed(phase, told if error is None else f"{type(error).__name__}: {error}") from error
 
     def _ended(self, phase: str, task: asyncio.Task[None]) -> None:
         """The application returned or raised without an answer."""

@@ -27,7 +27,7 @@ from typing import Any, Final, final
 import structlog
 import uvicorn
 
-from flotta.errors import AppLoadError, ConfigError, LifespanFailed
+from flotta.errors import AppLoadError, ConfigError, FlottaError, LifespanFailed
 from flotta.fleet import Fleet, FleetState, in_loop_of, registered, use_settings
 from flotta.server.config import ServeConfig
 from flotta.server.drain import Drain
@@ -330,13 +330,17 @@ class _Worker:
         os._exit(EXIT_FORCED)
 
     def _failed(self, error: Exception) -> int:
-        own_code = error.__cause__ if isinstance(error, AppLoadError | LifespanFailed) else error
-        plain = isinstance(error, ConfigError | AppLoadError) and own_code in (None, error)
-        self._log.error("start failed", reason=str(error), exc_info=None if plain else own_code or error)
-        shown = "" if plain else "".join(traceback.format_exception(own_code or error))
+        """Logs and tells why the start failed: our own errors by their sentence, others with their traceback."""
+        cause = error.__cause__ if isinstance(error, AppLoadError | LifespanFailed) else error
+        shown = cause if isinstance(cause, Exception) and not isinstance(cause, FlottaError | OSError) else None
+        self._log.error("start failed", reason=str(error), exc_info=shown)
         redact = self._settings.redactor()
-        hopeless = isinstance(error, ConfigError | AppLoadError)
-        self._status.state("failed", reason=redact(str(error)), traceback=redact(shown), hopeless=hopeless)
+        self._status.state(
+            "failed",
+            reason=redact(str(error)),
+            traceback="" if shown is None else redact("".join(traceback.format_exception(shown))),
+            hopeless=isinstance(error, ConfigError | AppLoadError) or isinstance(cause, ConfigError),
+        )
         return EXIT_START_FAILED
 
 
