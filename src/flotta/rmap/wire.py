@@ -152,13 +152,17 @@ def encode(change: Change) -> bytes:
 
 def parse(payload: bytes) -> Change:
     """The write that ``payload`` announces. Raises WireError."""
+    from_bytes = int.from_bytes
     head = payload[:4]
     if head == b"set:":
-        key, at = _string(payload, 4)
-        value, at = _string(payload, at)
-        revision, at = _string(payload, at)
-        _expect_end(payload, at)
-        return Change(Op.SET, _revision(revision, payload), _user_key(key, payload), value)
+        # Written out: this branch runs for every write of every instance.
+        value_at = 8 + from_bytes(payload[4:8], "little")
+        revision_at = value_at + 4 + from_bytes(payload[value_at : value_at + 4], "little")
+        end = revision_at + 4 + from_bytes(payload[revision_at : revision_at + 4], "little")
+        if end != len(payload):
+            raise WireError("map message", "its lengths do not add up", payload)
+        name = _user_key(payload[8:value_at], payload)
+        return Change(Op.SET, _revision(payload[revision_at + 4 :], payload), name, payload[value_at + 4 : revision_at])
     if head == b"del:":
         key, at = _string(payload, 4)
         revision, at = _string(payload, at)

@@ -10,9 +10,8 @@ local function next_revision()
 end
 
 local function commit_set(key, value)
-  redis.call("HSET", hash, key, value)
   local revision = next_revision()
-  redis.call("HSET", hash, "=kind", "set")
+  redis.call("HSET", hash, key, value, "=kind", "set")
   redis.call("PUBLISH", channel, "set:" .. struct.pack("<I4c0I4c0I4c0", #key, key, #value, value, #revision, revision))
   return revision
 end
