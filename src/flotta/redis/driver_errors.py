@@ -38,7 +38,9 @@ class DriverAmbiguousTimeout(AmbiguousOutcome, exceptions.TimeoutError):
 
 
 def to_driver_error(error: RedisError) -> RedisError:
-    """The same failure as ``error``, also an exception of redis-py."""
+    """The same failure as ``error``, also an exception of redis-py; one that already is comes back as it is."""
+    if isinstance(error, exceptions.RedisError):
+        return error
     match error:
         case CommandError():
             return _command_error(error)
