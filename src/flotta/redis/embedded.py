@@ -22,7 +22,9 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any, Literal, Self, final
+from typing import IO, Any, Literal, Self, cast, final
+
+import hiredis
 
 from flotta.errors import EmbeddedServerError
 
@@ -32,6 +34,7 @@ _NAME = "Redis (Valkey)"
 _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.01
+_ANSWER_TIMEOUT_S = 1.0
 _PORT_ATTEMPTS_MAX = 5
 _LOG_TAIL_BYTES = 2_000
 # "ok" on the pipe: we have stopped the server ourselves. End of file without it: we are dead, so end the server, but
@@ -239,7 +242,7 @@ class EmbeddedRedis:
         while time.monotonic() < deadline_s:
             with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
                 found = json.loads(self._record.read_text())
-                if _answers(int(found["port"])):
+                if _answers(int(found["port"]), int(found["pid"]), self._password):
                     self._joined = found
                     return
             time.sleep(_POLL_S)
@@ -303,7 +306,7 @@ class EmbeddedRedis:
             code = self._process.poll()
             if code is not None:
                 return f"it ended with exit code {code}"
-            if _answers(port) and self._process.poll() is None:
+            if _answers(port, self._process.pid, self._password):
                 return None
             time.sleep(_POLL_S)
         return f"it does not answer after {_START_TIMEOUT_S:g} s"
@@ -320,9 +323,8 @@ class EmbeddedRedis:
             _end(process, how)
         if watcher is not None:
             assert watcher.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                watcher.stdin.write(b"ok\n")
-                watcher.stdin.close()
+            with contextlib.suppress(BrokenPipeError), watcher.stdin as pipe:
+                pipe.write(b"ok\n")
             watcher.wait(_STOP_TIMEOUT_S)
 
 
@@ -353,14 +355,21 @@ def _free_port() -> int:
         return port
 
 
-def _answers(port: int) -> bool:
-    """Whether a server on ``port`` takes commands (or would, with a password)."""
+def _answers(port: int, pid: int, password: str | None) -> bool:
+    """Whether the server on ``port`` is the process ``pid`` (another may have taken the port) and takes commands."""
+    commands: list[tuple[str, ...]] = [("AUTH", password)] if password else []
+    commands += [("INFO", "server"), ("PING",)]
+    request = b"".join(hiredis.pack_command(cast("Any", command)) for command in commands)
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as peer:
-            peer.sendall(b"PING\r\n")
-            return peer.recv(64).startswith((b"+PONG", b"-NOAUTH", b"-NOPERM"))
+        with socket.create_connection(("127.0.0.1", port), timeout=_ANSWER_TIMEOUT_S) as peer:
+            peer.sendall(request)
+            answer = b""
+            # PING is refused while the server loads its data; INFO is not.
+            while not answer.endswith((b"+PONG\r\n", b"memory\r\n")) and (data := peer.recv(65536)):
+                answer += data
     except OSError:
         return False
+    return f"process_id:{pid}\r\n".encode() in answer and answer.endswith(b"+PONG\r\n")
 
 
 def _is_alive(pid: int) -> bool:
