@@ -6,13 +6,23 @@ import asyncio
 import gc
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 
-from flotta.errors import ConfigError, LinkUnavailable, NotStarted, StartTimeout, StateError, StopTimeout
+from flotta.errors import (
+    ConfigError,
+    DatabaseUnavailable,
+    LinkUnavailable,
+    MigrationTimeout,
+    NotStarted,
+    StartTimeout,
+    StateError,
+    StopTimeout,
+)
 from flotta.fleet import Fleet, FleetState, registered, use_settings
 from flotta.fleet._health import run_checks
 from flotta.redis.embedded import EmbeddedRedis
@@ -392,6 +402,32 @@ async def test_realtime_server_starts_and_drains_with_the_fleet(settings: Settin
         assert sio.running
         await fleet.drain(1.0)
         assert not sio.running
+
+
+async def test_two_fleets_migrate_once_and_are_ready_with_the_schema(with_postgres: Settings, tmp_path: Path) -> None:
+    (tmp_path / "0001_ships.sql").write_text("CREATE TABLE ships (name text);")
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "seeds" / "first.sql").write_text("INSERT INTO ships VALUES ('Vega');")
+    fleets = [Fleet(replace(with_postgres, instance=f"i{n}")) for n in range(2)]
+    seen: list[Any] = []
+    for fleet in fleets:
+        fleet.migrations(tmp_path, seeds=tmp_path / "seeds")
+
+        @fleet.on_start
+        async def look(fleet: Fleet = fleet) -> None:
+            seen.append(await fleet.postgres.fetch("SELECT name FROM ships"))
+
+    await asyncio.gather(*(fleet.start() for fleet in fleets))
+    assert seen == [[("Vega",)], [("Vega",)]]
+    await asyncio.gather(*(fleet.stop() for fleet in fleets))
+
+
+async def test_migrations_use_the_direct_url(with_postgres: Settings, tmp_path: Path) -> None:
+    (tmp_path / "0001_ships.sql").write_text("CREATE TABLE ships (name text);")
+    fleet = Fleet(replace(with_postgres, database_direct_url="postgresql://nobody@127.0.0.1:1/none"))
+    fleet.migrations(tmp_path, wait_timeout_s=0.2)
+    with pytest.raises((DatabaseUnavailable, MigrationTimeout), match=r"127\.0\.0\.1:1"):
+        await fleet.start()
 
 
 async def test_fastapi_lifespan_starts_and_stops_it(settings: Settings) -> None:

@@ -412,8 +412,10 @@ class Fleet:
     async def _migrate(self, folder: Path, seeds: Path | None, options: dict[str, Any]) -> None:
         from flotta.migrations import Migrations  # noqa: PLC0415
 
-        report = await Migrations(folder, seeds=seeds, **options).run(self.postgres)
-        self._log.info("schema ready", report=str(report))
+        me = self.instance
+        given = {"application": me.service, "instance": me.id, "logger": self._logger, **options}
+        report = await Migrations(folder, seeds=seeds, **given).run(self.settings.database_direct_url or self.postgres)
+        self._log.info("schema ready", version=report.version, applied=report.applied, seeded=report.seeded)
 
     async def _unwind(self, deadline: float) -> list[Exception]:
         """Stops what has started. Shielded: a second cancellation must not leave half of it open unseen."""

@@ -122,6 +122,14 @@ class Settings:
         "The PostgreSQL database. Not set: no pool is made.",
         secret=True,
     )
+    database_direct_url: str | None = _setting(
+        "DATABASE_DIRECT_URL",
+        "postgres.direct_url",
+        parse.postgres_url(),
+        None,
+        "PostgreSQL itself, for the migrations, where DATABASE_URL leads through a pooler.",
+        secret=True,
+    )
     postgres_size_max: int = _setting(
         "FLOTTA_POSTGRES_SIZE_MAX",
         "postgres.size_max",
@@ -283,7 +291,7 @@ class Settings:
 
     def redactor(self) -> Redactor:
         """A function that masks these settings' secrets in any text."""
-        urls = (self.redis_url, self.database_url)
+        urls = (self.redis_url, self.database_url, self.database_direct_url)
         return Redactor([self.metrics_token, *(password_of(url) for url in urls if url)])
 
     def __repr__(self) -> str:
