@@ -14,6 +14,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -168,10 +169,9 @@ class Child:
 
     def reap(self) -> int | None:
         """If it has ended: its code (negative: by that signal), after everything it wrote has been handed on."""
-        if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        code = self._wait()
+        if code is None:
             return None
-        self._send_group(signal.SIGKILL)  # what it left behind; its own number is still taken
-        code = self.process.wait()
         self.warden.forget(self.pid)
         for pipe in self._pipes:
             while pipe.read_some():
@@ -180,12 +180,21 @@ class Child:
         self._flush()
         return code
 
+    def _wait(self) -> int | None:
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13: the number is free a moment before the group is told
+            code = self.process.poll()
+            if code is not None:
+                _kill_group(self.pid)
+            return code
+        if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return None
+        _kill_group(self.pid)  # what it left behind; its own number is still taken
+        return self.process.wait()
+
     def _send_group(self, sig: signal.Signals) -> None:
         if self.process.returncode is None:
-            try:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM where only a zombie is left
                 os.killpg(self.pid, sig)
-            except (ProcessLookupError, PermissionError):
-                return  # macOS: EPERM where only a zombie is left
 
     # -- hearing --
 
@@ -221,3 +230,8 @@ class Child:
                 continue  # an application that writes into our pipe harms only its own row
             if isinstance(news, dict):
                 self.sink.on_status(self, news)
+
+
+def _kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
