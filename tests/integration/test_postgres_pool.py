@@ -72,7 +72,7 @@ async def test_block_commits_and_an_exception_rolls_back(database_url: str):
 
 
 async def test_cancelled_block_rolls_back_and_ends_the_query_on_the_server(database_url: str, admin: Admin):
-    async with Pool(database_url) as pool:
+    async with Pool(database_url, options=PoolOptions(check_timeout_s=30)) as pool:
         await pool.execute("CREATE TABLE t (n int)")
         inside = asyncio.Event()
 
