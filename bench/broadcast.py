@@ -48,6 +48,7 @@ class Counter:
     """Bytes of events that all clients of a server got."""
 
     def __init__(self) -> None:
+        self.lost = 0
         self.reset()
 
     def reset(self) -> None:
@@ -69,12 +70,13 @@ class Counter:
 class LoadClient(asyncio.Protocol):
     """Connects, joins, then counts bytes."""
 
-    __slots__ = ("_buffer", "_joined", "_path", "counting", "got", "joined", "transport")
+    __slots__ = ("_buffer", "counting", "got", "joined", "leaving", "transport")
 
     def __init__(self, joined: asyncio.Future[None], counter: Counter) -> None:
         self.joined = joined
         self.got = counter
         self.counting = False
+        self.leaving = False
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -105,6 +107,8 @@ class LoadClient(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.joined.done():
             self.joined.set_exception(exc or ConnectionError("refused"))
+        elif not self.leaving:
+            self.got.lost += 1
 
 
 @dataclass
@@ -137,6 +141,7 @@ class Peer:
 
     async def stop(self) -> None:
         for client in self.clients:
+            client.leaving = True
             client.transport.abort()  # type: ignore[attr-defined]
         self.clients.clear()
         if self.process is not None:
@@ -173,10 +178,14 @@ class Peer:
         counter, text = self.counter, b'42["go",' + TICK_TEXT[10:-1] + b",1]"
         counter.reset()
         cpu_s, started_s = self.cpu_s(), time.perf_counter()
-        async with asyncio.timeout(120):
-            for number in range(1, events + 1):
-                self.clients[0].transport.write(_frame(text))  # type: ignore[attr-defined]
-                await counter.reach(number * len(self.clients) * TICK_BYTES)
+        for number in range(1, events + 1):
+            self.clients[0].transport.write(_frame(text))  # type: ignore[attr-defined]
+            target = number * len(self.clients) * TICK_BYTES
+            try:
+                await asyncio.wait_for(counter.reach(target), 30)
+            except TimeoutError:
+                got = f"{counter.value:,} of {target:,} bytes, {counter.lost} connections lost"
+                raise RuntimeError(f"{self.name} delivered {got}") from None
         wall_s = time.perf_counter() - started_s
         cpu_s = self.cpu_s() - cpu_s
         total = len(self.clients) * events

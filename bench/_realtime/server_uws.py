@@ -28,6 +28,6 @@ def message(ws: object, text: str, _opcode: object) -> None:
             app.publish("all", packet, OpCode.TEXT)
 
 
-app.ws("/*", {"open": opened, "message": message, "max_backpressure": 1 << 24})
+app.ws("/*", {"open": opened, "message": message, "max_backpressure": 1 << 24, "idle_timeout": 960})
 app.listen(int(os.environ["PORT"]), lambda _config: None)
 app.run()

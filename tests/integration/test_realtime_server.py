@@ -57,6 +57,7 @@ async def test_handshake_tells_the_session_and_the_times(native: bool) -> None:
         ("https://app.example.com", 101),
         ("https://example.com.evil.com", 403),
         ("http://127.0.0.1:1", 403),
+        ("http://127.0.0.1.evil.com:{port}", 403),
         ("http://127.0.0.1:{port}.evil.com", 403),
         ("http://127.0.0.1:{port}@evil.com", 403),
         ("null", 403),
@@ -259,6 +260,28 @@ async def test_client_that_joins_nothing_is_sent_away(native: bool) -> None:
             await asyncio.wait_for(idle.recv(), 5)
         assert sio.stats.ended == {"connect timeout": 1}
         await joined.close()
+
+
+async def test_what_is_sent_while_connecting_follows_the_confirmation(native: bool) -> None:
+    sio = Server()
+
+    @sio.event
+    async def connect(sid: str, environ: dict[str, Any]) -> None:
+        await sio.enter_room(sid, "r")
+        await sio.emit("direct", 1, to=sid)
+        await sio.emit("room", 2, room="r")
+        await sio.emit("volatile", 3, volatile=True)
+
+    async with serving(sio, native=native) as port:
+        socket = await _open(port)
+        await socket.recv()
+        await socket.send("40")
+        assert (await socket.recv()).startswith('40{"sid":')
+        assert await socket.recv() == '42["direct",1]'
+        assert await socket.recv() == '42["room",2]'
+        await sio.emit("end")
+        assert await socket.recv() == '42["end"]'
+        await socket.close()
 
 
 async def test_who_leaves_while_connecting_is_told_of_after_its_coming(native: bool) -> None:

@@ -320,6 +320,17 @@ async def test_broadcasts_cross_between_flotta_and_node(cluster: Any) -> None:
     await two.emit("direct", 4, to=sids["one"])
     assert await peer.wait_event("node", "direct") == [[3]]
     assert await peer.wait_event("one", "direct") == [[4]]
+    for sender in (one, two):
+        await sender.emit("end")
+    await peer.do("broadcast", args=["end"])
+    for name in sids:
+        await peer.wait_event(name, "end", 3)
+    counts = {(name, args[0]): 0 for name in sids for args in peer.seen(name, "event")}
+    for name in sids:
+        for args in peer.seen(name, "event"):
+            counts[name, args[0]] += 1
+    twice = {key for key, count in counts.items() if count > 1 and key[1] != "end"}
+    assert not twice
 
 
 async def test_node_counts_and_commands_sockets_of_flotta(cluster: Any) -> None:
