@@ -231,6 +231,21 @@ async def test_start_without_redis_says_why_and_may_be_tried_again(
         assert await fleet.redis.ping()
 
 
+async def test_what_trying_again_cannot_cure_ends_the_start_at_once(
+    with_postgres: Settings, own_valkey: EmbeddedRedis
+) -> None:
+    patient = replace(with_postgres, start_timeout_s=60)
+    async with Fleet(replace(patient, redis_url=own_valkey.url)) as fleet:
+        await fleet.redis.config_set("requirepass", "right")
+    for url in (own_valkey.url, own_valkey.url.replace("://", "://:wrong@")):
+        with pytest.raises(LinkUnavailable):
+            await asyncio.wait_for(Fleet(replace(patient, redis_url=url)).start(), 10)
+    assert patient.database_url is not None
+    nowhere = patient.database_url.rpartition("/")[0] + "/no_such_database"
+    with pytest.raises(DatabaseUnavailable, match="no_such_database"):
+        await asyncio.wait_for(Fleet(replace(patient, database_url=nowhere)).start(), 10)
+
+
 async def test_missing_urls_name_the_variable(settings: Settings) -> None:
     with pytest.raises(ConfigError, match="REDIS_URL"):
         await Fleet(Settings()).start()

@@ -8,6 +8,7 @@ own message. Fields whose *name* says that they are secret are masked before tha
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from collections.abc import MutableMapping
@@ -36,10 +37,11 @@ def configure_logs(
     An application may configure structlog again when it is imported; then its own choice holds for structlog."""
     out = sys.stderr if stream is None else stream
     console = form == "console" or (form == "auto" and out.isatty())
+    colors = _wants_colors(out)
     number = logging.getLevelNamesMapping()[level.upper()]
     shared = processors(context or {})
     handler = logging.StreamHandler(out)
-    handler.setFormatter(_Formatter(shared, console=console, colors=out.isatty(), redact=redact))
+    handler.setFormatter(_Formatter(shared, console=console, colors=colors, redact=redact))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)
@@ -110,3 +112,10 @@ def _mask_by_name(_logger: Any, _method: str, event: Event) -> Event:
         if _SECRET_NAME.search(key):
             event[key] = MASK
     return event
+
+
+def _wants_colors(out: TextIO) -> bool:
+    """On a terminal, unless NO_COLOR (no-color.org) says otherwise; FORCE_COLOR where a parent passes the lines on."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return out.isatty() or bool(os.environ.get("FORCE_COLOR"))
