@@ -33,6 +33,8 @@ class HarborConfig:
     """How far a device's clock may be ahead."""
     speed_kn_max: float = 70.0
     """A device that would have had to move faster since its last position has reported nonsense."""
+    ack_grace_s: float = 10.0
+    """When positions that a dead instance had taken to store come to another one. ``HARBOR_ACK_GRACE_S``."""
     batch_max: int = 500
     """Positions or devices in one request."""
     body_bytes_max: int = 262_144
@@ -52,6 +54,7 @@ class HarborConfig:
             demo=demo == "1",
             demo_gateway_token=environ.get("HARBOR_DEMO_TOKEN") or None,
             age_max_s=_number(environ, "HARBOR_AGE_MAX_DAYS", 7.0) * _DAY_S,
+            ack_grace_s=_number(environ, "HARBOR_ACK_GRACE_S", 10.0),
             token_ttl_s=_number(environ, "HARBOR_TOKEN_TTL_S", 900.0),
         )
 

@@ -48,7 +48,7 @@ class Harbor:
         self.history = History(fleet)
         self.broadcast = Broadcast(self.server, self.grants)
         self.ingest = Ingest(fleet, config, self.registry, self.latest, self.broadcast)
-        self.persister = Persister(fleet, self.ingest.stream)
+        self.persister = Persister(fleet, self.ingest.stream, ack_grace_s=config.ack_grace_s)
         self.board = Board(fleet, per_second=lambda: self.persister.per_second)
         self.sockets = Sockets(fleet, self.server, self.sessions, self.board)
         self._mirrors = (self.registry.devices_mirror, self.registry.credentials_mirror, self.grants.mirror)

@@ -26,6 +26,8 @@ __all__ = ["Persister"]
 SINK = "persister"
 BATCH_EVENTS_MAX = 200
 BATCH_WAIT_S = 0.05
+DELIVERIES_MAX = 100
+"""Every instance that dies with an event in its hands uses up one; an accepted position must outlive many of them."""
 RETRY_S_MIN, RETRY_S_MAX = 0.2, 5.0
 RATE_WINDOW_S = 10.0
 
@@ -36,9 +38,10 @@ _log = structlog.get_logger("harbor.persister")
 class Persister:
     """Stores what the stream brings to this instance."""
 
-    def __init__(self, fleet: Fleet, stream: Stream[Any]) -> None:
+    def __init__(self, fleet: Fleet, stream: Stream[Any], *, ack_grace_s: float) -> None:
         self._fleet = fleet
         self._stream = stream
+        self._ack_grace_s = ack_grace_s
         self._recent: deque[tuple[float, int]] = deque()
 
     @property
@@ -52,16 +55,28 @@ class Persister:
     async def run(self) -> None:
         """Runs until it is cancelled; what it holds then and has not acknowledged goes to another instance."""
         # "oldest": what was accepted before the sink existed must be stored as well.
-        async with self._stream.sink(SINK, start="oldest") as sink:
+        async with self._stream.sink(
+            SINK, start="oldest", ack_grace_s=self._ack_grace_s, max_deliveries=DELIVERIES_MAX
+        ) as sink:
             while True:
                 events = await sink.batch(max=BATCH_EVENTS_MAX, wait_s=BATCH_WAIT_S)
                 if events:
-                    await self._store_stubbornly(events)
-                    await sink.ack(*events)
+                    await sink.ack(*await self._store_events(events))
+
+    async def _store_events(self, events: Sequence[Event[Any]]) -> Sequence[Event[Any]]:
+        """Gives those that are stored. One that the database refuses must not keep the others: it stays with the sink,
+        comes again, and ends up among the stream's dead letters."""
+        try:
+            await self._store_stubbornly(events)
+        except psycopg.DataError as error:
+            if len(events) == 1:
+                _log.error("the database refuses positions", event=events[0].id, error=str(error))
+                return ()
+            return [stored for event in events for stored in await self._store_events([event])]
+        return events
 
     async def _store_stubbornly(self, events: Sequence[Event[Any]]) -> None:
-        """Tries again while the database is away. Other errors end the run: the events come again, and an event that
-        never succeeds ends up among the stream's dead letters."""
+        """Tries again while the database is away. Raises its other errors."""
         fixes = [fix for event in events for fix in fixes_from_wire(event.payload)]
         pause_s = RETRY_S_MIN
         while True:
