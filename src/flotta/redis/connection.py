@@ -19,7 +19,7 @@ import hiredis
 from flotta.errors import AmbiguousOutcome, CommandError
 from flotta.redis.effects import outcome_of
 
-__all__ = ["Arg", "Batch", "Connection", "Entry"]
+__all__ = ["NOBODY", "Arg", "Batch", "Connection", "Entry"]
 
 Arg = bytes | str | int | float | memoryview
 
@@ -64,6 +64,20 @@ class Batch:
     def set_exception(self, exception: Exception, /) -> None:
         """The connection is gone: one failure for the whole batch."""
         self.future.set_exception(exception)
+
+
+@final
+class _Nobody:
+    """The entry of a heartbeat: nobody waits for its reply."""
+
+    def done(self) -> bool:
+        return True
+
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: Any, /) -> None: ...
+
+
+NOBODY = _Nobody()
 
 
 def error_reply(text: str) -> CommandError:

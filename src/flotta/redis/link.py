@@ -19,16 +19,16 @@ import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
-from typing import Any, Protocol, final
+from dataclasses import replace
+from typing import Any, final
 
 import hiredis
 import structlog
 
 from flotta.errors import AmbiguousOutcome, Closed, LinkBusy, LinkUnavailable, RedisError
-from flotta.redis.connection import Arg, Batch, Connection
+from flotta.redis.connection import NOBODY, Arg, Batch, Connection
 from flotta.redis.endpoint import Endpoint
+from flotta.redis.facts import LinkObserver, LinkState, LinkStats
 from flotta.redis.greeting import Version, open_connection
 from flotta.redis.options import LinkOptions
 
@@ -37,43 +37,6 @@ __all__ = ["Arg", "Link", "LinkObserver", "LinkOptions", "LinkStats"]
 _pack: Callable[..., bytes] = hiredis.pack_command
 _WATCH_PERIOD_S_MAX = 0.5
 _WRITE_COMMANDS_MAX = 2_000
-
-
-class LinkState(Enum):
-    """Where a link is in its life."""
-
-    IDLE = "idle"
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    CLOSED = "closed"
-
-
-class LinkObserver(Protocol):
-    """Told by the reading loop, in order. Be quick and never raise."""
-
-    def on_link_up(self) -> None:
-        """A connection is greeted; what waits is written right after this returns."""
-
-    def on_link_down(self, reason: str) -> None:
-        """The connection is gone; everything that was in flight has failed."""
-
-    def on_link_push(self, push: list[Any]) -> None:
-        """A message that is no reply: pub/sub, invalidation."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LinkStats:
-    """Counts since the link was made. A command of a batch counts like any other."""
-
-    connected: bool
-    commands: int
-    in_flight: int
-    waiting: int
-    connections: int
-    failed_attempts: int
-    bytes_sent: int
-    bytes_received: int
 
 
 @final
@@ -146,14 +109,14 @@ class Link:
         ``AmbiguousOutcome`` (written, reply lost), ``Closed``; and ``TypeError`` at once for an argument that is no
         ``Arg``.
         """
-        if timeout_s is not None:
-            return self._call_within(timeout_s, args)
         future = self._create_future()
         packed = _pack(args)
         # The three lists must stay in step: nothing may raise from here on.
         self._names.append(args[0])
         self._packed.append(packed)
         self._entries.append(future)
+        if timeout_s is not None:
+            self._limit(future, future, 1, timeout_s, str(args[0]))
         if not self._ticking:
             self._ticking = True
             self._loop.call_soon(self._flush)
@@ -171,27 +134,19 @@ class Link:
             return future
         packed = [_pack(tuple(command)) for command in commands]
         batch = Batch(future, len(packed))
-        if timeout_s is not None:
-            self._limit(future, batch, timeout_s, str(commands[0][0]))
+        self._names += [command[0] for command in commands]
         self._packed += packed
         self._entries += [batch] * len(packed)
-        self._names += [command[0] for command in commands]
-        self._tick()
+        if timeout_s is not None:
+            self._limit(future, batch, len(packed), timeout_s, str(commands[0][0]))
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_soon(self._flush)
         return future
 
-    def _call_within(self, timeout_s: float, args: tuple[Arg, ...]) -> asyncio.Future[Any]:
-        future = self._create_future()
-        packed = _pack(args)
-        self._limit(future, future, timeout_s, str(args[0]))
-        self._packed.append(packed)
-        self._entries.append(future)
-        self._names.append(args[0])
-        self._tick()
-        return future
-
-    def _limit(self, future: asyncio.Future[Any], entry: Any, timeout_s: float, command: str) -> None:
-        """Give this one call its own time limit, in place of the common one."""
-        place = self._left + len(self._entries)
+    def _limit(self, future: asyncio.Future[Any], entry: Any, count: int, timeout_s: float, command: str) -> None:
+        """Give the call that was queued last (``count`` commands) its own time limit, in place of the common one."""
+        place = self._left + len(self._entries) - count
         timer = None
         if timeout_s < math.inf:
             timer = self._loop.call_later(timeout_s, self._expire_one, future, place, timeout_s, command)
@@ -205,11 +160,6 @@ class Link:
         future.add_done_callback(release)
         if timeout_s > self.options.command_timeout_s:
             self._patience_until_s = max(self._patience_until_s, self._loop.time() + timeout_s)
-
-    def _tick(self) -> None:
-        if not self._ticking:
-            self._ticking = True
-            self._loop.call_soon(self._flush)
 
     def _bind_and_create_future(self) -> asyncio.Future[Any]:
         if self._state is LinkState.CLOSED:
@@ -507,7 +457,7 @@ class Link:
         if oldest_s is None:
             self._patience_until_s = 0.0
             if now_s - connection.heard_at_s >= heartbeat_s:
-                connection.send([_pack(("PING",))], [_NOBODY], ["PING"])
+                connection.send([_pack(("PING",))], [NOBODY], ["PING"])
             return
         silent_s = now_s - max(connection.heard_at_s, oldest_s)
         if now_s < self._patience_until_s:
@@ -548,17 +498,3 @@ class Link:
         if connection is None:
             return LinkUnavailable(self.endpoint.address, f"{self._reason}; waited {waited_s:g} s", command=command)
         return LinkBusy(connection.in_flight, waited_s, command=command)
-
-
-@final
-class _Nobody:
-    """The entry of a heartbeat: nobody waits for it."""
-
-    def done(self) -> bool:
-        return True
-
-    def set_result(self, result: Any, /) -> None: ...
-    def set_exception(self, exception: Any, /) -> None: ...
-
-
-_NOBODY = _Nobody()
