@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -323,6 +324,18 @@ def test_ready_path_holds_the_ready_line_back_until_it_answers_2xx(tmp_path: Pat
         assert not any(line.startswith("ready ") for line in running.lines)
         httpx.get(f"{address}/go")
         assert running.url() == address
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="limits are read from /proc")
+def test_instances_may_open_as_many_files_as_the_hard_limit_allows(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        with service(tmp_path, "-n", "1") as running:
+            limits = Path(f"/proc/{running.get()['pid']}/limits").read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert re.search(rf"Max open files +{hard} ", limits)
 
 
 def test_sighup_is_reserved_and_harms_nothing(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import stat
 import subprocess
@@ -238,8 +237,14 @@ def test_how_a_process_ended_is_told_by_its_signals_name() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-def test_the_memory_of_a_process() -> None:
-    assert 2**20 < (memory_of(os.getpid()) or 0) < 2**34
+def test_the_memory_of_a_process_is_that_of_its_children_too() -> None:
+    code = "held = bytearray(64 * 2**20); print('held', flush=True); input()"
+    shell = f'"{sys.executable}" -c "{code}"; true'
+    with subprocess.Popen(["/bin/sh", "-c", shell], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        assert 64 * 2**20 < (memory_of(process.pid) or 0) < 2**30
+        process.communicate(b"\n")
     assert memory_of(2**30) is None
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from flotta.supervisor.options import RunOptions
 from flotta.supervisor.sockets import Listener, adopt, listen_tcp, listen_unix
 from flotta.supervisor.states import Limits
 
-__all__ = ["Launcher", "WardenProcess", "exit_text", "listen", "memory_of"]
+__all__ = ["Launcher", "WardenProcess", "exit_text", "listen", "memory_of", "raise_open_files"]
 
 _ID_LENGTH_MAX = 63
 _DRAIN_MARGIN_S = 5.0
@@ -34,6 +35,15 @@ def listen(options: RunOptions) -> Listener:
     if options.uds is not None:
         return listen_unix(options.uds, options.uds_mode)
     return listen_tcp(options.host, options.port)
+
+
+def raise_open_files() -> None:
+    """Let this process and its children open as many files as they may: the usual soft limit of 1024 is 1,000
+    connections. (It is that low for programs that use select(2); they must not open more.)"""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS: no more than kern.maxfilesperproc, whatever hard says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @final
@@ -153,9 +163,18 @@ def exit_text(code: int) -> str:
 
 
 def memory_of(pid: int) -> int | None:
-    """Resident bytes of ``pid``; None where /proc does not exist or the process has gone."""
+    """Resident bytes of ``pid`` and all that it started (a companion's shell is not the companion). None where /proc
+    does not exist or the process has gone. Pages that they share count for each."""
     try:
-        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     except (OSError, IndexError):
         return None
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    own = pages * os.sysconf("SC_PAGE_SIZE")
+    return own + sum(memory_of(child) or 0 for child in _children(pid))
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    except OSError:
+        return []

@@ -21,7 +21,7 @@ from typing import Any, TextIO, final
 from flotta.supervisor import plan as p
 from flotta.supervisor.child import Child, Command
 from flotta.supervisor.footer import PALETTE, Row, Service, shown_duration
-from flotta.supervisor.launch import Launcher, WardenProcess, exit_text, listen, memory_of
+from flotta.supervisor.launch import Launcher, WardenProcess, exit_text, listen, memory_of, raise_open_files
 from flotta.supervisor.options import RunOptions
 from flotta.supervisor.probe import answers
 from flotta.supervisor.reload import changes
@@ -82,6 +82,7 @@ class Supervisor:
         Raises CannotListen before anything has been started. Call it in the main thread.
         """
         listener = listen(self._options)
+        raise_open_files()
         try:
             return asyncio.run(self._serve(listener))
         finally:
