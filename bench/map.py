@@ -222,10 +222,9 @@ async def memory_per_key(name: str, redis: Redis, keys: int) -> float:
 async def curve_copies(url: str, peer: GoPeer | None) -> None:
     """Writes per second of 50 callers while 50 copies of the map, each with connections of its own, follow."""
     async with contextlib.AsyncExitStack() as stack:
-        copies = []
         start = time.perf_counter()
-        for _ in range(COPIES):
-            copies.append(await stack.enter_async_context(await Map.join("bench-copies", url)))
+        joined = [await Map.join("bench-copies", url) for _ in range(COPIES)]
+        copies = [await stack.enter_async_context(copy) for copy in joined]
         report(f"map-join-{COPIES}-copies", {"flotta": Result(((time.perf_counter() - start) * 1e3,))}, unit="ms")
         followed: list[float] = []
 
