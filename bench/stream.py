@@ -2,8 +2,8 @@
 
 Publishing: 50 callers in one process, one event of 100 B per call. Consuming: one consumer of a group over a stream
 that holds the events already; every event is handed to the program and acked, and the time ends when the server has all
-acks. Flotta acks without waiting for each (`sink.ack(event)`), Pulse from 50 goroutines, FastStream by itself after each
-handler. Payloads are bytes for all. ``ROUNDS`` sets the rounds (default five).
+acks. Flotta acks without waiting for each (`sink.ack(event)`), Pulse from 50 goroutines, FastStream after each handler
+by itself. Payloads are bytes for all. ``ROUNDS`` sets the rounds (default five).
 """
 
 from __future__ import annotations
