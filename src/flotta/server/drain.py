@@ -30,15 +30,19 @@ class Drain:
         self._state = server.server_state
         self._http_class = http_class
 
+    async def close_listeners(self) -> None:
+        """From here on nobody can connect. The loop closes a socket in its next turn, so this waits for that."""
+        for listener in self._server.servers:
+            listener.close()
+        await asyncio.sleep(POLL_S)
+
     async def run(
         self, timeout_s: float, realtime: Sequence[Callable[[float], Awaitable[None]]], force: asyncio.Event
     ) -> int:
-        """Returns when every connection and request has ended, ``timeout_s`` is over or ``force`` is set: how many
-        requests had to be cancelled. Cancelling it leaves them as they are."""
+        """After `close_listeners`. Returns when every connection and request has ended, ``timeout_s`` is over or
+        ``force`` is set: how many requests had to be cancelled. Cancelling it leaves them as they are."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        for listener in self._server.servers:
-            listener.close()
         drains: list[asyncio.Future[None]] = [asyncio.ensure_future(drain(timeout_s)) for drain in realtime]
         idle_until = min(loop.time() + IDLE_GRACE_S, deadline)
         while loop.time() < deadline and not force.is_set():

@@ -281,20 +281,17 @@ class _Worker:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.stop_s
         self._log.info("draining", reason=self._signals.reason, drain_s=self._settings.drain_s)
-        self._status.state("draining")
         self._gate.draining = True
-        cancelled = await self._drain()
+        drain = Drain(self._server, self._server.config.http_protocol_class)
+        await drain.close_listeners()
+        self._status.state("draining")
+        realtime = [fleet.drain for fleet in registered() if fleet.loop is loop]
+        cancelled = await drain.run(self._settings.drain_s, realtime, self._signals.force)
         if cancelled:
             self._forced = True
             self._log.warning("requests cancelled: the drain is over", requests=cancelled)
         await self._stop_fleets(deadline - loop.time())
         self._ticking.cancel()
-
-    async def _drain(self) -> int:
-        loop = asyncio.get_running_loop()
-        drain = Drain(self._server, self._server.config.http_protocol_class)
-        fleets = [fleet.drain for fleet in registered() if fleet.loop is loop]
-        return await drain.run(self._settings.drain_s, fleets, self._signals.force)
 
     async def _stop_fleets(self, timeout_s: float) -> None:
         """Ends the lifespan and the fleets that this worker started. What goes wrong makes the exit a forced one."""
