@@ -44,7 +44,7 @@ $(VENV)/.installed-node: $(STAMP)
 HARBOR     := examples/harbor
 WEB        := $(HARBOR)/web
 WEB_STAMP  := $(WEB)/node_modules/.built
-WEB_SOURCE := $(shell find $(WEB) -type f -not -path '*/node_modules/*' 2>/dev/null)
+WEB_SOURCE := $(shell find $(WEB) -path $(WEB)/node_modules -prune -o -type f -print 2>/dev/null)
 
 $(WEB_STAMP): $(NODE_STAMP) $(WEB_SOURCE)
 	@echo "building Harbor's page ..."
@@ -54,7 +54,7 @@ $(WEB_STAMP): $(NODE_STAMP) $(WEB_SOURCE)
 web: $(WEB_STAMP) ## Harbor's page
 
 demo: $(STAMP) $(WEB_STAMP) ## Harbor: live tracking on three instances and embedded servers; PORT=8000
-	@PORT=$(PORT) $(PY) $(HARBOR)/demo.py
+	@PORT=$(PORT) PYTHONPATH=$(HARBOR)/src exec $(PY) -m harbor.demo
 
 test: $(STAMP) $(NODE_STAMP) ## every test that this machine can run; says what it skips and why
 	@$(MAKE) --no-print-directory web || echo "Harbor's page could not be built: the tests in a browser will skip"
