@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from flotta.errors import CommandError, NotStarted
+from flotta.errors import Closed, CommandError, NotStarted
 from flotta.redis import Redis
+from flotta.redis.embedded import EmbeddedRedis
 from flotta.rmap import Map
 from flotta.streaming import Sink, SinkOptions, Stream
 from flotta.streaming.event import keepalive_map_name
@@ -372,6 +373,37 @@ async def test_a_sink_that_is_not_started_says_so(stream: Stream[bytes]) -> None
         sink.ack()
     await sink.aclose()
     await sink.aclose()
+
+
+async def test_a_sink_may_have_any_name_that_pulse_allows(stream: Stream[bytes]) -> None:
+    async with stream.sink("caffè-\u4e2d") as sink:
+        await stream.add("n", b"")
+        await sink.ack(await anext(sink))
+        assert await pending(stream, "caffè-\u4e2d") == 0
+
+
+async def test_a_sink_closes_also_after_its_client(unique: str, valkey_url: str) -> None:
+    redis = await Redis.from_url(valkey_url).connect()
+    stream = await Stream.open(f"orphan-{unique}", redis)
+    sink, reader = stream.sink("k"), stream.reader(block_s=0.3)
+    await sink.start()
+    await reader.start()
+    await redis.aclose()
+    with pytest.raises(Closed):
+        await anext(reader)
+    async with asyncio.timeout(10):
+        await sink.aclose()
+        await reader.aclose()
+
+
+async def test_a_closed_server_does_not_hold_up_closing(unique: str) -> None:
+    with EmbeddedRedis() as server:
+        async with await Stream.open(unique, server.url) as stream, stream.sink("k") as sink, stream.reader():
+            await stream.add("n", b"")
+            sink.ack(await anext(sink))
+            server.kill()
+            began_s = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began_s < 15
 
 
 async def test_an_error_that_would_come_again_reaches_who_iterates(stream: Stream[bytes], redis: Redis) -> None:

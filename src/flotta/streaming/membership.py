@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from flotta.errors import CommandError, RedisError
+from flotta.errors import CommandError, FlottaError
 from flotta.redis import Redis
 from flotta.rmap import BYTES, Map
 from flotta.streaming.event import keepalive_map_name, lease_key, sinks_map_name, ulid
@@ -133,9 +133,9 @@ class Membership:
     async def aclose(self) -> None:
         """Close the maps. Never raises for a lost connection."""
         for consumers in self._sinks.values():
-            with contextlib.suppress(RedisError):
+            with contextlib.suppress(FlottaError):
                 await consumers.aclose()
-        with contextlib.suppress(RedisError):
+        with contextlib.suppress(FlottaError):
             await self._keepalive.aclose()
         self._sinks.clear()
 

@@ -18,11 +18,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
 
-from flotta.errors import Closed, CommandError, NotStarted, Outcome, RedisError
+from flotta.errors import Closed, CommandError, FlottaError, NotStarted, Outcome, RedisError
 from flotta.redis import Link, Redis
 from flotta.streaming.acks import Acks
 from flotta.streaming.event import (
@@ -56,6 +57,7 @@ E = TypeVar("E")
 _RETRY_MIN_S: Final = 0.05
 _RETRY_MAX_S: Final = 2.0
 _CLOSE_STEP_S: Final = 2.0
+_NOT_PRINTABLE: Final = re.compile(r"[^!-~]")  # what CLIENT SETNAME refuses
 _MALFORMED: Final = "malformed: fields n and p are needed"
 
 
@@ -151,7 +153,7 @@ class Sink(Generic[E]):
         self._redis = next(iter(self._streams.values())).redis
         self._member = Membership(self.name, self._redis, self._keys, grace_s=options.ack_grace_s)
         self._acks = Acks(self._redis.link, self.name, self._key_of, patience_s=options.ack_grace_s)
-        self._link = self._redis.dedicated(f"sink-{self._member.sink}")
+        self._link = self._redis.dedicated("sink-" + _NOT_PRINTABLE.sub("_", self.name))
         try:
             await self._member.start()
             for stream in list(self._streams.values()):
@@ -184,7 +186,7 @@ class Sink(Generic[E]):
             await asyncio.wait({tending})
             self._inbox.end()
             left = self._inbox.clear()
-            with contextlib.suppress(RedisError, TimeoutError):
+            with contextlib.suppress(FlottaError, TimeoutError):
                 async with asyncio.timeout(_CLOSE_STEP_S):
                     await self._acks.flush()
                 async with asyncio.timeout(_CLOSE_STEP_S):
@@ -273,7 +275,7 @@ class Sink(Generic[E]):
     # --- reading ------------------------------------------------------------------------------------------------
 
     def _require_started(self) -> None:
-        if not self._tasks and not self._closing:
+        if not self._tasks:
             raise NotStarted(f"sink {self.name!r}", "use `async with`, or await start()")
 
     def _key_of(self, stream: str) -> str:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 from weakref import WeakKeyDictionary
 
-from flotta.errors import RedisError
+from flotta.errors import FlottaError, RedisError
 from flotta.redis import Link, Redis
 from flotta.streaming.event import parse_id
 
@@ -47,7 +47,7 @@ async def unblock(commands: Link, client_id: asyncio.Future[Any], blocked: async
     It may not have reached the server yet: repeated, with pauses of a few ms, until it has ended. Bounded; never raises
     for Redis.
     """
-    with contextlib.suppress(RedisError):
+    with contextlib.suppress(FlottaError):
         number = await asyncio.shield(client_id)
         for attempt in range(_UNBLOCK_TRIES):
             if blocked.done():
@@ -130,6 +130,15 @@ class Tail:
         self._interrupting = None
 
     async def _run(self, link: Link) -> None:
+        try:
+            await self._serve(link)
+        except Exception as error:
+            for waiter in self._waiters:
+                if not waiter.woken.done():
+                    waiter.woken.set_exception(error)
+            raise
+
+    async def _serve(self, link: Link) -> None:
         pause_s = _RETRY_MIN_S
         while True:
             if not self._waiters:
