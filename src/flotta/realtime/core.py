@@ -41,6 +41,7 @@ from flotta.realtime.upgrade import Upgrade
 __all__ = ["Core", "Space", "State"]
 
 SWEEP_S_MAX = 1.0
+STALL_S = 0.5
 DRAIN_BATCHES_PER_S = 10
 DRAIN_SHARE = 0.6
 """Part of the deadline that the closing may take; the rest is for handlers to end."""
@@ -180,13 +181,12 @@ class Core:
         """None if the request may open a session now, or go on with the one whose id it brings."""
         options = self.options
         if facts.sid:
-            client = self.clients.get(facts.sid)
+            client = self._unexpired(facts.sid)
             refusal = handshake.check_session(
                 facts,
                 transports=options.transports,
                 origins=options.origins,
                 current=None if client is None else client.transport.name,
-                upgrading=client is not None and client.upgrade is not None,
             )
         else:
             refusal = handshake.check(
@@ -199,6 +199,13 @@ class Core:
         if refusal is not None:
             self.counters.refused += 1
         return refusal
+
+    def _unexpired(self, sid: str) -> Client | None:
+        """The client of a session whose deadline has not passed, whether the sweep has noticed or not."""
+        client = self.clients.get(sid)
+        if client is not None and client.due_s <= self.now():
+            client.tick()
+        return self.clients.get(sid)
 
     def accept_websocket(self, transport: Transport, request: Request, facts: Facts) -> tuple[Receiver, str | None]:
         """The receiver of an admitted WebSocket, and the packet to send first: a new session, or an upgrade."""
@@ -243,13 +250,16 @@ class Core:
     # --- heartbeat ---
 
     async def _sweep(self) -> None:
-        options = self.options
-        pause_s = min(SWEEP_S_MAX, options.ping_interval_s / 4, options.ping_timeout_s / 4)
+        wheels = (self._resting, self._pinged, self._joining)
+        shortest_s = min(wheel.delay_s for wheel in wheels)
+        least_s, most_s = shortest_s / 1_000, min(SWEEP_S_MAX, shortest_s)
         while True:
             before_s = self.now()
+            due_in_s = min(wheel.next_due_s() for wheel in wheels) - before_s
+            pause_s = min(max(due_in_s, least_s), most_s)
             await asyncio.sleep(pause_s)
             # If the loop stood still, pongs may lie unread in the sockets: nobody is judged before they are.
-            if self.now() - before_s < 2 * pause_s + 0.5:
+            if self.now() - before_s < pause_s + STALL_S:
                 self._sweep_once()
 
     def _sweep_once(self) -> None:

@@ -24,8 +24,11 @@ class Upgrade:
         self._client = client
         self._transport = transport
         self._machine = Upgrading()
-        self._timer = loop.call_later(UPGRADE_TIMEOUT_S, self.give_up)
-        client.upgrade = self
+        # A session is upgraded once, by one WebSocket at a time: any other is closed as soon as it is open.
+        possible = client.upgrade is None and client.transport.name == "polling"
+        self._timer = loop.call_later(UPGRADE_TIMEOUT_S if possible else 0.0, self.give_up)
+        if possible:
+            client.upgrade = self
 
     @property
     def over(self) -> bool:
@@ -40,6 +43,8 @@ class Upgrade:
         """A message on the new transport."""
         if self._switched:
             self._client.receive(data)
+            return
+        if self._client.upgrade is not self:
             return
         step = self._machine.on_received(data)
         if step is Step.ANSWER:
@@ -59,8 +64,9 @@ class Upgrade:
 
     def _fail(self) -> None:
         self._timer.cancel()
-        self._client.upgrade = None
-        self._client.transport.release_polls(on=False)
+        if self._client.upgrade is self:
+            self._client.upgrade = None
+            self._client.transport.release_polls(on=False)
         self._transport.close(1002, "upgrade failed")
 
     def lost(self, reason: str) -> None:

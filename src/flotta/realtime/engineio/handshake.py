@@ -96,13 +96,16 @@ def check(
 
 
 def check_session(
-    facts: Facts, *, transports: Collection[str], origins: Collection[str], current: str | None, upgrading: bool
+    facts: Facts, *, transports: Collection[str], origins: Collection[str], current: str | None
 ) -> Refusal | None:
-    """None if the request may go on with a session whose transport is ``current`` (None: there is no such session)."""
+    """None if the request may go on with a session whose transport is ``current`` (None: there is no such session).
+
+    A second WebSocket of a session passes here and is closed once it is open: so does the reference implementation.
+    """
     return _first(
         *_general(facts, transports, origins),
         (current is None, Refused.SESSION_UNKNOWN),
-        (current != "polling" or (facts.upgrade and upgrading), Refused.BAD_REQUEST),
+        (current != "polling" and not facts.upgrade, Refused.BAD_REQUEST),
         (facts.method not in {"GET", "POST"}, Refused.BAD_METHOD),
     )
 

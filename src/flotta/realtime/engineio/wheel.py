@@ -6,6 +6,7 @@ the deadlines, and every operation is O(1).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from typing import Generic, TypeVar, final
 
@@ -43,6 +44,10 @@ class Wheel(Generic[K]):
         for key in due:
             del self._due_s[key]
         return due
+
+    def next_due_s(self) -> float:
+        """When the first key is due; infinity if there is none."""
+        return next(iter(self._due_s.values()), math.inf)
 
     def __len__(self) -> int:
         return len(self._due_s)

@@ -8,6 +8,7 @@ bounded like a socket's: volatile packets are dropped while no GET waits, a pack
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias, final
 
@@ -27,6 +28,7 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
+SWITCH_GRACE_S = 0.05
 TEXT = b"text/plain; charset=UTF-8"
 
 
@@ -105,8 +107,9 @@ class PollingTransport:
         self.reading.set()
 
     def close(self, code: int, reason: str) -> None:  # noqa: ARG002 - polling has no close code
-        """Give the pending or the next GET a close packet, and nothing after it."""
-        self.write_control(PacketType.CLOSE.value)
+        """Give the pending or the next GET a close packet (a noop if it was the client that closed), nothing more."""
+        ours = reason != Reason.TRANSPORT_CLOSE
+        self.write_control(PacketType.CLOSE.value if ours else PacketType.NOOP.value)
         self._closed = True
         self.reading.set()
 
@@ -129,10 +132,19 @@ class PollingTransport:
         """A GET waits."""
         return self._getting
 
+    async def _wait_for_switch(self) -> None:
+        """A GET that comes after the probe's answer: the client's word that it switches may be in the next segment."""
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SWITCH_GRACE_S):
+                await self._wake.wait()
+
     async def take(self) -> str:
         """Wait for something to send and take all of it, as a polling body."""
         self._getting = True
         try:
+            if self._releasing and not self._pending:
+                await self._wait_for_switch()
             while not self._pending and not self._releasing:
                 self._wake.clear()
                 await self._wake.wait()
@@ -220,7 +232,9 @@ async def _get(_core: Core, client: Client, transport: PollingTransport, receive
     leaving = asyncio.ensure_future(_left(receive))
     try:
         await asyncio.wait({taking, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if taking.done():
+        if taking.done() and client.transport is not transport:  # it has switched
+            await answer.refuse(Refusal(Refused.BAD_REQUEST))
+        elif taking.done():
             await answer.send(200, taking.result().encode())
         elif not client.over and client.transport is transport:
             client.lost(Reason.TRANSPORT_ERROR)
