@@ -260,7 +260,8 @@ def parse_entries(
     """Sort raw entries (``[id, [field, value, ...]]``) into events, filtered ones and entries that are no events.
 
     ``deliveries`` is one number for all of them or one for each. An entry without ``n`` or ``p`` was written by
-    something that is not Pulse: it is malformed. Field ``g`` addresses a redriven event to one sink.
+    something that is not Pulse: it is malformed. Field ``g`` addresses a redriven event to one sink. The usual two forms
+    are taken apart without a dict.
     """
     events: list[Event[E]] = []
     filtered: list[str] = []
@@ -274,12 +275,18 @@ def parse_entries(
         if fields is None:  # pending, but its entry is gone
             malformed.append(last_id)
             continue
-        if everything and len(fields) == 4 and fields[0] == b"n" and fields[2] == b"p":  # the usual entry, kept short
-            events.append(Event(last_id, fields[1].decode("utf-8", "replace"), fields[3], None, stream, codec, count))
+        size = len(fields)
+        if (size == 4 or (size == 6 and fields[4] == b"t")) and fields[0] == b"n" and fields[2] == b"p":
+            topic = fields[5].decode("utf-8", "replace") if size == 6 else None
+            if everything or topics.passes(topic):
+                name = fields[1].decode("utf-8", "replace")
+                events.append(Event(last_id, name, fields[3], topic, stream, codec, count))
+            else:
+                filtered.append(last_id)
             continue
         found = _pairs(fields)
-        name, data = found.get(b"n"), found.get(b"p")
-        if name is None or data is None:
+        raw_name, data = found.get(b"n"), found.get(b"p")
+        if raw_name is None or data is None:
             malformed.append(last_id)
             continue
         topic = found[b"t"].decode("utf-8", "replace") if b"t" in found else None
@@ -287,7 +294,7 @@ def parse_entries(
         if (target is not None and target.decode("utf-8", "replace") != accept.sink) or not topics.passes(topic):
             filtered.append(last_id)
             continue
-        events.append(Event(last_id, name.decode("utf-8", "replace"), data, topic, stream, codec, count))
+        events.append(Event(last_id, raw_name.decode("utf-8", "replace"), data, topic, stream, codec, count))
     return Parsed(events, filtered, malformed, last_id)
 
 
