@@ -29,6 +29,7 @@ __all__ = ["Harbor"]
 HOME = Path(__file__).parents[2]
 RECONCILE_S = 30.0
 MESSAGE_BYTES_MAX = 16_384
+CONNECTIONS_MAX = 10_000
 
 
 @final
@@ -39,7 +40,7 @@ class Harbor:
         self.config = config
         self.fleet = fleet = Fleet(service="harbor")
         fleet.migrations(HOME / "migrations", seeds=HOME / "seeds")
-        self.server = fleet.realtime(payload_bytes_max=MESSAGE_BYTES_MAX)
+        self.server = fleet.realtime(payload_bytes_max=MESSAGE_BYTES_MAX, connections_max=CONNECTIONS_MAX)
         self.fence = Fence()
         self.registry = Registry(fleet, self.fence)
         self.grants = Grants(fleet, self.fence)

@@ -12,7 +12,7 @@ __all__ = ["Problem", "answer_problem", "answer_unavailable"]
 RETRY_AFTER_S = 1
 
 
-class Problem(Exception):  # noqa: N818 - RFC 9457 calls it that
+class Problem(Exception):
     """``status`` is HTTP's, ``code`` is for programs, ``message`` for people."""
 
     def __init__(self, status: int, code: str, message: str) -> None:

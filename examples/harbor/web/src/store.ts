@@ -10,6 +10,7 @@ const TRAIL_MAX = 80;
 /** A hole of this length, or a leap of this size, is no track: the trail breaks and the marker jumps. */
 const BREAK_MS = 20 * 60_000;
 const LEAP_NM = 4;
+const BACKWARDS_DEG = 120;
 
 export interface TrailPoint extends Point {
   timeMs: number;
@@ -157,8 +158,17 @@ export class Store {
   }
 }
 
+/** Where the marker points: to the heading, or to the course of a vessel that moves backwards: the ferries of the harbor
+ *  have a bow at both ends. Null when nothing is known. */
+export function pointingDeg(vessel: Vessel): number | null {
+  const { headingDeg, courseDeg } = vessel;
+  if (headingDeg === null || courseDeg === null || !vessel.moving) return headingDeg ?? courseDeg;
+  const apart = Math.abs(((headingDeg - courseDeg + 540) % 360) - 180);
+  return apart > BACKWARDS_DEG ? courseDeg : headingDeg;
+}
+
 export function nextHeading(vessel: Vessel, elapsedMs: number): number {
-  const wanted = vessel.headingDeg ?? vessel.courseDeg;
+  const wanted = pointingDeg(vessel);
   return wanted === null ? vessel.shownHeadingDeg : turnTowards(vessel.shownHeadingDeg, wanted, elapsedMs);
 }
 

@@ -58,7 +58,7 @@ class Plan:
     refused: list[Refusal] = field(default_factory=list)
 
 
-class _Wrong(Exception):  # noqa: N818 - inside this file only
+class _Wrong(Exception):
     def __init__(self, code: str, message: str) -> None:
         self.code = code
         super().__init__(message)

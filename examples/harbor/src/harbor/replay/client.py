@@ -20,7 +20,7 @@ RETRY_S_MIN, RETRY_S_MAX = 0.05, 2.0
 BATCH_MAX = 250
 
 
-class Refused(Exception):  # noqa: N818 - what happened, in the words of HTTP
+class Refused(Exception):
     """The service does not accept the request, and would not accept it again."""
 
 

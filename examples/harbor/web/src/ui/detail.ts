@@ -3,7 +3,7 @@
 import type { TrackAnswer } from "../contract";
 import { ago, bearing, clock, coordinate, day, knots } from "../format";
 import { kindOf } from "../kinds";
-import type { Vessel } from "../store";
+import { pointingDeg, type Vessel } from "../store";
 import { byId, el, icon, setText, svg } from "./dom";
 
 const CHART_WIDTH = 300;
@@ -70,7 +70,7 @@ export class DetailCard {
     this.set("heard", ago((nowMs - vessel.heardMs) / 1_000));
     this.set("fix", `${clock(vessel.timeMs)} UTC, ${day(vessel.timeMs)}`);
     this.set("state", vessel.moving ? "Under way" : "Moored");
-    if (this.needle !== null) this.needle.style.rotate = `${vessel.headingDeg ?? vessel.courseDeg ?? 0}deg`;
+    if (this.needle !== null) this.needle.style.rotate = `${pointingDeg(vessel) ?? 0}deg`;
   }
 
   private head(vessel: Vessel, kind: string): HTMLElement {

@@ -3,7 +3,7 @@
 
 import { knots } from "../format";
 import { kindOf } from "../kinds";
-import type { Store, Vessel } from "../store";
+import { pointingDeg, type Store, type Vessel } from "../store";
 import { byId, el, icon, setText } from "./dom";
 
 interface Row {
@@ -76,7 +76,7 @@ export class VesselList {
     row.element.dataset["kind"] = kind.id;
     row.element.setAttribute("aria-selected", String(selected));
     row.mark.classList.toggle("still", !vessel.moving);
-    row.mark.style.rotate = vessel.moving ? `${Math.round(vessel.headingDeg ?? vessel.courseDeg ?? 0)}deg` : "none";
+    row.mark.style.rotate = vessel.moving ? `${Math.round(pointingDeg(vessel) ?? 0)}deg` : "none";
     row.mark.querySelector("use")?.setAttribute("href", vessel.moving ? "#i-ship" : "#i-anchor");
     setText(row.name, vessel.label);
     setText(row.about, kind.label);
