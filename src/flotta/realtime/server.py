@@ -139,6 +139,7 @@ class Server:
             try:
                 await self._core.start(adapter)
             except BaseException:
+                await adapter.aclose()
                 await self._close_redis()
                 raise
             self._adapter = adapter

@@ -25,6 +25,7 @@ __all__ = [
     "accept_key",
     "close_frame",
     "frame",
+    "read_close",
 ]
 
 OP_CONTINUATION: Final = 0x0

@@ -1,0 +1,132 @@
+"""The classic adapter on a real Redis: what crosses instances, and what junk on its channels does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgpack
+import pytest
+
+from flotta.realtime import Server
+from flotta.redis import Redis
+from realtime_fixtures import until
+
+
+class _Client:
+    """Enough of a transport to be a member of rooms: it keeps what it is sent."""
+
+    name = "websocket"
+
+    def __init__(self) -> None:
+        self.got: list[str] = []
+
+    def write(self, packet: Any) -> None:
+        self.got.append(packet.text.decode())
+
+    def write_volatile(self, packet: Any) -> bool:
+        self.write(packet)
+        return True
+
+    def write_control(self, text: str) -> None: ...
+    def close(self, code: int, reason: str) -> None: ...
+
+
+def _attach(sio: Server) -> _Client:
+    from flotta.realtime.engineio.handshake import Facts
+    from flotta.realtime.request import Request
+
+    transport = _Client()
+    facts = Facts("GET", True, "4", "websocket", "", None, "x")
+    client, _ = sio._core.open(transport, Request(scope={"headers": []}), facts)  # type: ignore[arg-type]
+    client.receive("40")
+    return transport
+
+
+@pytest.fixture
+async def pair(redis: Redis, unique: str) -> Any:
+    """Two instances with a prefix of their own, a client on each."""
+    one, two = Server(redis, channel_prefix=unique), Server(redis, channel_prefix=unique)
+    await one.start()
+    await two.start()
+    yield one, two, _attach(one), _attach(two)
+    await one.aclose()
+    await two.aclose()
+
+
+async def test_junk_on_the_channels_is_counted_and_the_next_broadcast_arrives(
+    pair: Any, redis: Redis, unique: str
+) -> None:
+    one, two, _, second = pair
+    nan = msgpack.packb(["other", {"type": 2, "data": ["e", float("nan")], "nsp": "/"}, {"rooms": [], "except": []}])
+    junk = [
+        b"",
+        b"{",
+        b"\xc1",
+        b"\x93\x01\x02\x03",
+        msgpack.packb(["u", {"type": 2, "data": []}, {}]),
+        nan,
+        b"x" * 10_000,
+    ]
+    for payload in junk:
+        await redis.publish(f"{unique}#/#", payload)
+    await redis.publish(f"{unique}-request#/#", b'{"type":99}')
+    await redis.publish(f"{unique}-request#/#", b"junk")
+    await one.emit("after", 1)
+    await until(lambda: '42["after",1]' in second.got[-1:])
+    assert second.got[1:] == ['42["after",1]']
+    assert two.stats.adapter.junk == len(junk) + 2
+    assert two.stats.adapter.received == 2  # the one with NaN is well-formed, and cannot be sent on
+
+
+async def test_broadcast_for_a_room_without_members_here_is_not_even_read(pair: Any) -> None:
+    one, two, *_ = pair
+    await one.emit("e", 1, room="empty")
+    await one.emit("e", 2)
+    await until(lambda: two.stats.adapter.received == 1)
+    assert one.stats.adapter.published == 2
+
+
+async def test_local_emit_and_emit_to_an_own_client_publish_nothing(pair: Any) -> None:
+    one, two, first, second = pair
+    sid = next(iter(one._core.spaces["/"].rooms))
+    await one.emit("local", local=True)
+    await one.emit("direct", to=sid)
+    await one.emit("end")
+    await until(lambda: '42["end"]' in second.got)
+    assert first.got[1:] == ['42["local"]', '42["direct"]', '42["end"]']
+    assert second.got[1:] == ['42["end"]']
+    assert one.stats.adapter.published == 1
+    assert two.stats.adapter.published == 0
+
+
+async def test_emit_waits_when_too_many_broadcasts_are_in_flight(redis: Redis, unique: str) -> None:
+    sio = Server(redis, channel_prefix=unique, publish_in_flight_max=10)
+    await sio.start()
+    most = 0
+
+    async def emit(number: int) -> None:
+        nonlocal most
+        await sio.emit("e", number)
+        assert sio.stats.adapter is not None
+        most = max(most, sio.stats.adapter.in_flight)
+
+    for number in range(500):
+        await emit(number)
+    assert most <= 10
+    adapter = sio.stats.adapter
+    assert adapter is not None
+    assert (adapter.published, adapter.publish_lost) == (500, 0)
+    await sio.aclose()
+
+
+async def test_close_room_and_disconnect_reach_the_other_instance(pair: Any) -> None:
+    one, two, _, second = pair
+    sid = next(iter(two._core.spaces["/"].rooms))
+    await two.enter_room(sid, "r")
+    await one.close_room("r")
+    await until(lambda: two.rooms(sid) == [sid])
+    await one.disconnect(sid)
+    await until(lambda: not two.is_connected(sid))
+    assert second.got[-1] == "41"
+    await asyncio.sleep(0)
