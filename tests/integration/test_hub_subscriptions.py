@@ -121,6 +121,17 @@ async def test_restart_tells_lost_then_restored_then_only_later_messages(own_val
     await publisher.aclose()
 
 
+async def test_no_message_of_the_same_read_overtakes_the_restoring(hub: Hub, unique: str) -> None:
+    ear = Ear()
+    await hub.subscribe(unique, ear)
+    channel = unique.encode()
+    # What the reading loop calls, one after the other without a turn of the event loop between.
+    hub.on_link_down("lost")
+    hub.on_link_push([b"subscribe", channel, 1])
+    hub.on_link_push([b"message", channel, b"x"])
+    assert [await ear.next() for _ in range(3)] == ["lost", "restored", (channel, b"x")]
+
+
 async def test_subscribing_during_an_outage_waits_for_the_confirmation(own_valkey: EmbeddedRedis) -> None:
     hub = Hub(own_valkey.url, options=LinkOptions(reconnect_min_s=0.01))
     ear, late = Ear(), Ear()

@@ -121,6 +121,22 @@ async def test_in_flight_never_passes_its_limit(valkey_url: str) -> None:
         await link.aclose()
 
 
+async def test_batch_passes_the_limit_rather_than_being_cut(valkey_url: str) -> None:
+    async with FaultProxy(valkey_url) as proxy:
+        link = await Link.connect(proxy.url, options=LinkOptions(in_flight_max=10))
+        proxy.pause("down")
+        calls = [asyncio.ensure_future(link.call("PING")) for _ in range(5)]
+        batch = asyncio.ensure_future(link.call_many([("PING",)] * 10))
+        calls.append(asyncio.ensure_future(link.call("PING")))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (link.stats.in_flight, link.stats.waiting) == (15, 1)
+        proxy.resume()
+        assert await batch == [b"PONG"] * 10
+        assert await asyncio.gather(*calls) == [b"PONG"] * 6
+        await link.aclose()
+
+
 async def test_too_many_waiting_fail_at_once_as_not_applied(valkey_url: str) -> None:
     async with FaultProxy(valkey_url) as proxy:
         link = await Link.connect(proxy.url, options=LinkOptions(in_flight_max=5, waiting_max=10))
