@@ -2,7 +2,8 @@
 
 Owns the beats. Invariants: nobody's clock is compared with anybody else's: a member is alive while its beat keeps
 changing, as seen on this process's own monotonic clock; one that stopped is gone after ``ttl_s``, and its entry is
-removed by whoever notices.
+removed by whoever notices. While Redis is gone nobody is judged: the members last known stay, and have a whole
+``ttl_s`` to be heard once it is back.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class Members(Generic[V]):
         self._about = about
         self._ttl_s = ttl_s
         self._seen: dict[str, tuple[int, float]] = {}
+        self._looked_at_s = 0.0
+        self._blind = False
         self._beat = time.time_ns()  # so that a restarted instance never repeats a beat
         self._task: asyncio.Task[None] | None = None
         self._logger = logger or structlog.get_logger("flotta.rmap")
@@ -103,10 +106,9 @@ class Members(Generic[V]):
 
     def alive(self) -> dict[str, V]:
         """The members that beat, and what they say of themselves. Local. Raises NotStarted, WireError."""
-        now_s = time.monotonic()
-        self._look(now_s)
+        self._look(time.monotonic())
         entries = self.map.snapshot()
-        return {name: entries[name].about for name in entries if now_s - self._seen[name][1] <= self._ttl_s}
+        return {name: entries[name].about for name, age_s in self._ages_s() if age_s <= self._ttl_s}
 
     async def update(self, about: V) -> None:
         """Say something else of oneself. Raises RedisError."""
@@ -134,13 +136,23 @@ class Members(Generic[V]):
         await self.aclose()
 
     def _look(self, now_s: float) -> None:
-        """Note when each beat was first seen here."""
+        """Note when each beat was first seen here. A stale map shows no beats: then time stands still."""
+        if self.map.stale:
+            self._blind = True
+            return
         entries = self.map.snapshot()
         for name, entry in entries.items():
-            if name not in self._seen or self._seen[name][0] != entry.beat:
+            if self._blind or name not in self._seen or self._seen[name][0] != entry.beat:
                 self._seen[name] = (entry.beat, now_s)
         for name in [name for name in self._seen if name not in entries]:
             del self._seen[name]
+        self._blind = False
+        self._looked_at_s = now_s
+
+    def _ages_s(self) -> list[tuple[str, float]]:
+        """How long each beat was unchanged at the last look."""
+        content = self.map.keys()
+        return [(name, self._looked_at_s - self._seen[name][1]) for name in content if name in self._seen]
 
     async def _keep(self) -> None:
         """Beat, and remove those that have been silent for twice the TTL."""
@@ -150,14 +162,12 @@ class Members(Generic[V]):
                 self._look(time.monotonic())
                 self._beat += 1
                 await self.map.set(self.me, _Entry(self._beat, self._about))
-                await self._remove_silent(time.monotonic())
+                await self._remove_silent()
             except (RedisError, WireError) as error:
                 self._logger.warning("members.beat_failed", members=self.map.name, error=str(error))
 
-    async def _remove_silent(self, now_s: float) -> None:
-        if self.map.stale:
-            return  # nobody's beat can be seen: that says nothing about them
+    async def _remove_silent(self) -> None:
         entries = self.map.snapshot()
-        for name, (_, seen_s) in list(self._seen.items()):
-            if name in entries and now_s - seen_s > 2 * self._ttl_s:
+        for name, age_s in self._ages_s():
+            if age_s > 2 * self._ttl_s:
                 await self.map.test_and_delete(name, entries[name])
