@@ -119,6 +119,16 @@ async def test_an_event_that_waits_in_a_buffer_is_not_delivered_twice(stream: St
                 await sink.ack(event)
 
 
+async def test_a_buffered_event_that_somebody_took_over_is_not_handed_out(stream: Stream[bytes], redis: Redis) -> None:
+    async with stream.sink("k", ack_grace_s=GRACE_S, max_deliveries=None) as sink:
+        await stream.add_many([("n", b"")] * 10)
+        await until(lambda: sink.stats.buffered == 10)
+        ids = [entry[0] for entry in await redis.link.call("XRANGE", stream.key, "-", "+")]
+        await redis.link.call("XCLAIM", stream.key, "k", "another", 0, *ids[:5], "JUSTID")
+        await until(lambda: sink.stats.buffered == 5)
+        assert [(await anext(sink)).id.encode() for _ in range(5)] == ids[5:]
+
+
 async def test_a_dead_consumers_events_are_claimed_before_it_is_deleted(stream: Stream[bytes], redis: Redis) -> None:
     async with stream.sink("k", start="oldest", ack_grace_s=GRACE_S) as sink:
         await sink.remove_stream(stream)  # so that the lone consumer gets all
