@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -16,7 +17,8 @@ from flotta.rmap.recipes import RateLimit
 @pytest.fixture
 async def cluster() -> AsyncIterator[Redis]:
     """One node that holds all slots: it refuses a script that touches a key of another slot, as any cluster does."""
-    async with EmbeddedRedis(arguments=["--cluster-enabled", "yes"]) as server:
+    arguments = ["--cluster-enabled", "yes", "--cluster-port", str(_free_port())]
+    async with EmbeddedRedis(arguments=arguments) as server:
         client = await Redis.from_url(server.url).connect()
         await client.link.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         async with asyncio.timeout(10):
@@ -24,6 +26,13 @@ async def cluster() -> AsyncIterator[Redis]:
                 await asyncio.sleep(0.01)
         yield client
         await client.aclose()
+
+
+def _free_port() -> int:
+    """For the cluster bus, which would else be 10,000 above the port: often past the last one."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+    return port
 
 
 def _raw(text: str | bytes) -> bytes:
