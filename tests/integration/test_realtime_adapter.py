@@ -9,6 +9,8 @@ import msgpack
 import pytest
 
 from flotta.realtime import Server
+from flotta.realtime.engineio.handshake import Facts
+from flotta.realtime.request import Request
 from flotta.redis import Redis
 from realtime_fixtures import until
 
@@ -33,9 +35,6 @@ class _Client:
 
 
 def _attach(sio: Server) -> _Client:
-    from flotta.realtime.engineio.handshake import Facts
-    from flotta.realtime.request import Request
-
     transport = _Client()
     facts = Facts("GET", True, "4", "websocket", "", None, "x")
     client, _ = sio._core.open(transport, Request(scope={"headers": []}), facts)  # type: ignore[arg-type]
@@ -85,6 +84,19 @@ async def test_broadcast_for_a_room_without_members_here_is_not_even_read(pair: 
     await one.emit("e", 2)
     await until(lambda: two.stats.adapter.received == 1)
     assert one.stats.adapter.published == 2
+
+
+async def test_server_that_shares_a_redis_serves_polling_only_when_told(redis: Redis, unique: str) -> None:
+    polling = Facts("GET", upgrade=False, version="4", transport="polling", sid="", origin=None, host="x")
+    for options, allowed in (({}, False), ({"transports": ("polling", "websocket")}, True)):
+        sio = Server(redis, channel_prefix=unique, **options)
+        await sio.start()
+        assert (sio._core.admit(polling) is None) is allowed
+        await sio.aclose()
+    alone = Server()
+    await alone.start()
+    assert alone._core.admit(polling) is None
+    await alone.aclose()
 
 
 async def test_local_emit_and_emit_to_an_own_client_publish_nothing(pair: Any) -> None:

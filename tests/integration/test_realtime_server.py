@@ -168,7 +168,7 @@ async def test_events_of_one_client_are_handled_in_order_and_of_two_beside_each_
 
 
 async def test_client_that_sends_faster_than_handlers_run_is_read_no_further(native: bool) -> None:
-    sio = Server(backlog_max=8, ping_interval_s=0.2, ping_timeout_s=0.2)
+    sio = Server(backlog_max=8, ping_interval_s=0.2, ping_timeout_s=0.3)
     gate, done = asyncio.Event(), []
 
     @sio.event
@@ -178,18 +178,26 @@ async def test_client_that_sends_faster_than_handlers_run_is_read_no_further(nat
 
     async with serving(sio, native=native) as port:
         socket, sid = await _join(port)
+
+        async def answer_pings() -> None:
+            async for message in socket:
+                if message == "2":
+                    await socket.send("3")
+
+        answering = asyncio.create_task(answer_pings())
         for number in range(200):
             await socket.send(f'42["work",{number}]')
         held = sio._core.spaces["/"].rooms.get(sid)
         assert held is not None
         await until(lambda: held.paused)
-        await asyncio.sleep(0.6)  # three heartbeats: silence that we caused must not end the client
+        await asyncio.sleep(1.0)  # two heartbeats: silence that we caused must not end the client
         assert sio.is_connected(sid)
         assert len(held.backlog or ()) < 150
         gate.set()
         await until(lambda: len(done) == 200)
         assert done == list(range(200))
         await socket.close()
+        await answering
 
 
 async def test_slow_client_loses_volatile_packets_then_its_connection_while_others_go_on() -> None:

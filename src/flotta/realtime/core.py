@@ -90,6 +90,7 @@ class Core:
         self.options = options
         self.state = State.NEW
         self.connections_max = connections_max
+        self.transports = options.transports or ("polling", "websocket")
         self.counters = Counters()
         self.instance = options.instance or secrets.token_urlsafe(3)
         self.spaces: dict[str, Space] = {"/": Space("/")}
@@ -108,7 +109,7 @@ class Core:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._drain: asyncio.Task[None] | None = None
-        self._empty = asyncio.Event()
+        self._told = False
 
     # --- life ---
 
@@ -116,6 +117,8 @@ class Core:
         """Listen to the other instances and begin to serve."""
         self._loop = asyncio.get_running_loop()
         self.adapter = adapter
+        if self.options.transports is None and not adapter.alone:
+            self.transports = ("websocket",)
         await adapter.start(self)
         self.state = State.RUNNING
         self._sweeper = self._loop.create_task(self._sweep(), name="realtime heartbeat")
@@ -184,21 +187,31 @@ class Core:
             client = self._unexpired(facts.sid)
             refusal = handshake.check_session(
                 facts,
-                transports=options.transports,
+                transports=self.transports,
                 origins=options.origins,
                 current=None if client is None else client.transport.name,
             )
         else:
             refusal = handshake.check(
                 facts,
-                transports=options.transports,
+                transports=self.transports,
                 origins=options.origins,
                 draining=self.state is not State.RUNNING,
                 full=len(self.clients) >= self.connections_max,
             )
         if refusal is not None:
             self.counters.refused += 1
+            self._explain(facts, refusal)
         return refusal
+
+    def _explain(self, facts: Facts, refusal: Refusal) -> None:
+        """Say once what an official client that begins with polling would have needed."""
+        if refusal.reason is handshake.Refused.TRANSPORT_UNKNOWN and facts.transport == "polling" and not self._told:
+            self._told = True
+            cure = (
+                'the client with transports: ["websocket"], or transports=("polling", "websocket") and sticky routing'
+            )
+            self._log.warning("a client wants to poll, which is off for servers that share a Redis", cure=cure)
 
     def _unexpired(self, sid: str) -> Client | None:
         """The client of a session whose deadline has not passed, whether the sweep has noticed or not."""
@@ -231,7 +244,7 @@ class Core:
         self._joining.put(client, now_s)
         packet = open_packet(
             client.sid,
-            upgrades=("websocket",) if facts.transport == "polling" and "websocket" in options.transports else (),
+            upgrades=("websocket",) if facts.transport == "polling" and "websocket" in self.transports else (),
             ping_interval_s=options.ping_interval_s,
             ping_timeout_s=options.ping_timeout_s,
             payload_bytes_max=options.payload_bytes_max,

@@ -29,8 +29,9 @@ class ServerOptions:
     every page connect and needs ``credentials=False``."""
     credentials: bool = True
     """Browsers may send cookies along."""
-    transports: tuple[str, ...] = ("polling", "websocket")
-    """What clients may use."""
+    transports: tuple[str, ...] | None = None
+    """What clients may use. None: ``("polling", "websocket")`` for a server that is alone, ``("websocket",)`` for one
+    that shares a Redis with others, where the requests of a polling client may reach any of them."""
     connections_max: int = 50_000
     """Clients of this process; one more is answered with 503. Capped by the open-file limit, with a warning."""
     ping_interval_s: float = 25.0
@@ -75,7 +76,8 @@ class ServerOptions:
         self._check_path()
         self._check_origins()
         self._check_numbers()
-        if not self.transports or any(name not in _KNOWN_TRANSPORTS for name in self.transports):
+        given = _KNOWN_TRANSPORTS if self.transports is None else self.transports
+        if not given or any(name not in _KNOWN_TRANSPORTS for name in given):
             raise _wrong("transports", self.transports, f"one or both of {_KNOWN_TRANSPORTS}")
         if self.instance is not None and not _INSTANCE.fullmatch(self.instance):
             raise _wrong("instance", self.instance, "4 characters of A-Z a-z 0-9 _ -")

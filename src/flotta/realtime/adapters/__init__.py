@@ -104,6 +104,11 @@ class Node(Protocol):
 class Adapter(Protocol):
     """Carries broadcasts between instances."""
 
+    @property
+    def alone(self) -> bool:
+        """There are no other instances."""
+        ...
+
     async def start(self, node: Node) -> None:
         """Listen; returns when what others send from now on arrives."""
         ...

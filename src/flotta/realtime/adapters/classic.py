@@ -76,6 +76,8 @@ class _Ear:
 class ClassicAdapter:
     """The adapter of one server. ``prefix`` comes before every channel's name."""
 
+    alone = False
+
     def __init__(self, redis: Redis, *, prefix: str, in_flight_max: int, logger: Any) -> None:
         self.uid = "".join(secrets.choice(UID_LETTERS) for _ in range(6))
         self._redis = redis

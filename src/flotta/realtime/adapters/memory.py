@@ -13,6 +13,8 @@ __all__ = ["MemoryAdapter"]
 class MemoryAdapter:
     """Carries nothing."""
 
+    alone = True
+
     async def start(self, node: Node) -> None:
         """Nothing to listen to."""
 
