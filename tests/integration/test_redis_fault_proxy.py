@@ -128,7 +128,7 @@ async def test_latency_delays(proxy: FaultProxy) -> None:
     peer = await Peer.open(proxy)
     started_s = asyncio.get_running_loop().time()
     await peer.echoed(b"x")
-    assert asyncio.get_running_loop().time() - started_s >= 0.1
+    assert asyncio.get_running_loop().time() - started_s >= 0.09  # uvloop's clock counts whole milliseconds
     peer.close()
 
 
