@@ -90,8 +90,11 @@ async def test_one_reader_of_several_streams(unique: str, redis: Redis, stream: 
         await other.add("n", b"2")
         assert (await anext(reader)).stream == other.name
         await until_blocked(redis)
+        reads = reader.stats.reads
         await reader.add_stream(third)
         await reader.add_stream(third)
+        while reader.stats.reads == reads:
+            await asyncio.sleep(0)
         await third.add("n", b"3")
         assert (await anext(reader)).payload == b"3"
         await reader.remove_stream(other)
