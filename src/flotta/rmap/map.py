@@ -40,6 +40,10 @@ D = TypeVar("D")
 W = TypeVar("W")
 
 
+SETS_MAX = 128
+"""Sets in one script at most: it holds the server for half a millisecond then."""
+
+
 class MapState(Enum):
     """Where a map is in its life."""
 
@@ -115,6 +119,7 @@ class Map(Generic[V]):
         self._redis: Redis | None = None
         self._owns_redis = False
         self._script_head: tuple[str | int, ...] = ()
+        self._sets: list[tuple[bytes, bytes, asyncio.Future[tuple[bytes | None, int]]]] = []
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -325,19 +330,19 @@ class Map(Generic[V]):
 
     async def set(self, key: str, value: V) -> V | None:
         """Set ``key``; gives its previous value, None if it had none. Not visible here until its message is back."""
-        existed, previous, _ = await self._run(scripts.SET, check_key(key), self._codec.encode(value))
-        return self._decode_raw(previous, key) if existed else None
+        previous, _ = await self._set(check_key(key), self._codec.encode(value))
+        return None if previous is None else self._decode_raw(previous, key)
 
     async def set_and_wait(self, key: str, value: V, *, timeout_s: float | None = None) -> V | None:
         """Like ``set``, and return when this map has it too: a later ``get`` gives this value or a newer one.
 
         Raises MapTimeout if it is not here after ``timeout_s`` seconds (default ``wait_timeout_s``): it is in Redis.
         """
-        existed, previous, revision = await self._run(scripts.SET, check_key(key), self._codec.encode(value))
-        if self._replica.revision < int(revision):
-            arrival = self._waiters.add(int(revision), self._follower.load_number)
+        previous, revision = await self._set(check_key(key), self._codec.encode(value))
+        if self._replica.revision < revision:
+            arrival = self._waiters.add(revision, self._follower.load_number)
             await self._arrive(arrival, timeout_s, f"the new value of {key!r} is in Redis, but not here")
-        return self._decode_raw(previous, key) if existed else None
+        return None if previous is None else self._decode_raw(previous, key)
 
     async def set_if_absent(self, key: str, value: V) -> bool:
         """Set ``key`` unless it has a value; gives whether it was set."""
@@ -401,7 +406,30 @@ class Map(Generic[V]):
             pairs += (check_key(key), self._expected(key, value))
         return bool(await self._run(scripts.TEST_AND_RESET, *pairs))
 
+    def _set(self, key: bytes, value: bytes) -> asyncio.Future[tuple[bytes | None, int]]:
+        """Previous value and revision of a set that leaves with the others of this turn of the loop."""
+        self._link()
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[tuple[bytes | None, int]] = loop.create_future()
+        if not self._sets:
+            loop.call_soon(self._send_sets)
+        self._sets.append((key, value, reply))
+        if len(self._sets) >= SETS_MAX:
+            self._send_sets()
+        return reply
+
+    def _send_sets(self) -> None:
+        """One script for all, so that the server pays its price once; each stays a write of its own."""
+        sets, self._sets = self._sets, []
+        if not sets:
+            return
+        args = [part for key, value, _ in sets for part in (key, value)]
+        sending = asyncio.ensure_future(self._run(scripts.SET_MANY, *args))
+        sending.add_done_callback(lambda done: _answer_sets(sets, done))
+
     async def _run(self, script: Script, *args: bytes | str | int) -> Any:
+        if self._sets:
+            self._send_sets()  # what was asked for first is sent first
         link = self._link()
         try:
             # What Script does, without its turn: writes are what a busy map is measured by.
@@ -450,6 +478,22 @@ class _Missing:
 
 
 _MISSING = _Missing()
+
+
+def _answer_sets(
+    sets: list[tuple[bytes, bytes, asyncio.Future[tuple[bytes | None, int]]]], done: asyncio.Task[list[Any]]
+) -> None:
+    error: BaseException | None = asyncio.CancelledError() if done.cancelled() else done.exception()
+    if error is not None:
+        for _, _, reply in sets:
+            if not reply.done():
+                reply.set_exception(error)
+        return
+    last, *previous = done.result()
+    first = int(last) - len(sets) + 1
+    for number, (_, _, reply) in enumerate(sets):
+        if not reply.done():
+            reply.set_result((previous[number], first + number))
 
 
 def _list_of(stored: bytes | None) -> list[str]:

@@ -20,6 +20,7 @@ __all__ = [
     "RESET",
     "SET",
     "SET_IF_ABSENT",
+    "SET_MANY",
     "TEST_AND_DELETE",
     "TEST_AND_RESET",
     "TEST_AND_SET",
@@ -34,6 +35,7 @@ def _load(name: str, effect: Effect = Effect.NEVER) -> Script:
 
 
 SET = _load("set")
+SET_MANY = _load("set_many")
 SET_IF_ABSENT = _load("set_if_absent")
 TEST_AND_SET = _load("test_and_set")
 INCR = _load("incr")
