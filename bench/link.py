@@ -90,7 +90,7 @@ async def main() -> None:
         pin([server.pid])
         link = await Link.connect(server.url)
         client = await Redis.from_url(server.url).connect()
-        peer = redis_py.Redis.from_url(server.url)
+        peer = redis_py.Redis.from_url(server.url, max_connections=max(CALLERS) + 10)
         version = ".".join(map(str, link.server_version))
         print_versions("flotta", "redis", "hiredis", "valkey-glide", "uvloop", Valkey=version)
         contestants = {"link": link_calls(link), "redis": client_calls(client), "redis-py": client_calls(peer)}

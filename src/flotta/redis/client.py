@@ -10,7 +10,7 @@ Owns: which commands may share the one connection and which must not, and the re
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Self
 
@@ -60,6 +60,9 @@ class Redis(DriverRedis):  # not final: redis-py's own client() and users' typin
         self.options = options or LinkOptions()
         self._logger = logger
         kwargs = self.connection_pool.connection_kwargs
+        if str(kwargs.get("protocol")) == "2":
+            # The wire is always RESP3. Without a protocol redis-py gives the old shapes, by converting.
+            del kwargs["protocol"]
         endpoint = Endpoint.from_driver(self.connection_pool.connection_class, kwargs)
         self.link = Link(endpoint, options=self.options, logger=logger)
         self.hub = Hub(endpoint, options=self.options, logger=logger)
@@ -67,7 +70,8 @@ class Redis(DriverRedis):  # not final: redis-py's own client() and users' typin
         self._plans: dict[Any, _Plan] = {}
         self._encoder = self.connection_pool.get_encoder()  # type: ignore[no-untyped-call]
         self._decodes = bool(self._encoder.decode_responses)
-        self.response_callbacks = CaseInsensitiveDict(_callbacks(kwargs))  # type: ignore[arg-type]
+        callbacks = get_response_callbacks(kwargs.get("protocol"), kwargs.get("legacy_responses", True))
+        self.response_callbacks = CaseInsensitiveDict(callbacks)  # type: ignore[arg-type]
 
     @classmethod
     def from_url(  # type: ignore[override]
@@ -251,12 +255,3 @@ class Redis(DriverRedis):  # not final: redis-py's own client() and users' typin
         if isinstance(reply, dict):
             return {self._decoded(key): self._decoded(value) for key, value in reply.items()}
         return reply
-
-
-def _callbacks(kwargs: Mapping[str, Any]) -> dict[str, Callable[..., Any]]:
-    # The wire is always RESP3. Whoever asked for protocol 2 gets its shapes, by the conversion that redis-py itself
-    # uses by default.
-    protocol = kwargs.get("protocol")
-    if protocol in {2, "2"}:
-        return get_response_callbacks(None, legacy_responses=True)
-    return get_response_callbacks(protocol, legacy_responses=kwargs.get("legacy_responses", True))

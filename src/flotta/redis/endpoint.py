@@ -20,6 +20,8 @@ from flotta.errors import ConfigError
 
 __all__ = ["Endpoint"]
 
+# urllib quotes what it cannot read, and that may be a part of the password. These sentences quote nothing.
+_SAFE_SENTENCES = ("Invalid value for '", "Redis URL must specify", "the path must be")
 _URL_ALLOWED = "redis://[[user]:password@]host[:port][/db], rediss://... (TLS) or unix:///path.sock[?db=0]"
 
 
@@ -48,7 +50,9 @@ class Endpoint:
             pool.connection_class(**pool.connection_kwargs)
             return cls.from_driver(pool.connection_class, pool.connection_kwargs)
         except (ValueError, TypeError, OSError, DriverError) as error:
-            raise ConfigError("url", without_secrets(url), f"{_URL_ALLOWED} ({error})", source="Redis URL") from error
+            # Not "from error": the cause may quote a password, and tracebacks are logged.
+            allowed = f"{_URL_ALLOWED} ({_safe_reason(error)})"
+            raise ConfigError("url", without_secrets(url), allowed, source="Redis URL") from None
 
     @classmethod
     def from_driver(cls, connection_class: type[Any], kwargs: Mapping[str, Any]) -> Endpoint:
@@ -95,6 +99,14 @@ def without_secrets(url: str) -> str:
         return "(no URL)"
     place = rest.partition("?")[0]
     return f"{head}://{place.rpartition('@')[2]}"
+
+
+def _safe_reason(error: Exception) -> str:
+    """What is wrong with a URL, in words that quote nothing of its user, password or host."""
+    text = str(error)
+    if isinstance(error, ValueError) and not text.startswith(_SAFE_SENTENCES):
+        return "it cannot be read; special characters in user and password must be percent-encoded"
+    return text
 
 
 def _check_database(url: str) -> None:
