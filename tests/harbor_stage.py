@@ -176,6 +176,10 @@ class PageSocket:
         """The fixes of a device that have come so far."""
         return [fix for name, batch in self.events if name == "positions" for fix in batch if fix[0] == device]
 
+    def described(self) -> list[Any]:
+        """What was said about devices so far."""
+        return [device for name, devices in self.events if name == "devices" for device in devices]
+
     async def wait(self, fact: Any, what: str, timeout_s: float = 10.0) -> Any:
         """The first true value of ``fact(self)``, asked after every message."""
         try:

@@ -143,6 +143,17 @@ def test_a_killed_instance_leaves_the_map_going_on(visits: Any, harbor: Stage) -
     assert [text for text in visit.complaints if "exception" in text] == []
 
 
+def test_a_session_of_an_earlier_start_gives_way_to_a_new_one(visits: Any) -> None:
+    visit = visits()
+    visit.loaded()
+    visit.page.evaluate("sessionStorage.setItem('harbor-session', 'h1.W10.c2lnbmF0dXJl')")
+    visit.page.reload()
+    visit.loaded()
+    assert visit.page.locator("#account-name").inner_text() == "Demo viewer"
+    assert not visit.page.locator("#dialog").is_visible()
+    assert [text for text in visit.complaints if "401" not in text] == []
+
+
 def test_nothing_is_wider_than_a_phone(visits: Any) -> None:
     visit = visits(PHONE, has_touch=True, is_mobile=True)
     visit.loaded()

@@ -66,6 +66,11 @@ async def test_one_device_can_be_shared_alone(harbor: Stage) -> None:
         harbor.ask("POST", "/api/positions", position(), token=shown_token)
         await page.wait(lambda page: page.fixes(shown), "the shared device")
         assert page.fixes(hidden) == []
+        for one, other in ((shown, hidden), (hidden, shown)):
+            both = {"devices": [{"id": one, "name": "Renamed"}, {"id": other, "name": "Renamed"}]}
+            assert harbor.ask("PUT", "/api/devices", both, token=owner).json()["registered"] == 2
+        await page.wait(lambda page: len(page.described()) == 2, "the shared device is described twice")
+        assert {device["id"] for device in page.described()} == {shown}
     assert visible(harbor, viewer) == {shown}
     assert harbor.ask("GET", "/api/shares", token=owner).json()["shares"] == [{"viewer": viewer_email, "device": shown}]
 

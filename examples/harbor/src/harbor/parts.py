@@ -30,6 +30,7 @@ HOME = Path(__file__).parents[2]
 RECONCILE_S = 30.0
 MESSAGE_BYTES_MAX = 16_384
 CONNECTIONS_MAX = 10_000
+MESSAGES_PER_S_MAX = 20.0
 
 
 @final
@@ -40,7 +41,9 @@ class Harbor:
         self.config = config
         self.fleet = fleet = Fleet(service="harbor")
         fleet.migrations(HOME / "migrations", seeds=HOME / "seeds")
-        self.server = fleet.realtime(payload_bytes_max=MESSAGE_BYTES_MAX, connections_max=CONNECTIONS_MAX)
+        self.server = fleet.realtime(
+            payload_bytes_max=MESSAGE_BYTES_MAX, connections_max=CONNECTIONS_MAX, messages_per_s_max=MESSAGES_PER_S_MAX
+        )
         self.fence = Fence()
         self.registry = Registry(fleet, self.fence)
         self.grants = Grants(fleet, self.fence)

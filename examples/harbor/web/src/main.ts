@@ -11,7 +11,7 @@ import landUrl from "../../data/nyharbor_land.geojson?url";
 import { Live } from "./live";
 import type { Land } from "./map/basemap";
 import { HarborMap } from "./map/map";
-import { Session } from "./session";
+import { type Account, Session } from "./session";
 import { Store, type Vessel } from "./store";
 import { AccountView } from "./ui/account";
 import { ConnectionView } from "./ui/connection";
@@ -29,7 +29,11 @@ const SCALE_PX_MAX = 90;
 class Page {
   private readonly api = new Api();
   private readonly store = new Store();
-  private readonly session = new Session(this.api, (token, same) => this.sessionChanged(token, same));
+  private readonly session = new Session(
+    this.api,
+    (token, same) => this.sessionChanged(token, same),
+    (account) => void this.sessionEnded(account),
+  );
   private readonly connection = new ConnectionView();
   private readonly panel = new Panel(() => this.layout());
   private readonly list = new VesselList(this.store, (id) => this.select(id));
@@ -77,13 +81,29 @@ class Page {
       const config = await this.api.config();
       this.account.demoOffered = config.demo;
       if (await this.session.resume()) return;
-      if (config.demo) this.session.begin(await this.api.demo());
-      else this.account.ask();
+      await this.enter();
     } catch {
       this.problem = "The service cannot be reached.";
       this.refresh();
       setTimeout(() => void this.start(), 2_000);
     }
+  }
+
+  /** Without a session: straight into the demonstration where there is one. */
+  private async enter(): Promise<void> {
+    if (this.account.demoOffered) this.session.begin(await this.api.demo());
+    else this.account.ask();
+  }
+
+  /** The demo viewer simply begins anew (the demonstration was started again); others are asked. */
+  private async sessionEnded(account: Account | null): Promise<void> {
+    if (account === null) return; // nobody was in yet: start() goes on
+    if (!account.demo) {
+      this.sessionChanged(null, false);
+      this.account.ask(false, "The session has ended. Please sign in again.");
+      return;
+    }
+    await this.enter().catch(() => this.sessionChanged(null, false));
   }
 
   private async loadLand(): Promise<void> {

@@ -16,6 +16,7 @@ export class Session {
   constructor(
     private readonly api: Api,
     private readonly changed: (token: string | null, sameAccount: boolean) => void,
+    private readonly ended: (account: Account | null) => void,
   ) {}
 
   get token(): string | null {
@@ -40,12 +41,24 @@ export class Session {
     this.changed(answer.token, sameAccount);
   }
 
+  /** The reader leaves. */
+  leave(): void {
+    this.forget();
+    this.changed(null, false);
+  }
+
+  /** The service does not accept the session any more. */
   end(): void {
+    const account = this.account;
+    this.forget();
+    this.ended(account);
+  }
+
+  private forget(): void {
     clearTimeout(this.timer);
     sessionStorage.removeItem(KEY);
     this.api.token = null;
     this.account = null;
-    this.changed(null, false);
   }
 
   /** A service that cannot be reached keeps the session: the connection shows its own state. */

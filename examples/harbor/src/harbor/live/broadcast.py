@@ -31,26 +31,28 @@ class Broadcast:
 
     async def positions(self, owner_id: int, fixes: Sequence[Fix]) -> None:
         """Accepted fixes of one owner's vessels."""
-        for device_ids in self._groups(owner_id, fixes):
-            wire = fixes_to_wire(fix for fix in fixes if fix.device in device_ids)
-            await self._send("positions", wire, owner_id, next(iter(device_ids)))
+        for group in self._groups(owner_id, {fix.device for fix in fixes}):
+            await self._send("positions", fixes_to_wire(fix for fix in fixes if fix.device in group), owner_id, group)
 
     async def devices(self, owner_id: int, devices: Sequence[dict[str, Any]]) -> None:
-        """Devices that were registered or described anew. Pages load the whole picture when they see a new one."""
-        if devices:
-            await self._send("devices", list(devices), owner_id, str(devices[0]["id"]))
+        """Devices that were registered or described anew."""
+        for group in self._groups(owner_id, {str(device["id"]) for device in devices}):
+            await self._send("devices", [device for device in devices if device["id"] in group], owner_id, group)
 
     async def sharing_changed(self, viewer_id: int) -> None:
         """The viewer's pages load the whole picture again."""
         await self._server.emit("sharing", room=room_of(viewer_id))
 
-    def _groups(self, owner_id: int, fixes: Sequence[Fix]) -> list[set[str]]:
-        """The fixes' devices, together where the same accounts may see them: mostly one group."""
+    def _groups(self, owner_id: int, device_ids: set[str]) -> list[set[str]]:
+        """The devices, together where the same accounts may see them: mostly one group."""
         groups: dict[tuple[int, ...], set[str]] = {}
-        for device_id in {fix.device for fix in fixes}:
+        for device_id in device_ids:
             groups.setdefault(self._grants.audience(device_id, owner_id), set()).add(device_id)
         return list(groups.values())
 
-    async def _send(self, event: str, data: Any, owner_id: int, device_id: str) -> None:
-        rooms = [room_of(account_id) for account_id in self._grants.audience(device_id, owner_id)]
+    async def _send(self, event: str, data: Any, owner_id: int, group: set[str]) -> None:
+        """To the accounts that may see every device of the group now: since the groups were made, the sending of an
+        earlier one may have waited."""
+        audiences = [set(self._grants.audience(device_id, owner_id)) for device_id in group]
+        rooms = [room_of(account_id) for account_id in sorted(set.intersection(*audiences))]
         await self._server.emit(event, data, room=rooms)

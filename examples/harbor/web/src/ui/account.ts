@@ -29,6 +29,7 @@ export class AccountView {
     const account = this.session.account;
     byId("account-name").textContent = account === null ? "Sign in" : account.name;
     byId("account").classList.toggle("demo", account?.demo ?? false);
+    if (account !== null && this.dialog.open) this.dialog.close();
   }
 
   /** The dialog to sign in, or to make an account. */
@@ -87,7 +88,7 @@ export class AccountView {
     leave.addEventListener("click", () => {
       this.close();
       if (account.demo) this.ask();
-      else this.session.end();
+      else this.session.leave();
     });
     const about = account.demo ? "You look around as the demo viewer: one fleet is shared with this account, read only." : account.email;
     const children: Node[] = [el("h2", {}, account.name), el("p", { class: "muted" }, about)];
