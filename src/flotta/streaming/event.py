@@ -260,8 +260,8 @@ def parse_entries(
     """Sort raw entries (``[id, [field, value, ...]]``) into events, filtered ones and entries that are no events.
 
     ``deliveries`` is one number for all of them or one for each. An entry without ``n`` or ``p`` was written by
-    something that is not Pulse: it is malformed. Field ``g`` addresses a redriven event to one sink. The usual two forms
-    are taken apart without a dict.
+    something that is not Pulse: it is malformed. Field ``g`` addresses a redriven event to one sink. The two usual
+    forms are taken apart without a dict.
     """
     events: list[Event[E]] = []
     filtered: list[str] = []

@@ -244,6 +244,12 @@ class Stream(Generic[E]):
         link = self.redis.link
         if self._retention is not None and self._retention.count(1):
             await self._retention.admit()
+        if topic is None and self.ttl_s is None and not only_if_exists:  # the usual add, kept short
+            data = self.codec.encode(payload)
+            if len(name) + len(data) > self.event_bytes_max:
+                raise PayloadTooLarge(self.name, len(name) + len(data), self.event_bytes_max)
+            added: bytes = await link.call(*self._head, b"n", name, b"p", data)
+            return added.decode()
         fields = self._fields(name, payload, topic)
         if only_if_exists:
             command = (*self._head[:2], "NOMKSTREAM", *self._head[2:], *fields)
@@ -275,8 +281,8 @@ class Stream(Generic[E]):
 
     def _command_head(self) -> tuple[bytes | str | int, ...]:
         if self.policy.retain == "maxlen":
-            return ("XADD", self._key, "MAXLEN", "~", self.policy.maxlen, "*")
-        return ("XADD", self._key, "*")
+            return (b"XADD", self._key, b"MAXLEN", b"~", self.policy.maxlen, b"*")
+        return (b"XADD", self._key, b"*")
 
     def _fields(self, name: str, payload: E, topic: str | None) -> list[bytes | str]:
         data = self.codec.encode(payload)
