@@ -587,3 +587,40 @@ async def test_a_sliding_map_that_is_written_stays(unique: str, redis: Redis) ->
             await joined.set_and_wait("a", "1")
             await asyncio.sleep(0.02)  # the time that must pass is the point of this test
             assert joined.get("a") == "1"
+
+
+# --- sets of one turn of the loop ------------------------------------------------------------------------------------
+
+
+async def test_sets_of_one_turn_keep_their_order_and_each_its_revision(fleet_map: Map[str], other: Map[str]) -> None:
+    """They travel in one script and are writes of their own all the same."""
+    values = [str(number) for number in range(300)]
+    previous = await asyncio.gather(*(fleet_map.set("k", value) for value in values))
+    assert previous == [None, *values[:-1]]
+    await other.refresh()
+    assert (other.revision, other["k"], other.stats.gaps) == (300, "299", 0)
+
+
+async def test_other_writes_of_the_same_turn_stay_behind_the_sets_before_them(fleet_map: Map[str]) -> None:
+    replies = await asyncio.gather(
+        fleet_map.set("n", "5"),
+        fleet_map.incr("n"),
+        fleet_map.set("n", "9"),
+        fleet_map.delete("n"),
+        fleet_map.set("n", "1"),
+    )
+    assert replies == [None, 6, "6", "9", None]
+
+
+async def test_sets_survive_a_server_that_forgot_the_scripts(fleet_map: Map[str], own_valkey: Any, unique: str) -> None:
+    async with await Map.join(unique, own_valkey.url) as joined:
+        await joined.set("a", "1")
+        await joined._redis.link.call("SCRIPT", "FLUSH")
+        assert await asyncio.gather(*(joined.set("a", str(number)) for number in range(3))) == ["1", "0", "1"]
+
+
+async def test_a_failed_script_is_told_to_every_set_of_its_turn(unique: str, own_valkey: Any) -> None:
+    async with await Map.join(unique, own_valkey.url) as joined:
+        await joined._redis.link.call("SET", f"map:{unique}:content", "no hash")
+        replies = await asyncio.gather(*(joined.set(str(n), "v") for n in range(3)), return_exceptions=True)
+        assert [type(reply) for reply in replies] == [CommandError] * 3

@@ -139,9 +139,9 @@ class Follower:
         """
         self._inbox.append(payload)
         if len(self._inbox) == 1:
-            # Turn 1: the writers run and queue commands; turn 2: the link sends them; turn 3: the messages are applied.
-            loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, loop.call_soon, self._apply_inbox)
+            # Turn 1: the writers run; 2: the map queues one command for them; 3: the link sends it; 4: messages.
+            soon: Callable[..., object] = asyncio.get_running_loop().call_soon
+            soon(soon, soon, soon, self._apply_inbox)
 
     def _apply_inbox(self) -> None:
         inbox, self._inbox = self._inbox, []

@@ -18,6 +18,7 @@ import structlog
 from flotta.errors import Closed, CommandError, MapTimeout, NotAnInteger, NotStarted, WireError
 from flotta.redis import Link, Redis, Script
 from flotta.rmap import scripts
+from flotta.rmap.batch import SetBatch
 from flotta.rmap.codec import TEXT, Codec
 from flotta.rmap.events import Board, Events, Waiters, Watch
 from flotta.rmap.follower import Follower, FollowerStats
@@ -38,10 +39,6 @@ __all__ = ["Attempt", "Map", "MapState", "Removal"]
 V = TypeVar("V")
 D = TypeVar("D")
 W = TypeVar("W")
-
-
-SETS_MAX = 128
-"""Sets in one script at most: it holds the server for half a millisecond then."""
 
 
 class MapState(Enum):
@@ -119,7 +116,7 @@ class Map(Generic[V]):
         self._redis: Redis | None = None
         self._owns_redis = False
         self._script_head: tuple[str | int, ...] = ()
-        self._sets: list[tuple[bytes, bytes, asyncio.Future[tuple[bytes | None, int]]]] = []
+        self._batch = SetBatch(self._send_many, lambda args: self._run(scripts.SET_MANY, *args))
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -171,6 +168,7 @@ class Map(Generic[V]):
         async with self._life:
             if self._state is MapState.CLOSED:
                 return
+            self._batch.send()  # they were asked for before
             redis, self._redis = self._redis, None
             self._state = MapState.CLOSED
             self._board.close()
@@ -409,27 +407,15 @@ class Map(Generic[V]):
     def _set(self, key: bytes, value: bytes) -> asyncio.Future[tuple[bytes | None, int]]:
         """Previous value and revision of a set that leaves with the others of this turn of the loop."""
         self._link()
-        loop = asyncio.get_running_loop()
-        reply: asyncio.Future[tuple[bytes | None, int]] = loop.create_future()
-        if not self._sets:
-            loop.call_soon(self._send_sets)
-        self._sets.append((key, value, reply))
-        if len(self._sets) >= SETS_MAX:
-            self._send_sets()
-        return reply
+        return self._batch.add(key, value)
 
-    def _send_sets(self) -> None:
-        """One script for all, so that the server pays its price once; each stays a write of its own."""
-        sets, self._sets = self._sets, []
-        if not sets:
-            return
-        args = [part for key, value, _ in sets for part in (key, value)]
-        sending = asyncio.ensure_future(self._run(scripts.SET_MANY, *args))
-        sending.add_done_callback(lambda done: _answer_sets(sets, done))
+    def _send_many(self, args: list[bytes]) -> asyncio.Future[list[Any]]:
+        """Straight to the link: a task of its own would cost a turn. What raises here is for every set of the batch."""
+        command = ("EVALSHA", scripts.SET_MANY.sha, 1, self._hash, *self._script_head, *args)
+        return asyncio.ensure_future(self._link().call(*command))
 
     async def _run(self, script: Script, *args: bytes | str | int) -> Any:
-        if self._sets:
-            self._send_sets()  # what was asked for first is sent first
+        self._batch.send()  # what was asked for first is sent first
         link = self._link()
         try:
             # What Script does, without its turn: writes are what a busy map is measured by.
@@ -478,22 +464,6 @@ class _Missing:
 
 
 _MISSING = _Missing()
-
-
-def _answer_sets(
-    sets: list[tuple[bytes, bytes, asyncio.Future[tuple[bytes | None, int]]]], done: asyncio.Task[list[Any]]
-) -> None:
-    error: BaseException | None = asyncio.CancelledError() if done.cancelled() else done.exception()
-    if error is not None:
-        for _, _, reply in sets:
-            if not reply.done():
-                reply.set_exception(error)
-        return
-    last, *previous = done.result()
-    first = int(last) - len(sets) + 1
-    for number, (_, _, reply) in enumerate(sets):
-        if not reply.done():
-            reply.set_result((previous[number], first + number))
 
 
 def _list_of(stored: bytes | None) -> list[str]:

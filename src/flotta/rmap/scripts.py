@@ -18,7 +18,6 @@ __all__ = [
     "RATE_TAKE",
     "REMOVE_VALUES",
     "RESET",
-    "SET",
     "SET_IF_ABSENT",
     "SET_MANY",
     "TEST_AND_DELETE",
@@ -34,7 +33,6 @@ def _load(name: str, effect: Effect = Effect.NEVER) -> Script:
     return Script(_HEAD + (_FOLDER / f"{name}.lua").read_text(), name=f"map.{name}", effect=effect)
 
 
-SET = _load("set")
 SET_MANY = _load("set_many")
 SET_IF_ABSENT = _load("set_if_absent")
 TEST_AND_SET = _load("test_and_set")
