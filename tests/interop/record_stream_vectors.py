@@ -1,7 +1,8 @@
 """Records what the real Go Pulse writes for streams into ``vectors/stream-wire.json``: run this file with Python.
 
 The entries of a stream after each add, and what a sink leaves in the server: the group, its consumer's form, the two
-maps and the lease. The file is data about Pulse's behaviour; replaying it needs neither Go nor Pulse. Needs the Go peer.
+maps and the lease. The file is data about Pulse's behaviour; replaying it needs neither Go nor Pulse. Needs the Go
+peer.
 """
 
 from __future__ import annotations
