@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +26,12 @@ from flotta.errors import (
 )
 from flotta.fleet import Fleet, FleetState, registered, use_settings
 from flotta.fleet._health import run_checks
+from flotta.migrations import Migrations
+from flotta.realtime import Server
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.rmap import Map
 from flotta.settings import Redactor, Settings
+from flotta.streaming import Stream
 
 
 @pytest.fixture
@@ -328,6 +332,55 @@ async def test_crashed_background_task_is_logged_counted_and_runs_again(
     assert isinstance(crashed[0]["exc_info"], OSError)
 
 
+async def test_background_task_that_fails_while_it_ends_is_not_started_again(settings: Settings) -> None:
+    log = Trace()
+    fleet = Fleet(settings, logger=log)
+    running = asyncio.Event()
+    runs = 0
+
+    @fleet.background(name="untidy")
+    async def untidy() -> None:
+        nonlocal runs
+        runs += 1
+        running.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise OSError("cannot say goodbye")
+
+    async with fleet:
+        await running.wait()
+    assert runs == 1
+    task = fleet.background_tasks[0].task
+    assert task is not None
+    assert task.done()
+    assert [fields["task"] for event, fields in log.events if event.startswith("background task failed")] == ["untidy"]
+
+
+async def test_cancellation_that_nobody_asked_for_is_a_crash(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flotta.fleet._background.BACKOFF_MIN_S", 0.01)
+    fleet = Fleet(settings, logger=Trace())
+    done = asyncio.Event()
+    runs = 0
+
+    @fleet.background
+    async def waits_for_a_cancelled_one() -> None:
+        nonlocal runs
+        runs += 1
+        if runs > 1:
+            done.set()
+            return
+        helper = asyncio.ensure_future(asyncio.Event().wait())
+        helper.cancel()
+        await helper
+
+    async with fleet, asyncio.timeout(10):
+        await done.wait()
+    assert fleet.background_tasks[0].crashes == 1
+
+
 async def test_health_tells_the_reason_and_recovers(settings: Settings, own_valkey: EmbeddedRedis) -> None:
     fleet = Fleet(replace(settings, redis_url=own_valkey.url, health_timeout_s=1.0))
     assert not (await fleet.health()).ok
@@ -397,6 +450,20 @@ async def test_handles_are_shared_by_name_and_refuse_other_options(settings: Set
         assert fleet.map("flags") is flags
         with pytest.raises(StateError, match=r"Map\.join"):
             fleet.map("other")
+
+
+def test_options_of_the_parts_are_those_of_their_classes() -> None:
+    """`Fleet` spells them out for type checkers; they must not drift apart."""
+
+    def options(function: Any) -> dict[str, Any]:
+        parameters = inspect.signature(function).parameters.values()
+        given = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return {name: default for name, default in given.items() if name not in ("logger", "codec", "instance")}
+
+    assert options(Fleet.map) == options(Map.__init__)
+    assert options(Fleet.stream) == options(Stream.__init__)
+    assert options(Fleet.migrations) == {**options(Migrations.__init__), "application": None}
+    assert options(Fleet.realtime) == options(Server.__init__)
 
 
 async def test_namespace_and_service_reach_the_parts(with_postgres: Settings, unique: str) -> None:

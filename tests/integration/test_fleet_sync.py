@@ -100,6 +100,15 @@ async def test_threads_use_the_loop_of_a_fleet_that_runs_already(settings: Setti
             seen.get("x")
 
 
+def test_a_hook_that_would_wait_for_its_own_loop_is_refused(settings: Settings) -> None:
+    fleet = Fleet(settings)
+    flags = fleet.sync.map("flags")
+    fleet.on_start(lambda: flags.get("x"))
+    with pytest.raises(StateError, match="await"):
+        fleet.sync.start()
+    assert fleet.state is FleetState.STOPPED
+
+
 def test_failed_start_tells_the_reason_and_leaves_no_thread() -> None:
     fleet = Fleet(Settings())
     before = threading.active_count()

@@ -74,20 +74,36 @@ class Background:
         backoff_s = BACKOFF_MIN_S
         while True:
             began = loop.time()
-            background.running = True
-            try:
-                await background.run()
-            except Exception as error:  # noqa: BLE001 - supervised: counted, logged, started again
-                background.crashes += 1
-                if loop.time() - began > GOOD_AFTER_S:
-                    backoff_s = BACKOFF_MIN_S
-                wait_s = backoff_s * random.uniform(0.8, 1.2)  # noqa: S311 - spreads restarts, protects nothing
-                self._log.error(
-                    "background task crashed", task=background.name, again_in_s=round(wait_s, 1), exc_info=error
-                )
-            else:
+            crash = await self._run_once(background)
+            if crash is None:
                 return
-            finally:
-                background.running = False
+            if loop.time() - began > GOOD_AFTER_S:
+                backoff_s = BACKOFF_MIN_S
+            wait_s = backoff_s * random.uniform(0.8, 1.2)  # noqa: S311 - spreads restarts, protects nothing
+            self._log.error(
+                "background task crashed", task=background.name, again_in_s=round(wait_s, 1), exc_info=crash
+            )
             await asyncio.sleep(wait_s)
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+
+    async def _run_once(self, background: BackgroundTask) -> BaseException | None:
+        """How it crashed; None if it is done. A `CancelledError` that nobody sent to us (some task that it awaited was
+        cancelled) is a crash like any other; an exception while we end it is the last that it does."""
+        background.running = True
+        try:
+            await background.run()
+        except (Exception, asyncio.CancelledError) as error:  # supervised: counted, logged, started again
+            if not self._ending():
+                background.crashes += 1
+                return error
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            background.crashes += 1
+            self._log.error("background task failed while it was ended", task=background.name, exc_info=error)
+        finally:
+            background.running = False
+        return None
+
+    def _ending(self) -> bool:
+        task = asyncio.current_task()
+        return not self._open or (task is not None and task.cancelling() > 0)

@@ -8,9 +8,7 @@ realtime clients drained, background tasks, ``on_stop`` hooks, realtime, streams
 from __future__ import annotations
 
 import asyncio
-import inspect
-import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,56 +17,36 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar, final, ov
 
 import structlog
 
-from flotta.errors import ConfigError, NotStarted, StateError
+from flotta.errors import NotStarted, StateError
 from flotta.fleet._background import Background, BackgroundTask
 from flotta.fleet._connections import Connections
-from flotta.fleet._health import Health, Readiness, run_checks
-from flotta.fleet._lifecycle import FleetState, Step, Steps, check_move
+from flotta.fleet._declared import Declared
+from flotta.fleet._health import Health, Readiness, run_checks, run_required
+from flotta.fleet._lifecycle import FleetState, Hook, Step, Steps, check_move, name_of, raise_all, start_hook, stop_hook
+from flotta.fleet._registry import in_loop_of, process_settings, register, registered
+from flotta.fleet._schema import Schema
 from flotta.fleet._sync import SyncFleet
 from flotta.instance import Instance
 from flotta.settings import Settings
 
 if TYPE_CHECKING:
     from flotta.postgres import Pool
-    from flotta.realtime import Server
+    from flotta.realtime import Server, ServerOptions
+    from flotta.realtime.adapters import Adapter
     from flotta.redis import Redis
-    from flotta.rmap import Codec, Map
+    from flotta.rmap import Codec, Map, MapOptions
     from flotta.streaming import Stream
+    from flotta.streaming.retention import Overflow, Retain
 
-__all__ = ["Fleet", "in_loop_of", "registered", "use_settings"]
+__all__ = ["Fleet"]
 
-Hook = Callable[[], Awaitable[object] | object]
 H = TypeVar("H", bound=Hook)
 B = TypeVar("B", bound=Callable[[], Awaitable[object]])
 
 DRAIN_MARGIN_S: Final = 0.5
 """What background tasks leave, at least, to the parts that stop after them."""
 
-T = TypeVar("T")
 V = TypeVar("V")
-
-_registry: list[weakref.ref[Fleet]] = []
-_process_settings: Settings | None = None
-
-
-def registered() -> list[Fleet]:
-    """Every fleet that this process has made and still uses, in order: what a worker starts and shows."""
-    _registry[:] = [ref for ref in _registry if ref() is not None]
-    return [fleet for ref in _registry if (fleet := ref()) is not None]
-
-
-def use_settings(settings: Settings | None) -> None:
-    """From here on fleets that were given no settings use these instead of reading their own. For whoever owns the
-    process, as a worker does; None: each reads its own again."""
-    global _process_settings  # noqa: PLW0603 - one process, one set of settings
-    _process_settings = settings
-
-
-async def in_loop_of(fleet: Fleet, coroutine: Coroutine[Any, Any, T]) -> T:
-    """Awaits ``coroutine`` in the event loop in which ``fleet`` runs, which may be another thread's."""
-    if fleet.loop is None or fleet.loop is asyncio.get_running_loop():
-        return await coroutine
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, fleet.loop))
 
 
 @final
@@ -97,19 +75,20 @@ class Fleet:
         self._instance: Instance | None = None
         self._connections = Connections(self._log, logger)
         self._used_up = False
-        self._maps: dict[str, tuple[Map[Any], dict[str, Any]]] = {}
-        self._streams: dict[str, tuple[Stream[Any], dict[str, Any]]] = {}
+        self._maps: Declared[Map[Any]] = Declared("map")
+        self._streams: Declared[Stream[Any]] = Declared("stream")
         self._servers: list[Server] = []
-        self._migrations: list[tuple[Path, Path | None, dict[str, Any]]] = []
+        self._migrations: list[Schema] = []
         self._start_hooks: list[Hook] = []
         self._stop_hooks: list[Hook] = []
         self._background = Background(self._log)
         self._steps = Steps()
+        self._unwinding: asyncio.Future[list[Exception]] | None = None
         self._lock = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._drain_deadline = 0.0
         self._sync: SyncFleet | None = None
-        _registry.append(weakref.ref(self))
+        register(self)
 
     # --- what it is --------------------------------------------------------------------------------------------------
 
@@ -141,7 +120,7 @@ class Fleet:
 
     @property
     def instance(self) -> Instance:
-        """Who this process is. Raises `NotStarted` before the start."""
+        """Raises `NotStarted` before the start."""
         if self._instance is None:
             raise self._not_started("its instance")
         return self._instance
@@ -170,11 +149,11 @@ class Fleet:
 
     @property
     def maps(self) -> tuple[Map[Any], ...]:
-        return tuple(handle for handle, _ in self._maps.values())
+        return self._maps.handles
 
     @property
     def streams(self) -> tuple[Stream[Any], ...]:
-        return tuple(handle for handle, _ in self._streams.values())
+        return self._streams.handles
 
     @property
     def realtime_servers(self) -> tuple[Server, ...]:
@@ -194,45 +173,137 @@ class Fleet:
     # --- what it has -------------------------------------------------------------------------------------------------
 
     @overload
-    def map(self, name: str, *, codec: Codec[V], **options: Any) -> Map[V]: ...
+    def map(
+        self,
+        name: str,
+        *,
+        codec: Codec[V],
+        ttl_s: float | None = None,
+        sliding: bool = False,
+        options: MapOptions | None = None,
+    ) -> Map[V]: ...
     @overload
-    def map(self, name: str, **options: Any) -> Map[str]: ...
+    def map(
+        self,
+        name: str,
+        *,
+        codec: None = None,
+        ttl_s: float | None = None,
+        sliding: bool = False,
+        options: MapOptions | None = None,
+    ) -> Map[str]: ...
 
-    def map(self, name: str, **options: Any) -> Map[Any]:
-        """The replicated map ``name``, joined when the fleet starts. ``options`` are those of `flotta.rmap.Map`. Asking
-        twice gives the same handle. Raises `StateError` once the fleet runs (use ``Map.join(name, fleet.redis)``) and
-        `ConfigError` if the map was declared with other options."""
+    def map(
+        self,
+        name: str,
+        *,
+        codec: Codec[Any] | None = None,
+        ttl_s: float | None = None,
+        sliding: bool = False,
+        options: MapOptions | None = None,
+    ) -> Map[Any]:
+        """The replicated map ``name``, joined when the fleet starts; the options are those of `flotta.rmap.Map`. No
+        ``codec``: text. Asking twice gives the same handle. Raises `StateError` once the fleet runs (use
+        ``Map.join(name, fleet.redis)``) and `ConfigError` if the map was declared with other options."""
         from flotta.rmap import Map  # noqa: PLC0415 - a part that is not used is not imported
 
-        return self._declare(self._maps, "map", name, options, lambda: Map(name, **self._with_logger(options)))
+        given = {"codec": codec, "ttl_s": ttl_s, "sliding": sliding, "options": options}
+        known = self._maps.find(name, given)
+        if known is not None:
+            return known
+        self._check_declarable(f"map {name!r}", "declare it before, or use Map.join(name, fleet.redis)")
+        handle: Map[Any] = Map(name, codec=codec, ttl_s=ttl_s, sliding=sliding, options=options, logger=self._logger)
+        return self._maps.add(name, given, handle)
 
     @overload
-    def stream(self, name: str, *, codec: Codec[V], **options: Any) -> Stream[V]: ...
+    def stream(
+        self,
+        name: str,
+        *,
+        codec: Codec[V],
+        maxlen: int = 10_000,
+        retain: Retain = "until_acked",
+        backlog_max: int = 1_000_000,
+        overflow: Overflow = "raise",
+        ttl_s: float | None = None,
+        sliding: bool = False,
+        event_bytes_max: int = 1024 * 1024,
+    ) -> Stream[V]: ...
     @overload
-    def stream(self, name: str, **options: Any) -> Stream[bytes]: ...
+    def stream(
+        self,
+        name: str,
+        *,
+        codec: None = None,
+        maxlen: int = 10_000,
+        retain: Retain = "until_acked",
+        backlog_max: int = 1_000_000,
+        overflow: Overflow = "raise",
+        ttl_s: float | None = None,
+        sliding: bool = False,
+        event_bytes_max: int = 1024 * 1024,
+    ) -> Stream[bytes]: ...
 
-    def stream(self, name: str, **options: Any) -> Stream[Any]:
-        """The stream ``name``, opened when the fleet starts. ``options`` are those of `flotta.streaming.Stream`; the
-        rest is as for `map`."""
-        from flotta.streaming import Stream  # noqa: PLC0415
+    def stream(
+        self,
+        name: str,
+        *,
+        codec: Codec[Any] | None = None,
+        maxlen: int = 10_000,
+        retain: Retain = "until_acked",
+        backlog_max: int = 1_000_000,
+        overflow: Overflow = "raise",
+        ttl_s: float | None = None,
+        sliding: bool = False,
+        event_bytes_max: int = 1024 * 1024,
+    ) -> Stream[Any]:
+        """The stream ``name``, opened when the fleet starts; the options are those of `flotta.streaming.Stream`. No
+        ``codec``: bytes. The rest is as for `map`."""
+        from flotta.streaming import BYTES, Stream  # noqa: PLC0415
 
-        return self._declare(self._streams, "stream", name, options, lambda: Stream(name, **self._with_logger(options)))
+        given: dict[str, Any] = {
+            "codec": BYTES if codec is None else codec,
+            "maxlen": maxlen,
+            "retain": retain,
+            "backlog_max": backlog_max,
+            "overflow": overflow,
+            "ttl_s": ttl_s,
+            "sliding": sliding,
+            "event_bytes_max": event_bytes_max,
+        }
+        known = self._streams.find(name, given)
+        if known is not None:
+            return known
+        self._check_declarable(f"stream {name!r}", "declare it before, or use Stream.open(name, fleet.redis)")
+        return self._streams.add(name, given, Stream(name, logger=self._logger, **given))
 
-    def realtime(self, **options: Any) -> Server:
-        """A Socket.IO server whose broadcasts reach the clients of all instances. ``options`` are those of
-        `flotta.realtime.Server`. Mount it with ``server.app(app)``; for a WSGI application the worker does that."""
+    def realtime(
+        self, *, options: ServerOptions | None = None, adapter: Adapter | None = None, **single_options: Any
+    ) -> Server:
+        """A Socket.IO server whose broadcasts reach the clients of all instances. The options are those of
+        `flotta.realtime.Server`: a `ServerOptions`, or its fields by name. Mount it with ``server.app(app)``; for a
+        WSGI application the worker does that."""
         from flotta.realtime import Server  # noqa: PLC0415
 
         self._check_declarable("a realtime server", "make it before the fleet starts")
-        server = Server(**self._with_logger(options))
+        server = Server(options=options, adapter=adapter, logger=self._logger, **single_options)
         self._servers.append(server)
         return server
 
-    def migrations(self, folder: Path | str, *, seeds: Path | str | None = None, **options: Any) -> None:
-        """Brings the schema up to date while the fleet starts: one instance migrates, the others wait. ``options`` are
-        those of `flotta.migrations.Migrations`."""
+    def migrations(
+        self,
+        folder: Path | str,
+        *,
+        seeds: Path | str | None = None,
+        application: str | None = None,
+        wait_timeout_s: float = 300.0,
+        lock_timeout_s: float | None = None,
+    ) -> None:
+        """Brings the schema up to date while the fleet starts: one instance migrates, the others wait. The options are
+        those of `flotta.migrations.Migrations`; ``application`` is the service's name if not given."""
         self._check_declarable("migrations", "declare them before the fleet starts")
-        self._migrations.append((Path(folder), Path(seeds) if seeds is not None else None, options))
+        options = {"wait_timeout_s": wait_timeout_s, "lock_timeout_s": lock_timeout_s}
+        self._migrations.append(Schema(Path(folder), None if seeds is None else Path(seeds), application, options))
 
     @overload
     def background(self, fn: B) -> B: ...
@@ -245,7 +316,7 @@ class Fleet:
         done. Also allowed while the fleet runs."""
 
         def register(run: B) -> B:
-            self._background.add(name or _name(run), run)
+            self._background.add(name or name_of(run), run)
             return run
 
         return register if fn is None else register(fn)
@@ -276,15 +347,17 @@ class Fleet:
             if self.running:
                 return self
             if self._used_up:
-                raise StateError("fleet", _ONE_LIFE)
-            self._settings = self._load_settings()
+                raise StateError("fleet", "its maps, streams and realtime servers have been closed: make a new Fleet")
+            self._settings = settings = self._load_settings()
             self._move(FleetState.STARTING)
             self._loop = asyncio.get_running_loop()
+            self._instance = Instance.here(service=settings.service, region=settings.region, id=settings.instance)
             try:
-                await self._start_steps(self._settings)
+                for step in self._plan(settings, self._instance):
+                    await self._steps.start(step, settings.start_timeout_s)
             except BaseException:
                 self._move(FleetState.STOPPING)
-                await self._unwind(self._loop.time() + self._settings.stop_s - self._settings.drain_s)
+                await self._unwind(self._loop.time() + settings.stop_s - settings.drain_s)
                 raise
             self._move(FleetState.STARTED)
             Fleet._current = self
@@ -300,11 +373,15 @@ class Fleet:
         limit_s = self.settings.drain_s if timeout_s is None else timeout_s
         self._move(FleetState.DRAINING)
         self._drain_deadline = asyncio.get_running_loop().time() + limit_s
-        if self._servers:
-            await asyncio.wait(
-                [asyncio.create_task(server.drain(limit_s), name="drain realtime") for server in self._servers],
-                timeout=limit_s,
-            )
+        drains = [asyncio.create_task(server.drain(limit_s), name="drain realtime") for server in self._servers]
+        if not drains:
+            return
+        done, pending = await asyncio.wait(drains, timeout=limit_s)
+        for task in pending:
+            task.cancel()
+        for task in done:
+            if (error := task.exception()) is not None:
+                self._log.error("a realtime server did not drain", exc_info=error)
 
     async def stop(self, timeout_s: float | None = None) -> None:
         """Drains and stops everything, in order, within ``timeout_s`` seconds (None: ``FLOTTA_STOP_S``). Stopping
@@ -326,10 +403,7 @@ class Fleet:
             self._move(FleetState.STOPPING)
             errors = await self._unwind(deadline)
         self._log.info("fleet stopped", errors=len(errors))
-        if len(errors) == 1:
-            raise errors[0]
-        if errors:
-            raise ExceptionGroup("the fleet did not stop cleanly", errors)
+        raise_all(errors)
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -358,23 +432,13 @@ class Fleet:
         ``FLOTTA_READY_REQUIRES`` names answering now."""
         if self._state is not FleetState.STARTED:
             return Readiness(reasons=(f"the fleet is {self._state.value}",))
-        settings = self.settings
-        known = self._connections.checks(settings.health_timeout_s)
-        required = {name: ask for name, ask in known.items() if name in settings.ready_requires}
-        checks = await run_checks(required, settings.health_timeout_s, settings.redactor())
-        missing = tuple(f"{name}: not configured" for name in sorted(settings.ready_requires - known.keys()))
-        return Readiness(reasons=tuple(check.error for check in checks if check.error) + missing)
-
-    # --- inside ------------------------------------------------------------------------------------------------------
+        limit_s = self.settings.health_timeout_s
+        checks = self._connections.checks(limit_s)
+        return await run_required(checks, self.settings.ready_requires, limit_s, self.settings.redactor())
 
     def _load_settings(self) -> Settings:
-        settings = self._given_settings or _process_settings or Settings.load()
+        settings = self._given_settings or process_settings() or Settings.load()
         return settings if self._service is None else replace(settings, service=self._service)
-
-    async def _start_steps(self, settings: Settings) -> None:
-        self._instance = Instance.here(service=settings.service, region=settings.region, id=settings.instance)
-        for step in self._plan(settings, self._instance):
-            await self._steps.start(step, settings.start_timeout_s)
 
     def _plan(self, settings: Settings, instance: Instance) -> list[Step]:
         """All steps in the order of the start. PostgreSQL stops before Redis, since Redis starts before it."""
@@ -384,14 +448,14 @@ class Fleet:
             opening = partial(connections.open_postgres, settings, instance)
             plan.append(Step("PostgreSQL", opening, connections.close_postgres))
         plan += [
-            Step(f"migrations in {job[0]}", partial(self._migrate, *job), None, bounded=False)
-            for job in self._migrations
+            Step(f"migrations in {schema.folder}", partial(self._migrate, schema), None, bounded=False)
+            for schema in self._migrations
         ]
         plan += [self._part("map", handle.name, handle) for handle in self.maps]
         plan += [self._part("stream", handle.name, handle) for handle in self.streams]
         plan += [self._part("realtime", str(n), handle) for n, handle in enumerate(self._servers)]
-        plan += [Step(f"on_stop {_name(fn)}", None, partial(_call_stop, fn)) for fn in self._stop_hooks]
-        plan += [Step(f"on_start {_name(fn)}", partial(_call, fn), None) for fn in self._start_hooks]
+        plan += [stop_hook(fn) for fn in self._stop_hooks]
+        plan += [start_hook(fn) for fn in self._start_hooks]
         plan.append(
             Step("background tasks", self._background.start, self._background.stop, time_limit=self._background_time)
         )
@@ -409,18 +473,15 @@ class Fleet:
         drain_left_s = self._drain_deadline - asyncio.get_running_loop().time()
         return min(max(drain_left_s, 1.0), left_s - DRAIN_MARGIN_S)
 
-    async def _migrate(self, folder: Path, seeds: Path | None, options: dict[str, Any]) -> None:
-        from flotta.migrations import Migrations  # noqa: PLC0415
-
-        me = self.instance
-        given = {"application": me.service, "instance": me.id, "logger": self._logger, **options}
-        report = await Migrations(folder, seeds=seeds, **given).run(self.settings.database_direct_url or self.postgres)
+    async def _migrate(self, schema: Schema) -> None:
+        report = await schema.bring_up(self.settings.database_direct_url or self.postgres, self.instance, self._logger)
         self._log.info("schema ready", version=report.version, applied=report.applied, seeded=report.seeded)
 
     async def _unwind(self, deadline: float) -> list[Exception]:
         """Stops what has started. Shielded: a second cancellation must not leave half of it open unseen."""
+        self._unwinding = asyncio.ensure_future(self._steps.stop(deadline))  # kept: the loop alone would not hold it
         try:
-            return await asyncio.shield(asyncio.ensure_future(self._steps.stop(deadline)))
+            return await asyncio.shield(self._unwinding)
         finally:
             self._move(FleetState.STOPPED)
             self._loop = None
@@ -430,53 +491,9 @@ class Fleet:
     def _move(self, state: FleetState) -> None:
         self._state = check_move(self._state, state)
 
-    def _declare(
-        self,
-        declared: dict[str, tuple[T, dict[str, Any]]],
-        kind: str,
-        name: str,
-        options: dict[str, Any],
-        make: Callable[[], T],
-    ) -> T:
-        if name in declared:
-            handle, before = declared[name]
-            if before != options:
-                raise ConfigError(
-                    f"fleet.{kind}({name!r})", options, f"the options of its first use, {before}", source="code"
-                )
-            return handle
-        self._check_declarable(f"{kind} {name!r}", f"declare it before, or use {_ALONE[kind]}(name, fleet.redis)")
-        handle = make()
-        declared[name] = (handle, options)
-        return handle
-
     def _check_declarable(self, what: str, cure: str) -> None:
         if self._state not in (FleetState.NEW, FleetState.STOPPED):
             raise StateError("fleet", f"{what}: the fleet is {self._state.value} already; {cure}")
 
-    def _with_logger(self, options: dict[str, Any]) -> dict[str, Any]:
-        return {"logger": self._logger, **options}
-
     def _not_started(self, what: str) -> NotStarted:
         return NotStarted("the fleet", f"{what} exists while it runs (async with fleet: ..., lifespan, or fleet.sync)")
-
-
-_ONE_LIFE: Final = (
-    "its maps, streams and realtime servers have been closed: make a new Fleet (an application factory gives each test "
-    "its own)"
-)
-_ALONE: Final = {"map": "Map.join", "stream": "Stream.open"}
-
-
-def _name(fn: Hook) -> str:
-    return str(getattr(fn, "__qualname__", repr(fn)))
-
-
-async def _call(fn: Hook) -> None:
-    result = fn()
-    if inspect.isawaitable(result):
-        await result
-
-
-async def _call_stop(fn: Hook, _left_s: float) -> None:
-    await _call(fn)

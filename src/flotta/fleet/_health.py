@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import final
 
-__all__ = ["Check", "Health", "Readiness", "run_checks"]
+__all__ = ["Check", "Health", "Readiness", "run_checks", "run_required"]
 
 
 @final
@@ -54,6 +54,19 @@ async def run_checks(
 ) -> tuple[Check, ...]:
     """Runs all checks at once; each ends within ``timeout_s``, in an answer or an error."""
     return tuple(await asyncio.gather(*(_check(name, ask, timeout_s, redact) for name, ask in checks.items())))
+
+
+async def run_required(
+    checks: dict[str, Callable[[], Awaitable[object]]],
+    required: frozenset[str],
+    timeout_s: float,
+    redact: Callable[[str], str],
+) -> Readiness:
+    """Runs those of ``checks`` that are ``required``; one that does not exist is a reason too."""
+    known = {name: ask for name, ask in checks.items() if name in required}
+    answers = await run_checks(known, timeout_s, redact)
+    missing = tuple(f"{name}: not configured" for name in sorted(required - known.keys()))
+    return Readiness(reasons=tuple(answer.error for answer in answers if answer.error) + missing)
 
 
 async def _check(

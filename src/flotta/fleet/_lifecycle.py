@@ -8,6 +8,7 @@ only along `_MOVES`.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -15,7 +16,10 @@ from typing import Final
 
 from flotta.errors import StartTimeout, StateError, StopTimeout
 
-__all__ = ["FleetState", "Step", "Steps", "check_move"]
+__all__ = ["FleetState", "Hook", "Step", "Steps", "check_move", "name_of", "raise_all", "start_hook", "stop_hook"]
+
+Hook = Callable[[], Awaitable[object] | object]
+"""A function of the service without arguments, plain or ``async``."""
 
 CLOSE_SECONDS_MIN: Final = 0.1
 """What a part gets to stop although the deadline has passed: enough to close its sockets."""
@@ -65,6 +69,24 @@ class Step:
     """False where the part bounds its own start (migrations wait for another instance)."""
     time_limit: Callable[[float], float] | None = None
     """Narrows the seconds that ``stop`` gets; None: all that are left."""
+
+
+def start_hook(fn: Hook) -> Step:
+    return Step(f"on_start {name_of(fn)}", lambda: _call(fn), None)
+
+
+def stop_hook(fn: Hook) -> Step:
+    return Step(f"on_stop {name_of(fn)}", None, lambda _left_s: _call(fn))
+
+
+def name_of(fn: Hook) -> str:
+    return str(getattr(fn, "__qualname__", repr(fn)))
+
+
+async def _call(fn: Hook) -> None:
+    result = fn()
+    if inspect.isawaitable(result):
+        await result
 
 
 class Steps:
@@ -117,3 +139,11 @@ async def _stop_one(step: Step, stop: Callable[[float], Awaitable[object]], dead
         error.add_note(f"while the fleet stopped: {step.name}")
         return error
     return None
+
+
+def raise_all(errors: list[Exception]) -> None:
+    """Raises what went wrong while the fleet stopped; nothing if nothing did."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise ExceptionGroup("the fleet did not stop cleanly", errors)

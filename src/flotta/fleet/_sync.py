@@ -101,6 +101,8 @@ class SyncFleet:
 
     def _ensure_loop(self) -> asyncio.AbstractEventLoop:
         """The loop in which the fleet runs; starts one if there is none."""
+        # Before the lock: the thread that starts the fleet holds it until the hooks, which run in the loop, are done.
+        self._refuse_own_loop(self._fleet.loop)
         with self._lock:
             loop = self._fleet.loop
             if self._thread is not None and self._thread.pid != os.getpid():
@@ -108,9 +110,12 @@ class SyncFleet:
             if loop is None:
                 self._thread = _LoopThread.start(self._fleet)
                 loop = self._thread.loop
-        if _running_loop() is loop:
-            raise StateError("fleet.sync", "called in the event loop's own thread, it would wait for itself: use await")
+        self._refuse_own_loop(loop)
         return loop
+
+    def _refuse_own_loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        if loop is not None and _running_loop() is loop:
+            raise StateError("fleet.sync", "called in the event loop's own thread, it would wait for itself: use await")
 
 
 class _LoopThread:
