@@ -62,7 +62,7 @@ export class VesselLayer {
     if (!vessel.moving && !selected) return;
     const trail = vessel.trail;
     ctx.strokeStyle = colours.kinds[kindOf(vessel.info.kind).id] as string;
-    ctx.lineCap = "round";
+    ctx.lineCap = "butt"; // round ends of translucent pieces would show as dots
     ctx.lineWidth = selected ? 2.6 : 1.6;
     let previous: Point | null = null;
     for (let index = 0; index < trail.length; index += 1) {
