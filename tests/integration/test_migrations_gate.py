@@ -83,6 +83,29 @@ async def test_applications_in_one_database_are_apart(project: Project):
     assert report.applied == ("0001_ships",)
 
 
+async def test_applications_that_start_together_make_the_shared_tables_once(project: Project):
+    project.write("0001_nothing", "SELECT 1")
+    gates = [Migrations(project.migrations, application=f"app-{n}") for n in range(8)]
+    for _ in range(3):
+        reports = await asyncio.gather(*(gate.run(project.url) for gate in gates))
+        assert [report.applied for report in reports] == [("0001_nothing",)] * 8
+        with psycopg.connect(project.url) as admin:
+            admin.execute("DROP TABLE flotta_migration, flotta_seed, flotta_migration_run")
+
+
+async def test_files_are_utf_8_whatever_the_database_is(project: Project, postgres_server: EmbeddedPostgres):
+    with psycopg.connect(project.url, autocommit=True) as admin:
+        admin.execute("CREATE DATABASE latin1 ENCODING 'LATIN1' TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'")
+    url = postgres_server.url_for("latin1")
+    project.write("0001_ships", SHIPS)
+    project.write("0002_first", "INSERT INTO ships VALUES (1, 'Tromsø')")
+    await project.gate().run(url)
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT name, length(name) FROM ships").fetchone() == ("Tromsø", 6)
+    with psycopg.connect(project.url, autocommit=True) as admin:
+        admin.execute("DROP DATABASE latin1 WITH (FORCE)")
+
+
 async def test_failed_step_is_rolled_back_and_those_before_it_stay(project: Project):
     project.write("0001_ships", SHIPS)
     project.write("0002_bad", "CREATE TABLE half (n int);\nINSERT INTO half VALUES (1);\nSELECT nonsense;")
@@ -273,8 +296,14 @@ async def test_role_without_the_right_is_told_so(project: Project, postgres_serv
         admin.execute("DROP ROLE IF EXISTS reader")
         admin.execute("CREATE ROLE reader LOGIN PASSWORD 'reader'")
     url = project.url.replace(project.url.split("//")[1].split("@")[0], "reader:reader")
-    with pytest.raises(MigrationFailed, match=r"42501|permission denied"):
+    with pytest.raises(MigrationFailed, match=r"ledger failed: 42501 permission denied.*lacks this right"):
         await project.gate().run(url)
+    await project.gate().run(project.url)
+    with psycopg.connect(project.url, autocommit=True) as admin:
+        admin.execute("GRANT SELECT ON flotta_migration, flotta_seed, flotta_migration_run TO reader")
+    assert (await project.gate().run(url)).version == "0001"  # who only waits need not write
+    with psycopg.connect(project.url, autocommit=True) as admin:
+        admin.execute("DROP OWNED BY reader; DROP ROLE reader")
 
 
 # --- Behind a pooler -------------------------------------------------------------------------------------------------

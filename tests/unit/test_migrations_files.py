@@ -50,6 +50,9 @@ def test_wrong_names_are_refused(tmp_path: Path, name: str):
         ({"m0001_a": "CREATE TABLE a (); COMMIT; CREATE TABLE b ()"}, "COMMIT controls the transaction"),
         ({"m0001_a": "/* x */ begin; SELECT 1"}, "BEGIN controls the transaction"),
         ({"m0001_a": "-- flotta: no-transaction\nBEGIN; SELECT 1"}, "BEGIN controls"),
+        ({"m0001_a": "PREPARE transaction 'a'"}, "PREPARE controls"),
+        ({"m0001_a": "COPY a FROM stdin;\n1\n\\.\n"}, "needs psql"),
+        ({"m0001_a": "COPY a /* x */ TO\nSTDOUT"}, "needs psql"),
         ({"m0001_a": "-- flotta: no-transactions\nSELECT 1"}, "unknown directive"),
         ({"m0001_a": "SELECT '\0'"}, "zero byte"),
     ],
@@ -65,6 +68,11 @@ def test_savepoints_and_routine_bodies_are_allowed(tmp_path: Path):
     write(tmp_path, m0001_a=f"SAVEPOINT a; ROLLBACK TO a; {body} {plpgsql} SELECT 1")
     (file,) = read_migrations(tmp_path)
     assert len(file.statements) == 5
+
+
+def test_a_column_named_begin_opens_no_routine_body():
+    text = "CREATE TABLE watch (begin timestamptz, ending timestamptz); CREATE INDEX CONCURRENTLY i ON watch (begin);"
+    assert len(split(text)) == 2
 
 
 def test_a_missing_folder_is_named(tmp_path: Path):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import final
 
 from flotta.errors import ConfigError, InvalidName, MigrationMismatch
-from flotta.migrations.statements import first_words, split
+from flotta.migrations.statements import first_words, split, without_comments
 
 __all__ = ["SqlFile", "read_migrations", "read_seeds"]
 
@@ -24,6 +24,7 @@ _SEED_RULE = "a title in a-z 0-9 _, then .sql, as in 10_first_users.sql"
 _NO_TRANSACTION = re.compile(r"^--\s*flotta:\s*no-transaction\s*$")
 _DIRECTIVE = re.compile(r"^--\s*flotta:\s*(.*)$")
 _CONTROL = frozenset({"BEGIN", "COMMIT", "ROLLBACK", "END", "ABORT", "START"})
+_CLIENT_COPY = re.compile(r"\b(?:FROM\s+STDIN|TO\s+STDOUT)\b", re.IGNORECASE)
 _BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -82,12 +83,14 @@ def _check_statements(name: str, text: str) -> None:
         raise MigrationMismatch(name, "holds no statement")
     for statement in statements:
         word, second = first_words(statement)
-        if word in _CONTROL and (word, second) != ("ROLLBACK", "TO"):
+        if (word in _CONTROL and (word, second) != ("ROLLBACK", "TO")) or (word, second) == ("PREPARE", "TRANSACTION"):
             raise MigrationMismatch(
                 name,
                 f"{word} controls the transaction, which is ours to do; for statements that cannot run in one begin "
                 "the file with: -- flotta: no-transaction",
             )
+        if word == "COPY" and _CLIENT_COPY.search(without_comments(statement)):
+            raise MigrationMismatch(name, "COPY from STDIN or to STDOUT needs psql: write INSERT (pg_dump --inserts)")
 
 
 def _sql_files(folder: Path, setting: str) -> list[Path]:

@@ -31,14 +31,13 @@ from flotta.errors import (
     DatabaseUnavailable,
     DirectConnectionNeeded,
     MigrationError,
-    MigrationFailed,
     MigrationMismatch,
     MigrationTimeout,
 )
 from flotta.migrations.files import SqlFile
 from flotta.migrations.ledger import Ledger, Run
 from flotta.migrations.lock import holder_pid, key_of, try_lock
-from flotta.migrations.runner import Plan, Runner, SeedRunner, SqlRunner
+from flotta.migrations.runner import Plan, Runner, SeedRunner, SqlRunner, failure
 from flotta.postgres import Pool, application_name
 from flotta.postgres.direct import Connection, SqlError, connect_direct, cut_after, holds_its_session, lost
 
@@ -173,7 +172,7 @@ class Migrations:
                 await seeds.record(ledger, step)
             return turn.report.after(await migrations.plan(ledger), stamped, seeded)
         except SqlError as error:
-            raise MigrationFailed("stamp", str(error), rolled_back=False) from error
+            raise failure(ledger.connection, "stamp", error, rolled_back=False) from error
         finally:
             ledger.connection.discard()
 
@@ -193,7 +192,7 @@ class Migrations:
                 locked=await holder_pid(connection, await key_of(connection, self._application)) is not None,
             )
         except SqlError as error:
-            raise MigrationFailed("status", str(error)) from error
+            raise failure(connection, "status", error) from error
         finally:
             connection.discard()
 
@@ -254,7 +253,7 @@ class Migrations:
             if error.lasting or late:
                 raise error
         elif connection is not None and not lost(connection):
-            raise MigrationFailed("ledger", str(error)) from error
+            raise failure(connection, "ledger", error) from error
         if connection is not None:
             connection.discard()
 
@@ -290,7 +289,7 @@ class Migrations:
             await ledger.tell_end("ready")
             return turn.report.after(await runners[0].plan(ledger), done[0], done[1])
         except SqlError as error:
-            raise MigrationFailed(at, f"the connection was lost: {error}", rolled_back=False) from error
+            raise failure(ledger.connection, at, error, rolled_back=False) from error
         except MigrationError as error:
             if not lost(ledger.connection):
                 with contextlib.suppress(SqlError):  # news for people; the error itself is raised
@@ -309,7 +308,8 @@ class Migrations:
         lock_ms = 0 if self._lock_timeout_s is None else max(1, round(self._lock_timeout_s * 1000))
         await connection.execute(
             "SELECT set_config('lock_timeout', %s, false), set_config('statement_timeout', '0', false),"
-            " set_config('idle_in_transaction_session_timeout', '0', false)",
+            " set_config('idle_in_transaction_session_timeout', '0', false),"
+            " set_config('client_encoding', 'UTF8', false)",  # files are; a database need not be
             [str(lock_ms)],
         )
         if connection.info.server_version >= _NOTICES_A_DEAD_CLIENT:

@@ -9,6 +9,7 @@ Rows are kept apart by ``application``: several services may share a database.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any, LiteralString, final
 
@@ -50,6 +51,7 @@ class Run:
         return f"{self.instance}, {self.from_version} -> {self.to_version}, {self.since_s:.0f} s"
 
 
+_TABLES_LOCK = int.from_bytes(hashlib.sha256(b"flotta migrations tables").digest()[:8], "big", signed=True)
 _TABLES: LiteralString = """
 CREATE TABLE IF NOT EXISTS {migration} (
     application text NOT NULL,
@@ -116,8 +118,13 @@ class Ledger:
         return bool((await self._execute("SELECT to_regclass(%s) IS NOT NULL", self._regclass))[0][0])
 
     async def create(self) -> None:
-        """Make the tables. Only under the lock."""
+        """Make the tables if there are none."""
+        if await self.exists():
+            return
         async with self.connection.transaction():
+            # Other applications share the tables and hold other locks, and IF NOT EXISTS is no protection against
+            # another session that is making the same table. Blocking is harmless: this transaction does nothing else.
+            await self._execute("SELECT pg_advisory_xact_lock(%s)", _TABLES_LOCK)
             await self._execute(_TABLES)
 
     # --- Migrations --------------------------------------------------------------------------------------------------

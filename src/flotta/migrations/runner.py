@@ -25,9 +25,9 @@ from flotta.errors import MigrationFailed, MigrationMismatch, SeedChanged
 from flotta.migrations.files import SqlFile, read_migrations, read_seeds
 from flotta.migrations.ledger import Applied, Ledger
 from flotta.migrations.lock import holds
-from flotta.postgres.direct import SqlError, line_of, lost
+from flotta.postgres.direct import Connection, SqlError, line_of, lost
 
-__all__ = ["Plan", "Runner", "SeedRunner", "SqlRunner", "missing_migrations", "missing_seeds"]
+__all__ = ["Plan", "Runner", "SeedRunner", "SqlRunner", "failure", "missing_migrations", "missing_seeds"]
 
 _HINTS: Mapping[str | None, str] = {
     "25001": "begin the file with: -- flotta: no-transaction",  # active_sql_transaction
@@ -101,15 +101,24 @@ def _label(version: int) -> str:
     return f"{version:04d}" if version else "empty"
 
 
-def _failure(ledger: Ledger, step: SqlFile, error: SqlError) -> MigrationFailed:
+def failure(
+    connection: Connection, at: str, error: SqlError, *, where: str = "", rolled_back: bool = True
+) -> MigrationFailed:
+    """What the server's error means for people, told without its SQL. ``where``: the place in a file."""
+    gone = lost(connection)
     words = str(error.diag.message_primary or error).strip()
-    line = line_of(error, step.text)
-    where = f" (line {line})" if line is not None and step.transactional else ""
+    if gone:
+        words = f"the connection was lost: {words}"
     hint = _HINTS.get(error.sqlstate, error.diag.message_hint)
     code = f"{error.sqlstate} " if error.sqlstate else ""
-    gone = lost(ledger.connection)
     reason = f"{code}{words}{where}" + (f". {hint}" if hint else "")
-    return MigrationFailed(step.name, reason, rolled_back=step.transactional and not gone)
+    return MigrationFailed(at, reason, rolled_back=rolled_back and not gone)
+
+
+def _failure(ledger: Ledger, step: SqlFile, error: SqlError) -> MigrationFailed:
+    line = line_of(error, step.text)
+    where = f" (line {line})" if line is not None and step.transactional else ""
+    return failure(ledger.connection, step.name, error, where=where, rolled_back=step.transactional)
 
 
 async def _reset_session(ledger: Ledger) -> None:

@@ -21,7 +21,7 @@ _PIECE = re.compile(
     | (?P<name>"(?:[^"]|"")*(?:"|\Z))
     | (?P<dollar>(?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$)
     | (?P<end>;)
-    | (?P<word>\b(?:BEGIN|CASE|END)\b)
+    | (?P<word>\b(?:BEGIN\s+ATOMIC|CASE|END)\b)  # BEGIN alone may be a column
     """,
     re.VERBOSE | re.DOTALL | re.IGNORECASE,
 )
