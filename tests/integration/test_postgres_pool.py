@@ -12,6 +12,8 @@ import pytest
 
 from flotta.errors import Closed, ConfigError, DatabaseUnavailable, NotStarted, PoolFull, PoolTimeout
 from flotta.postgres import EmbeddedPostgres, Pool, PoolOptions, PoolStats, application_name
+from flotta.postgres.direct import connect_direct
+from flotta.postgres.target import explain
 
 
 def whole(stats: PoolStats) -> bool:
@@ -427,6 +429,17 @@ async def test_close_cuts_what_is_lent_after_its_time(database_url: str):
     assert pool.stats.size == 0
 
 
+async def test_connection_that_comes_back_after_the_close_leaves_no_task(database_url: str):
+    pool = Pool(database_url, options=PoolOptions(size_max=1))
+    await pool.start()
+    borrowed = await pool.borrow()
+    await borrowed.execute("SELECT 1")  # it is in a transaction
+    await pool.aclose(timeout_s=0.01)
+    await borrowed.close()
+    assert pool.stats.size == 0
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("postgres")]
+
+
 async def test_closing_an_unopened_pool_and_one_without_a_database_is_quick():
     await Pool("postgresql://127.0.0.1:1/none").aclose()
     async with Pool("postgresql://127.0.0.1:1/none", options=PoolOptions(retry_delay_s=0.01)) as pool:
@@ -461,6 +474,44 @@ async def test_failed_connects_are_explained_without_the_password(postgres_serve
     assert not nobody.lasting
     tls = await refusal(postgres_server.url + "?sslmode=require")
     assert "speaks no TLS" in tls.reason
+
+
+async def test_a_lasting_fault_leaves_waiters_to_the_connections_that_still_work(
+    database_url: str, admin: Admin, unique
+):
+    role = f"rotated_{unique}"
+    admin.connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'old'")
+    url = f"postgresql://{role}:old@{database_url.partition('@')[2]}"
+    async with Pool(url, options=PoolOptions(size_max=2, size_min=0, retry_delay_s=0.05)) as pool:
+        loan = pool.connection()
+        await loan.__aenter__()
+        admin.connection.execute(f"ALTER ROLE {role} PASSWORD 'new'")
+        waiter = asyncio.create_task(pool.fetch("SELECT 1"))
+        await settled(pool, lambda stats: stats.failures == 1)
+        assert (pool.stats.waiting, waiter.done()) == (1, False)
+        await loan.__aexit__(None, None, None)
+        assert await waiter == [(1,)]
+        admin.connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = %s", [role]
+        )
+        with pytest.raises(DatabaseUnavailable, match="refuses the user or its password"):
+            await pool.fetch("SELECT 1")
+    admin.connection.execute(f"DROP ROLE {role}")
+
+
+def test_what_a_restart_says_over_tls_is_not_taken_for_a_wrong_certificate():
+    assert not explain("connection failed: SSL error: unexpected eof while reading").lasting
+    assert explain("connection failed: SSL error: certificate verify failed").lasting
+
+
+async def test_a_psycopg_that_has_changed_is_refused_by_name(database_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("flotta.postgres.connection._PRISTINE", {"_gone": None})
+    with pytest.raises(ConfigError, match=r"psycopg \(installed package\) is '.*_gone"):
+        await connect_direct(database_url)
+    async with Pool(database_url, options=PoolOptions(size_min=0)) as pool:
+        with pytest.raises(DatabaseUnavailable, match=r"psycopg .*_gone") as caught:
+            await pool.fetch("SELECT 1")
+        assert caught.value.lasting
 
 
 async def test_silent_host_is_given_up_after_the_connect_timeout():

@@ -3,6 +3,9 @@
 ``PooledConnection`` is psycopg's own ``AsyncConnection`` with four additions: it can be put back into the state it was
 made in, be cut off from outside, give itself back instead of closing (for libraries that only know ``close``), and it
 waits for a cancelled query no longer than it was told (psycopg: ten seconds).
+
+Invariant: of psycopg's private attributes only those in ``_PRISTINE`` are touched, because its public setters wait and
+a pool's books must not. ``connect`` refuses a psycopg that has them no more.
 """
 
 from __future__ import annotations
@@ -12,15 +15,16 @@ import contextlib
 import os
 import select
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar, final
 
 import psycopg
 from psycopg.abc import PQGen
-from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
 from psycopg.rows import TupleRow, tuple_row
 
-from flotta.errors import DatabaseUnavailable
+from flotta.errors import ConfigError, DatabaseUnavailable
 from flotta.postgres.target import Target, explain
 
 __all__ = ["PooledConnection", "connect", "cut_after"]
@@ -28,6 +32,16 @@ __all__ = ["PooledConnection", "connect", "cut_after"]
 T = TypeVar("T")
 
 _WAIT_INTERVAL_S = 0.1
+_PRISTINE: Mapping[str, object] = MappingProxyType(
+    {
+        "_autocommit": False,
+        "_isolation_level": None,
+        "_read_only": None,
+        "_deferrable": None,
+        "_begin_statement": b"",
+    }
+)
+"""What a borrower may have set by psycopg's ``set_...`` methods, as a new connection has it."""
 
 
 @final
@@ -49,24 +63,33 @@ class PooledConnection(psycopg.AsyncConnection[TupleRow]):
             await super().close()
 
     async def wait(self, gen: PQGen[T], interval: float = _WAIT_INTERVAL_S, timeout: float | None = None) -> T:
-        """psycopg's waiting for the server; see ``_try_cancel``."""
+        """psycopg's waiting for the server; see ``cancel_safe``."""
         try:
             return await super().wait(gen, interval, timeout)
         finally:
-            if self._cut_timer is not None:
-                self._cut_timer.cancel()
-                self._cut_timer = None
+            self._keep()
 
-    async def _try_cancel(self, *, timeout: float = 5.0) -> None:
-        # psycopg calls this when our task is cancelled during a query, and then goes on to wait for the query's end.
-        # A server that is stuck gives none: cut the connection then.
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """Ask the server to end the running query. If it has not within ``patience_s``, the connection is cut.
+
+        psycopg calls this when our task is cancelled during a query, and then goes on to wait for the query's end,
+        which a server that is stuck does not give.
+        """
         timeout = min(timeout, self._patience_s)
-        self._cut_timer = asyncio.get_running_loop().call_later(timeout, self.cut)
-        await super()._try_cancel(timeout=timeout)
+        if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            self._keep()
+            self._cut_timer = asyncio.get_running_loop().call_later(timeout, self.cut)
+        await super().cancel_safe(timeout=timeout)
+
+    def _keep(self) -> None:
+        """Do not cut it after all."""
+        if self._cut_timer is not None:
+            self._cut_timer.cancel()
+            self._cut_timer = None
 
     def discard(self) -> None:
         """Close it now, without waiting for the server (libpq sends a farewell if it can)."""
-        self._closed = True
+        self._keep()
         self.pgconn.finish()
 
     @property
@@ -74,7 +97,9 @@ class PooledConnection(psycopg.AsyncConnection[TupleRow]):
         """Whether it is open and at rest, or in a transaction that can be rolled back."""
         resting = (TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR)
         return (
-            self.pgconn.status == ConnStatus.OK and self.pgconn.transaction_status in resting and self._pipeline is None
+            self.pgconn.status == ConnStatus.OK
+            and self.pgconn.transaction_status in resting
+            and self.pgconn.pipeline_status == PipelineStatus.OFF
         )
 
     @property
@@ -93,9 +118,7 @@ class PooledConnection(psycopg.AsyncConnection[TupleRow]):
     def restore(self) -> None:
         """Undo what a borrower may have set on the Python side. It must not be in a transaction."""
         assert not self.in_transaction
-        self._autocommit = False
-        self._isolation_level = self._read_only = self._deferrable = None
-        self._begin_statement = b""
+        self.__dict__.update(_PRISTINE)
         self.row_factory = tuple_row
         self.cursor_factory = psycopg.AsyncCursor
         self.prepare_threshold = self._threshold
@@ -116,6 +139,7 @@ class PooledConnection(psycopg.AsyncConnection[TupleRow]):
     def come_home(self) -> None:
         """It is lent no more: whoever still holds it must not close it."""
         self._give_back, self._at_home = None, True
+        self._keep()
 
     def cut(self) -> None:
         """End the conversation from outside, also under a task that waits on it: that task gets an
@@ -149,7 +173,7 @@ async def connect(
     prepare_threshold: int | None = 5,
     **arguments: Any,
 ) -> PooledConnection:
-    """A new connection, or ``DatabaseUnavailable`` with the cause and its cure.
+    """A new connection, or ``DatabaseUnavailable`` with the cause and its cure; ``ConfigError`` if psycopg has changed.
 
     ``timeout_s`` is for each host of the URL, ``patience_s`` for the end of a query whose task was cancelled.
     Cancelling this call leaves nothing open.
@@ -164,5 +188,9 @@ async def connect(
     except (psycopg.Error, OSError) as error:
         reason = explain(str(error))
         raise DatabaseUnavailable(target.address, str(reason), lasting=reason.lasting) from error
+    if missing := _PRISTINE.keys() - vars(made).keys():
+        made.discard()
+        allowed = f"a version whose connections have {', '.join(sorted(missing))} (3.3 has): pip install 'psycopg<3.4'"
+        raise ConfigError("psycopg", psycopg.__version__, allowed, source="installed package")
     made.set_up(prepare_threshold=prepare_threshold, patience_s=patience_s)
     return made

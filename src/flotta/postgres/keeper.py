@@ -10,7 +10,7 @@ Invariants:
 - First come, first served: a connection that comes free is handed to the oldest waiter, and nobody passes a queue.
 - A connection that failed, or came back in the middle of something, is never handed out again.
 - A database that is gone ends nothing: one attempt at a time goes on with back-off, and every waiter is served or gets
-  a typed error within its time.
+  a typed error within its time; at once if the fault is lasting and no connection is left that could come free.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class Keeper:
         self._serve()
         try:
             return await waiter
-        except asyncio.CancelledError:
+        except BaseException:
             self._leave(waiter)
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.give_back(waiter.result())
@@ -276,6 +276,8 @@ class Keeper:
         connection.come_home()
         if not connection.usable:
             self._drop(seat, broken=True)
+        elif self.state is State.CLOSED:
+            self._drop(seat, broken=False)
         elif connection.in_transaction:
             self._care_for(seat, self.roll_back, "roll back")
         else:
@@ -329,9 +331,8 @@ class Keeper:
     async def _check(self, seat: Seat) -> None:
         with cut_after(seat.connection, self._options.check_timeout_s):
             seat.connection.commit_each()
-            await seat.connection.execute(
-                "", prepare=False
-            )  # PostgreSQL protocol, 53.2.2: an empty query is answered as such
+            # PostgreSQL protocol, 53.2.2: an empty query is answered as such.
+            await seat.connection.execute("", prepare=False)
 
     async def roll_back(self, seat: Seat) -> None:
         """Roll back within ``check_timeout_s``; a server that does not answer loses the connection."""
@@ -388,7 +389,7 @@ class Keeper:
         elif isinstance(error, DatabaseUnavailable):
             self._failed(error)
         else:
-            self._failed(DatabaseUnavailable(self._target.address, repr(error)))
+            self._failed(DatabaseUnavailable(self._target.address, str(error) or repr(error), lasting=True))
 
     def _connected(self, connection: PooledConnection) -> None:
         self._connects += 1
@@ -406,8 +407,8 @@ class Keeper:
         if self._fault is None:
             self._log.warning("postgres not reached", address=error.address, reason=error.reason)
         self._fault = error
-        if error.lasting:
-            self._fail_waiters(lambda: _copy(error))
+        if error.lasting and not (self._lent or self._care):
+            self._fail_waiters(lambda: _copy(error))  # nothing is left that could come free for them
         now_s = self._loop.time()
         if now_s < self._retry_at_s or self.state is State.CLOSED:
             return  # one of several that failed together

@@ -119,7 +119,7 @@ _KNOWN: tuple[tuple[str, str, bool], ...] = (
     (r"database \".*\" does not exist|no such database", "Create the database, or correct the URL", True),
     (r"server does not support SSL", "The server speaks no TLS: configure it there, or lower sslmode in the URL", True),
     (
-        r"certificate|root\.crt|SSL error",
+        r"certificate|root\.crt|SSL error: (?!unexpected eof)",
         "TLS could not be agreed on: check sslmode, sslrootcert and the server's name",
         True,
     ),
