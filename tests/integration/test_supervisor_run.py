@@ -65,10 +65,20 @@ def test_a_second_signal_ends_everything_at_once_with_1(tmp_path: Path) -> None:
         running.wait_line("stuck request began")
         running.signal(signal.SIGTERM)
         running.wait_line("draining")
-        running.signal(signal.SIGTERM)
+        running.signal(signal.SIGINT)
         assert running.wait(timeout_s=5) == 1
         asking.join()
         assert not [pid for pid in family if alive(pid)]
+
+
+def test_one_sigterm_heard_twice_is_no_order_to_kill(tmp_path: Path) -> None:
+    """`make demo` under `timeout`: both pass the signal on."""
+    with service(tmp_path, "-n", "1") as running:
+        running.url()
+        running.signal(signal.SIGTERM)
+        running.signal(signal.SIGTERM)
+        assert running.wait(timeout_s=15) == 0
+        assert "again" not in running.text
 
 
 def _swallow(url: str) -> None:

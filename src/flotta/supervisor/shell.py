@@ -34,6 +34,7 @@ __all__ = ["Supervisor"]
 _TAIL_LINES = 40
 _REFRESH_S = 1.0
 _WARDEN_GRACE_S = 5.0
+_SIGTERM_ECHO_S = 0.5
 
 
 @final
@@ -127,6 +128,7 @@ class _Run:
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._began_on_terminal = _is_terminal()
+        self._sigterm_at_s = float("-inf")
         self._gave_up: p.GiveUp | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._screen = Screen(mode, out.fileno(), self._names, self._on_full, self._service)
@@ -175,9 +177,15 @@ class _Run:
 
     def _listen_to_signals(self) -> None:
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
-        self._loop.add_signal_handler(signal.SIGTERM, self._on_stop, "SIGTERM")
+        self._loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         self._loop.add_signal_handler(signal.SIGINT, self._on_stop, "Ctrl-C")
         self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+
+    def _on_sigterm(self) -> None:
+        """`make`, `timeout` and their like pass on to their child what the whole process group has had already."""
+        before_s, self._sigterm_at_s = self._sigterm_at_s, self._loop.time()
+        if self._sigterm_at_s - before_s >= _SIGTERM_ECHO_S:
+            self._on_stop("SIGTERM")
 
     def _on_stop(self, what: str) -> None:
         if self._plan.phase is p.Phase.RUNNING:
