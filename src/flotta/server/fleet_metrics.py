@@ -101,10 +101,10 @@ def _running() -> list[Fleet]:
 
 
 def _instances(fleets: Iterable[Fleet]) -> Iterator[Metric]:
-    family = InfoMetricFamily("flotta_instance", "Who this process is.")
+    family = InfoMetricFamily("flotta_instance", "Who this process is; its id is in every series.")
     for fleet in fleets:
         me = fleet.instance
-        labels = {"service": me.service, "instance": me.id, "region": me.region, "incarnation": me.incarnation}
+        labels = {"service": me.service, "region": me.region, "incarnation": me.incarnation}
         family.add_metric([], labels)
     yield family
 

@@ -179,6 +179,8 @@ def _is_loopback(client: tuple[str, int] | None) -> bool:
     if client is None:
         return True  # a Unix socket: the file's mode decides who may connect
     try:
-        return ipaddress.ip_address(client[0]).is_loopback
+        address = ipaddress.ip_address(client[0])
     except ValueError:
         return False
+    # A socket for both families tells 127.0.0.1 as ::ffff:127.0.0.1.
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback

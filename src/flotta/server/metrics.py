@@ -1,5 +1,9 @@
 """What one instance measures, in Prometheus' form.
 
+Behind a shared port a scrape reaches one of N workers and the next one another, so every series carries the label
+`INSTANCE_LABEL`: each worker's counters stay their own, and sums over the label are right. (Not `instance`, which the
+scraper sets itself.)
+
 Counting is on the path of every request, so it is a dictionary and a bisection, nothing more; names, labels and text
 are made when somebody asks. The method of a request is a label only if it is a method that HTTP knows, since a client
 may send any word.
@@ -26,12 +30,14 @@ from flotta.server.watchdog import LoopWatchdog
 
 __all__ = [
     "DURATION_BUCKETS_S",
+    "INSTANCE_LABEL",
     "Metrics",
     "RequestMetrics",
     "WorkerCollector",
     "realtime_connections",
 ]
 
+INSTANCE_LABEL: Final = "instance_id"
 DURATION_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 
@@ -99,9 +105,10 @@ class WorkerCollector:
 
 @final
 class Metrics:
-    """The registry of one worker."""
+    """The registry of one worker, whose id is a label of every series."""
 
-    def __init__(self, collectors: Iterable[Any]) -> None:
+    def __init__(self, collectors: Iterable[Any], instance_id: str) -> None:
+        self._instance_id = instance_id
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
@@ -112,4 +119,13 @@ class Metrics:
     def text(self, accept: str) -> tuple[str, bytes]:
         """Content type and body for a scraper that accepts ``accept``."""
         encode, content_type = choose_encoder(accept)
-        return content_type, encode(self._registry)
+        return content_type, encode(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Everything that is registered, with the label."""
+        for family in self._registry.collect():
+            family.samples = [
+                sample._replace(labels={INSTANCE_LABEL: self._instance_id, **sample.labels})
+                for sample in family.samples
+            ]
+            yield family

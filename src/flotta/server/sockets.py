@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import socket
 import stat
-from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from flotta.errors import ConfigError
 from flotta.server.config import ServeConfig
 
 __all__ = ["listening_sockets", "shown_address"]
+
+PROBE_S: Final = 1.0
 
 
 def listening_sockets(config: ServeConfig) -> list[socket.socket]:
@@ -44,9 +46,8 @@ def _tcp(host: str, port: int) -> socket.socket:
 
 
 def _unix(path: str) -> socket.socket:
-    with suppress(FileNotFoundError):
-        if stat.S_ISSOCK(Path(path).stat().st_mode):
-            Path(path).unlink()  # left behind by a process that was killed
+    if _is_dead(path):
+        Path(path).unlink(missing_ok=True)  # left behind by a process that was killed
     own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         own.bind(path)
@@ -55,6 +56,19 @@ def _unix(path: str) -> socket.socket:
         raise OSError(error.errno, f"cannot listen on {path}: {error.strerror}") from error
     own.settimeout(0)
     return own
+
+
+def _is_dead(path: str) -> bool:
+    """Whether a Unix socket is there and nobody listens on it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_S)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:  # also where the file is no socket at all
+            return stat.S_ISSOCK(Path(path).stat().st_mode)
+        except OSError:
+            return False
+    return False
 
 
 def shown_address(config: ServeConfig, sockets: list[socket.socket]) -> str:

@@ -17,7 +17,8 @@ __all__ = ["StatusChannel"]
 
 LINE_BYTES_MAX: Final = 4000
 """POSIX guarantees whole writes to a pipe up to 512 bytes, Linux and macOS up to 4096 and 512; states are short."""
-TEXT_LENGTH_MAX: Final = 1500
+TEXT_LENGTHS_MAX: Final = (1500, 300, 60)
+"""Characters that are left of a text; the next one is tried where a line is still too long."""
 
 
 @final
@@ -49,7 +50,7 @@ class StatusChannel:
             self._waiting.popleft()
 
     def _write(self, line: bytes) -> bool:
-        """False if the pipe is full."""
+        """False if the pipe is full. True where nobody reads any more: what waits may go."""
         if self._fd is None:
             return True
         try:
@@ -58,16 +59,21 @@ class StatusChannel:
             return False
         except OSError:  # EPIPE: its reader is gone
             self._fd = None
-            self._waiting.clear()
             self._on_orphaned()
         return True
 
 
 def _line(message: dict[str, Any]) -> bytes:
-    cut = {key: _cut(value) if isinstance(value, str) else value for key, value in message.items()}
-    return json.dumps(cut, default=str).encode()[: LINE_BYTES_MAX - 1] + b"\n"
+    """One line of JSON. Texts are cut first, so that it stays JSON: a character may take 12 bytes in it."""
+    line = b""
+    for length_max in TEXT_LENGTHS_MAX:
+        cut = {key: _cut(value, length_max) if isinstance(value, str) else value for key, value in message.items()}
+        line = json.dumps(cut, default=str).encode() + b"\n"
+        if len(line) <= LINE_BYTES_MAX:
+            break
+    return line
 
 
-def _cut(text: str) -> str:
-    half = TEXT_LENGTH_MAX // 2
-    return text if len(text) <= TEXT_LENGTH_MAX else f"{text[:half]} [...] {text[-half:]}"
+def _cut(text: str, length_max: int) -> str:
+    half = length_max // 2
+    return text if len(text) <= length_max else f"{text[:half]} [...] {text[-half:]}"

@@ -29,6 +29,7 @@ import uvicorn
 
 from flotta.errors import AppLoadError, ConfigError, FlottaError, LifespanFailed
 from flotta.fleet import Fleet, FleetState, in_loop_of, registered, use_settings
+from flotta.instance import Instance
 from flotta.server.config import ServeConfig
 from flotta.server.drain import Drain
 from flotta.server.fleet_metrics import FleetCollector
@@ -127,6 +128,11 @@ class _Worker:
             settings = replace(settings, drain_s=self._config.drain_s, stop_s=self._config.drain_s + margin_s)
         return settings
 
+    def _instance_id(self) -> str:
+        """The same as that of every fleet here that was not given settings of its own."""
+        settings = self._settings
+        return Instance.here(service=settings.service, region=settings.region, id=settings.instance).id
+
     def _asgi(self, loaded: LoadedApp) -> Any:
         """The application as ASGI; a WSGI one in threads, with the realtime servers of its fleets in front."""
         if loaded.interface == "asgi":
@@ -144,7 +150,7 @@ class _Worker:
         self._watchdog = LoopWatchdog(self._settings.loop_lag_warn_s, self._log)
         self._fleet_metrics = FleetCollector()
         worker_metrics = WorkerCollector(self._gate, self._watchdog)
-        self._metrics = Metrics([self._gate.requests, worker_metrics, self._fleet_metrics])
+        self._metrics = Metrics([self._gate.requests, worker_metrics, self._fleet_metrics], self._instance_id())
         self._watchdog.start()
         start = asyncio.create_task(self._start(), name="start")
         stop = asyncio.create_task(self._signals.stop.wait(), name="wait for the signal to stop")
@@ -156,7 +162,7 @@ class _Worker:
             if start.cancelled():
                 return
             start.result()
-            await stop
+            await self._until_asked(stop)
             await self._stop()
         finally:
             stop.cancel()
@@ -212,6 +218,13 @@ class _Worker:
         )
 
     # --- serving -----------------------------------------------------------------------------------------------------
+
+    async def _until_asked(self, stop: asyncio.Task[Any]) -> None:
+        """Returns when the drain is to begin: somebody asks for it, or what tells others about us has failed."""
+        await asyncio.wait([stop, self._ticking], return_when=asyncio.FIRST_COMPLETED)
+        if self._ticking.done():
+            self._forced = True
+            self._log.error("the worker ends: it can no longer tell how it is", exc_info=self._ticking.exception())
 
     async def _tick(self) -> None:
         """Ten times a second: uvicorn's Date header, until ready whether it is; once a second statistics."""
@@ -302,8 +315,9 @@ class _Worker:
         stops += [
             fleet.stop(timeout_s) for fleet in registered() if fleet.loop not in (None, asyncio.get_running_loop())
         ]
+        deadline = asyncio.get_running_loop().time() + timeout_s
         for stop in stops:
-            await self._stop_one(stop, timeout_s)
+            await self._stop_one(stop, deadline - asyncio.get_running_loop().time())
 
     async def _stop_one(self, stop: Coroutine[Any, Any, None], timeout_s: float) -> None:
         task = asyncio.create_task(stop, name="stop")
@@ -315,7 +329,9 @@ class _Worker:
             await asyncio.wait([task], timeout=1.0)
             self._forced = True
             self._log.error("the application did not stop in time and was abandoned", waited_s=round(timeout_s, 1))
-        elif (error := task.exception()) is not None:
+        elif task.cancelled() or (error := task.exception()) is None:
+            return
+        else:
             self._forced = True
             self._log.error("the application did not stop cleanly", exc_info=error)
 

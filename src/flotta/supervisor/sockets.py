@@ -20,6 +20,7 @@ from flotta.errors import CannotListen
 __all__ = ["BACKLOG", "Listener", "adopt", "listen_tcp", "listen_unix"]
 
 BACKLOG = 2048
+_PROBE_S = 1.0
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104 - shown, not bound
 
 
@@ -118,11 +119,14 @@ def _clear(path: Path) -> None:
     if not stat.S_ISSOCK(kind):
         raise CannotListen(str(path), "a file that is no socket is there", "Choose another path with --uds.")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_S)
         try:
             probe.connect(str(path))
-        except OSError:
+        except ConnectionRefusedError:
             path.unlink()  # its server is gone
             return
+        except OSError:
+            pass  # one that is busy, or another user's: no reason to take its place
     raise CannotListen(str(path), "a server listens there already", "Choose another path with --uds.")
 
 
