@@ -74,11 +74,17 @@ def test_a_second_signal_ends_everything_at_once_with_1(tmp_path: Path) -> None:
 def test_one_sigterm_heard_twice_is_no_order_to_kill(tmp_path: Path) -> None:
     """`make demo` under `timeout`: both pass the signal on."""
     with service(tmp_path, "-n", "1") as running:
-        running.url()
+        url = running.url()
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(httpx.get(f"{url}/slow", timeout=30)))
+        asking.start()
+        running.wait_line("slow request began")
         running.signal(signal.SIGTERM)
+        running.wait_line("SIGTERM: stopping")
         running.signal(signal.SIGTERM)
         assert running.wait(timeout_s=15) == 0
-        assert "again" not in running.text
+        asking.join()
+        assert answers[0].status_code == 200
 
 
 def _swallow(url: str) -> None:

@@ -34,7 +34,7 @@ __all__ = ["Supervisor"]
 _TAIL_LINES = 40
 _REFRESH_S = 1.0
 _WARDEN_GRACE_S = 5.0
-_SIGTERM_ECHO_S = 0.5
+_SIGTERM_ECHO_S = 1.0
 
 
 @final
