@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from flotta.errors import EmbeddedServerError, NotStarted
-from flotta.postgres import EmbeddedPostgres
+from flotta.postgres import EmbeddedPostgres, cluster
 
 
 def query(server: EmbeddedPostgres, text: str) -> object:
@@ -120,6 +120,39 @@ def test_wrong_setting_is_reported_with_the_servers_words():
     assert caught.value.server == "PostgreSQL"
 
 
+def test_a_folder_that_cannot_be_used_is_named(postgres_folder: Path):
+    (postgres_folder / "file").touch()
+    with pytest.raises(EmbeddedServerError, match=r"Not a directory: '.*/file/below'"):
+        EmbeddedPostgres(postgres_folder / "file" / "below").start_sync()
+    (postgres_folder / "theirs" / "data").mkdir(parents=True)
+    if os.geteuid() == 0:
+        os.chown(postgres_folder / "theirs" / "data", cluster.SERVER_UID, -1)
+    with pytest.raises(EmbeddedServerError, match="is no data folder of PostgreSQL"):
+        EmbeddedPostgres(postgres_folder / "theirs").start_sync()
+
+
+def test_only_we_can_read_the_password_and_what_the_server_prints(postgres_folder: Path):
+    with EmbeddedPostgres(postgres_folder, durable=False) as server:
+        assert "ready to accept connections" in server.output
+        for name in ("password", "postgres.log"):
+            assert (postgres_folder / name).stat().st_mode & 0o777 == 0o600
+        assert (postgres_folder / "data").stat().st_mode & 0o777 == 0o700
+        shown = " ".join(part for process in psutil.process_iter(["cmdline"]) for part in process.info["cmdline"] or ())
+        assert (postgres_folder / "password").read_text() not in shown
+
+
+def test_cache_is_below_the_temporary_folder_where_there_is_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    blocked = tmp_path / "blocked"
+    blocked.touch()
+    ours = cluster._ours
+    monkeypatch.setattr(cluster, "_ours", lambda folder: ours(blocked / "x" if folder.name == "flotta" else folder))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cluster._cache() == tmp_path / f"flotta-{os.geteuid()}"
+    cluster._cache().chmod(0o777)
+    with pytest.raises(PermissionError, match="only we may write"):  # it could hold somebody else's programs
+        cluster._cache()
+
+
 async def test_cancelled_start_leaves_no_server(postgres_folder: Path):
     server = EmbeddedPostgres(postgres_folder, durable=False)
     starting = asyncio.create_task(server.start())
@@ -159,8 +192,6 @@ def test_server_ends_when_its_parent_is_killed(postgres_folder: Path, number: si
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives up its rights")
 def test_root_uses_copies_where_the_servers_user_cannot_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from flotta.postgres import cluster
-
     hidden = tmp_path / "hidden"
     hidden.mkdir(mode=0o700)
     package = cluster._installed()
@@ -188,5 +219,6 @@ def test_root_keeps_data_elsewhere_where_the_servers_user_cannot_go(tmp_path: Pa
     try:
         with EmbeddedPostgres(tmp_path / "hidden", durable=False):
             assert (place / "postmaster.pid").exists()
+        assert (place.parent / "origin").read_text().strip() == str(tmp_path / "hidden")
     finally:
         shutil.rmtree(place.parent)

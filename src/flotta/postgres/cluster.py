@@ -13,10 +13,14 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import importlib.util
 import os
 import secrets
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -59,14 +63,21 @@ def _reachable(path: Path) -> bool:
 
 
 def _cache() -> Path:
-    """A folder that only we write to and that later starts find again."""
-    if os.geteuid() == 0:
-        folder = Path("/var/cache/flotta")
-    else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flotta"
+    """A folder that only we write to and that later starts find again; without a home, below the temporary folder."""
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home
+        if os.geteuid() == 0:
+            return _ours(Path("/var/cache/flotta"))
+        return _ours(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flotta")
+    return _ours(Path(tempfile.gettempdir()) / f"flotta-{os.geteuid()}")
+
+
+def _ours(folder: Path) -> Path:
+    """Make the folder if need be. Raises ``PermissionError`` if anybody else could put something into it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o755)
-    if folder.stat().st_uid != os.geteuid():
-        raise EmbeddedServerError(SERVER, f"{folder} belongs to another user")
+    facts = folder.lstat()
+    alone = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o022
+    if not alone or not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EPERM, "not a folder that only we may write to", str(folder))
     return folder
 
 
@@ -100,8 +111,9 @@ def _installed() -> Path:
 
 
 def _fingerprint(binaries: Path) -> str:
-    facts = (binaries / "postgres").stat()
-    return f"{facts.st_size:x}-{int(facts.st_mtime):x}"
+    """Of the contents: every installation of one release shares what was made for it."""
+    with (binaries / "postgres").open("rb") as program:
+        return hashlib.file_digest(program, "sha256").hexdigest()[:16]
 
 
 def find_binaries() -> Path:
@@ -126,19 +138,22 @@ def find_binaries() -> Path:
 
 
 def _run(arguments: list[str | Path], *, text: str = "") -> None:
-    ended = subprocess.run(  # noqa: S603 - our own binaries, no shell
-        [str(argument) for argument in arguments],
-        input=text,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_INITDB_TIMEOUT_S,
-        cwd="/",
-        env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"},
-        **drop(),  # type: ignore[call-overload]
-    )
+    tool = Path(str(arguments[0])).name
+    try:
+        ended = subprocess.run(  # noqa: S603 - our own binaries, no shell
+            [str(argument) for argument in arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_INITDB_TIMEOUT_S,
+            cwd="/",
+            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"},
+            **drop(),  # type: ignore[call-overload]
+        )
+    except subprocess.TimeoutExpired:
+        raise EmbeddedServerError(SERVER, f"{tool} has not ended after {_INITDB_TIMEOUT_S:g} s") from None
     if ended.returncode != 0:
-        tool = Path(str(arguments[0])).name
         raise EmbeddedServerError(SERVER, f"{tool} ended with {ended.returncode}", ended.stdout + ended.stderr)
 
 
@@ -188,6 +203,7 @@ def _place(folder: Path) -> Path:
     home.mkdir(parents=True, exist_ok=True, mode=0o755)
     target = Path(tempfile.mkdtemp(prefix="postgres-", dir=home))
     target.chmod(0o711)
+    (target / "origin").write_text(f"{folder}\n")  # tells whoever tidies up whose data this is
     data.symlink_to(target / "data")
     return target / "data"
 
@@ -199,8 +215,7 @@ def _check_data(data: Path) -> None:
         raise EmbeddedServerError(
             SERVER, f"{data} belongs to user {owner} and the server runs as {mine}: start it as the user that made it"
         )
-    version = (data / "PG_VERSION").read_text().strip()
-    if not version.isdigit():
+    if not (data / "PG_VERSION").is_file():
         raise EmbeddedServerError(SERVER, f"{data} is no data folder of PostgreSQL")
 
 

@@ -160,6 +160,10 @@ class EmbeddedPostgres:
         self._let_go()
         try:
             self._start(time.monotonic() + self._start_timeout_s)
+        except OSError as error:
+            self.stop_sync()
+            hint = "; does it belong to another user?" if isinstance(error, PermissionError) else ""
+            raise EmbeddedServerError(_SERVER, f"{error}{hint}") from error
         except BaseException:
             self.stop_sync()
             raise
@@ -216,7 +220,8 @@ class EmbeddedPostgres:
         }
         command = [str(binaries / "postgres"), "-D", str(self._data)]
         command += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        with self._log_file().open("wb") as log:
+        # Mode 0600: statements that fail are printed whole, with what is in them.
+        with open(self._log_file(), "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
             self._process = subprocess.Popen(  # type: ignore[call-overload]  # noqa: S603
                 ["/bin/sh", "-c", _GUARDED, "flotta-postgres", str(pid_file), *command],
                 stdin=subprocess.PIPE,
