@@ -7,8 +7,9 @@ PY     := $(BIN)/python
 STAMP  := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 PORT   ?= 8000
+WORKERS ?= auto
 
-.PHONY: help demo web test check bench interop docs format lint types contracts clean constraints
+.PHONY: help demo web test check bench chaos interop docs format lint types contracts clean constraints
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -58,10 +59,14 @@ demo: $(STAMP) $(WEB_STAMP) ## Harbor: live tracking on three instances and embe
 
 test: $(STAMP) $(NODE_STAMP) ## every test that this machine can run; says what it skips and why
 	@$(MAKE) --no-print-directory web || echo "Harbor's page could not be built: the tests in a browser will skip"
-	$(PY) -m pytest $(PYTEST)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 interop: $(STAMP) $(NODE_STAMP) ## only the tests against peers in other languages
 	$(PY) -m pytest tests/interop $(PYTEST)
+
+chaos: $(STAMP) ## the fault runs at full length: kills while 200,000 events and positions pass
+	FLOTTA_CHAOS_EVENTS=200000 $(PY) -m pytest -s tests/faults/test_stream_faults.py -k killed_at_random
+	HARBOR_CHAOS_POSITIONS=200000 HARBOR_CHAOS_PER_S=2000 HARBOR_CHAOS_KILL_S=10 $(PY) -m pytest -s tests/faults/test_harbor_chaos.py
 
 bench-%: $(BENCH_STAMP) ## one benchmark: link, map, stream, broadcast
 	$(PY) bench/$*.py
