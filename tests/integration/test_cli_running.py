@@ -5,8 +5,11 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
 import redis as driver
 
+from flotta.cli import cli
+from flotta.errors import ConfigError
 from supervisor_service import Service, alive, service
 
 
@@ -28,6 +31,26 @@ def test_an_unknown_option_in_flotta_toml_is_named_with_those_that_exist(tmp_pat
         assert "run.workers" in running.text
         assert "instances" in running.text
         assert "Traceback" not in running.text
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("run = 3\n", "run (flotta.toml) is 3"),
+        ('[run]\nport = "many"\n', "run.port"),
+        ('[run]\nwith = "feed=sleep 1"\n', "run.with"),
+        ("[run]\nport = \n", "no TOML"),
+    ],
+)
+def test_a_wrong_value_in_flotta_toml_is_one_sentence(
+    text: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flotta.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        cli.main(["run", "app:app"], standalone_mode=False)
+    assert named in str(caught.value)
+    assert "flotta.toml" in str(caught.value)
 
 
 def test_the_embedded_servers_alone_are_told_and_joined(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import psycopg
 import pytest
 import redis as driver
 
+from flotta.cli.running import _named
 from flotta.errors import ConfigError
+from flotta.settings import Settings
 from flotta.supervisor import EmbeddedServers, running_url, wanted
 from flotta.supervisor.embedded import KINDS
 from supervisor_service import alive, service, wait_until
@@ -118,11 +120,19 @@ def test_the_state_file_holds_a_password_and_is_for_its_owner_alone(open_folder:
         assert "*" in (open_folder / ".gitignore").read_text().splitlines()
 
 
-def test_what_no_variable_names_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = lambda environ: [kind.name for kind in wanted(environ)[0]]  # noqa: E731
+def test_what_no_url_names_is_wanted() -> None:
+    names = lambda named: [kind.name for kind in wanted(named)[0]]  # noqa: E731
     assert names({}) == ["redis", "postgres"]
-    assert names({"REDIS_URL": "redis://x"}) == ["postgres"]
-    assert names({"DATABASE_HOST": "x", "REDIS_HOST": "y"}) == []
+    assert names({"REDIS_URL": "redis://x", "DATABASE_URL": None}) == ["postgres"]
+    assert names({"DATABASE_URL": "postgresql://x/y", "REDIS_URL": "redis://x"}) == []
+
+
+def test_a_server_is_named_by_its_parts_or_by_the_file_too(tmp_path: Path) -> None:
+    file = tmp_path / "flotta.toml"
+    file.write_text('[postgres]\nurl = "postgresql://x/y"\n')
+    found = _named(Settings.load(environ={"REDIS_HOST": "cache"}, file=file))
+    assert found == {"REDIS_URL": "redis://cache:6379/0", "DATABASE_URL": "postgresql://x/y"}
+    assert wanted(found) == ([], [])
 
 
 def test_without_the_packages_redis_is_an_error_and_postgres_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

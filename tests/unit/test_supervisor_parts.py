@@ -54,8 +54,35 @@ def test_instances_have_ids_of_their_own_that_stay_over_restarts(listener: Liste
     launcher = _launcher(listener)
     assert id_of(launcher, 0) == id_of(launcher, 0)
     assert id_of(launcher, 0) != id_of(launcher, 1)
-    named = _launcher(listener, {"FLOTTA_INSTANCE": "blue"})
+    named = _launcher(listener, instance="blue")
     assert [id_of(named, 0), id_of(named, 1)] == ["blue.1", "blue.2"]
+
+
+def test_the_end_of_an_instance_and_of_the_service_are_one_number(listener: Listener) -> None:
+    usual = _launcher(listener, drain_s=7)
+    assert usual.limits().stop_s == 12
+    assert usual.instance(0, 9).environ["FLOTTA_STOP_S"] == "12"
+    told = _launcher(listener, drain_s=7, stop_s=8)
+    assert told.limits().stop_s == 8
+    assert told.instance(0, 9).environ["FLOTTA_STOP_S"] == "8"
+    with pytest.raises(ConfigError, match="FLOTTA_STOP_S"):
+        _launcher(listener, drain_s=7, stop_s=7)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "_private", "x" * 64])
+def test_a_name_that_no_instance_could_have_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="--name"):
+        RunOptions(app="a:b", service=name)
+
+
+def test_a_busy_servers_socket_file_is_not_taken(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
+        busy.bind(path)
+        busy.listen(0)
+        waiting.connect(path)  # its queue is full: the next connection waits
+        with pytest.raises(CannotListen, match="listens there already"):
+            listen_unix(path, 0o600)
 
 
 def test_the_url_of_a_wildcard_address_is_one_that_can_be_opened() -> None:

@@ -70,14 +70,23 @@ def _defaults(name: str) -> dict[str, Any]:
         return {}
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8")).get(name, {})
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(str(file), "no TOML", str(error), source="file") from error
-    command = cli.get_command(click.Context(cli), name)
+    except OSError as error:
+        raise ConfigError(str(file), "not readable", str(error.strerror), source="file") from error
+    if not isinstance(table, dict):
+        raise ConfigError(name, table, f"a table: [{name}]", source=str(file))
+    context = click.Context(cli)
+    command = cli.get_command(context, name)
     assert command is not None
     known = {_key(parameter): parameter for parameter in command.params if isinstance(parameter, click.Option)}
-    for key in table:
+    for key, value in table.items():
         if key not in known:
-            raise ConfigError(f"{name}.{key}", table[key], ", ".join(sorted(known)), source=str(file))
+            raise ConfigError(f"{name}.{key}", value, ", ".join(sorted(known)), source=str(file))
+        try:
+            known[key].type_cast_value(context, value)
+        except click.BadParameter as error:
+            raise ConfigError(f"{name}.{key}", value, error.message, source=str(file)) from error
     return {str(known[key].name): value for key, value in table.items()}
 
 

@@ -150,7 +150,7 @@ def run(*, instances: int | None, reload: bool, embedded: bool | None, **given: 
     sys.exit(_run(instances=instances or _cores(), reload=reload, embedded=embedded, **given))
 
 
-@click.command()
+@click.command(short_help="The same for development: reloads, with embedded servers.")
 @click.option("-n", "--instances", type=click.IntRange(1, 1024), default=2, show_default=True, help="How many.")
 @click.option("--reload/--no-reload", default=True, show_default=True, help="Restart them when Python files change.")
 @_serving
@@ -182,7 +182,7 @@ def _service_name(app: str, settings: Settings, name: str | None) -> str:
         return name
     if settings.service != Settings().service:
         return settings.service
-    return app.partition(":")[0].partition(".")[0] or settings.service
+    return app.partition(":")[0].partition(".")[0].lstrip("_") or settings.service
 
 
 def _run(*, name: str | None, drain: float | None, companions: tuple[str, ...], **given: Any) -> int:
@@ -193,23 +193,27 @@ def _run(*, name: str | None, drain: float | None, companions: tuple[str, ...], 
     settings = Settings.load(file=file if file.exists() else None)
     options = RunOptions(
         service=_service_name(given["app"], settings, name),
+        instance=settings.instance,
         drain_s=settings.drain_s if drain is None else drain,
+        stop_s=settings.stop_s if drain is None else drain + settings.stop_s - settings.drain_s,
         companions=tuple(Companion.parse(text) for text in companions),
         **given,
     )
-    lines = [
-        (kind.name, redact_url(url))
-        for kind, url in zip(KINDS, (settings.redis_url, settings.database_url), strict=True)
-        if url is not None
-    ]
+    named = _named(settings)
+    lines = [(kind.name, redact_url(url)) for kind in KINDS if (url := named[kind.variable]) is not None]
     if not options.embedded:
         return Supervisor(options, servers=lines).run()
-    with _embedded(options.embedded_dir, quiet=options.json) as servers:
+    with _embedded(options.embedded_dir, named, quiet=options.json) as servers:
         return Supervisor(options, urls=servers.urls, servers=[*lines, *servers.lines]).run()
 
 
-def _embedded(folder: Path, *, quiet: bool) -> EmbeddedServers:
-    kinds, notes = wanted(os.environ)
+def _named(settings: Settings) -> dict[str, str | None]:
+    """The servers that the environment or flotta.toml names, by variable."""
+    return {"REDIS_URL": settings.redis_url, "DATABASE_URL": settings.database_url}
+
+
+def _embedded(folder: Path, named: dict[str, str | None], *, quiet: bool) -> EmbeddedServers:
+    kinds, notes = wanted(named)
     if kinds and not quiet:
         names = " and ".join(kind.label for kind in kinds)
         click.echo(f"flotta: starting embedded {names}, data in {folder}", err=True)
@@ -218,7 +222,7 @@ def _embedded(folder: Path, *, quiet: bool) -> EmbeddedServers:
     return EmbeddedServers(folder, kinds)
 
 
-@click.command("embedded")
+@click.command("embedded", short_help="Run the embedded Redis and PostgreSQL of this folder alone.")
 @click.option(
     "--embedded-dir",
     "folder",
@@ -234,7 +238,7 @@ def embedded_command(*, folder: Path) -> None:
     The URLs hold passwords. In another terminal:
       flotta run app:app --embedded        joins the same servers
     """
-    with _embedded(folder, quiet=False) as servers:
+    with _embedded(folder, _named(Settings.load()), quiet=False) as servers:
         for variable, url in servers.urls.items():
             click.echo(f"{variable}={url}")
         signal.signal(signal.SIGTERM, signal.default_int_handler)

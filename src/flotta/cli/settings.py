@@ -11,7 +11,7 @@ from flotta.settings import Settings, describe
 __all__ = ["settings_command"]
 
 
-@click.command("settings")
+@click.command("settings", short_help="Show what an instance started here would be told.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--explain", is_flag=True, help="Also say what each is, its variable and its place in flotta.toml.")
 def settings_command(*, as_json: bool, explain: bool) -> None:

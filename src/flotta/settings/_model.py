@@ -34,7 +34,15 @@ STOP_MARGIN_S: Final = 5.0
 _COMMAND_TABLES: Final = frozenset({"run", "dev", "deploy"})
 # Variables that begin with FLOTTA_ and are read elsewhere: by the command, by a worker, by the test suite.
 _OTHER_VARIABLES: Final = frozenset(
-    {"FLOTTA_EMBEDDED", "FLOTTA_SERVE", "FLOTTA_URL", "FLOTTA_PULSE_PEER", "FLOTTA_REQUIRE_INTEROP"}
+    {
+        "FLOTTA_CHAOS_EVENTS",
+        "FLOTTA_EMBEDDED",
+        "FLOTTA_PULSE_PEER",
+        "FLOTTA_REQUIRE",
+        "FLOTTA_REQUIRE_INTEROP",
+        "FLOTTA_SERVE",
+        "FLOTTA_URL",
+    }
 )
 # Kubernetes gives every pod variables for each Service; one named "flotta" or "flotta-api" makes FLOTTA_PORT=tcp://...
 _SERVICE_LINK = re.compile(
@@ -438,7 +446,7 @@ def _parsed(info: SettingInfo, raw: str, name: str, source: str) -> Any:
 
 def _unknown(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"no such setting; did you mean {close[0]}?" if close else "no such setting; see the reference of settings"
+    return "nothing under this name; " + (f"did you mean {close[0]}?" if close else "see the reference of settings")
 
 
 def _account(user: str, password: str) -> str:

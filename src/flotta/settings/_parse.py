@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 __all__ = [
     "Parser",
-    "boolean",
     "choice",
     "choices",
     "integer",
@@ -86,19 +85,6 @@ def choices(*values: str) -> Parser:
         return chosen
 
     return Parser(parse, "a comma-separated list of " + ", ".join(values) + " (or nothing)", (str, list))
-
-
-_TRUE: Final = frozenset({"1", "true", "yes", "on"})
-_FALSE: Final = frozenset({"0", "false", "no", "off", ""})
-
-
-def boolean() -> Parser:
-    def parse(raw: str) -> bool:
-        if raw.lower() not in _TRUE | _FALSE:
-            raise ValueError(raw)
-        return raw.lower() in _TRUE
-
-    return Parser(parse, "1, true, yes, on or 0, false, no, off", (str, bool))
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")

@@ -7,7 +7,6 @@ Invariants
 * It is reaped only after its group has been killed: until then its number cannot be given to another process, so the
   signal cannot hit a stranger.
 * It is known to the warden from right after its birth until it is reaped.
-* It is started from the main thread (a worker asks for PR_SET_PDEATHSIG, which is bound to the thread that forked).
 * Its output is read to the end before its end is told.
 """
 

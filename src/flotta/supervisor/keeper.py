@@ -21,6 +21,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self, final
@@ -30,6 +31,8 @@ from flotta.errors import EmbeddedServerError
 __all__ = ["Paths", "main", "try_lock"]
 
 _LOOK_S = 0.5
+_OWN_S = 1.0
+_OWN_POLL_S = 0.02
 _RESTARTS_MAX = 20
 
 
@@ -132,7 +135,7 @@ def main() -> int:
     """Own the server that ``argv`` names until nobody uses it. Says on standard output what came of the start."""
     kind, folder = sys.argv[1:3]
     paths = Paths(Path(folder), kind)
-    lock = try_lock(paths.keeper, shared=False)
+    lock = _own(paths)
     if lock is None:
         return 3
     gone = threading.Event()
@@ -151,6 +154,14 @@ def main() -> int:
         server.stop_sync()
         os.close(lock)  # before the users' lock, which goes with the process: see embedded.py
     return 0
+
+
+def _own(paths: Paths) -> int | None:
+    """The keeper's lock; None if there is another keeper. Who only looks whether there is one holds it for a moment."""
+    deadline_s = time.monotonic() + _OWN_S
+    while (fd := try_lock(paths.keeper, shared=False)) is None and time.monotonic() < deadline_s:
+        time.sleep(_OWN_POLL_S)
+    return fd
 
 
 def _tell(news: dict[str, object]) -> None:

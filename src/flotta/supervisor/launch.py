@@ -26,6 +26,7 @@ __all__ = ["Launcher", "WardenProcess", "exit_text", "listen", "memory_of", "rai
 
 _ID_LENGTH_MAX = 63
 _DRAIN_MARGIN_S = 5.0
+_OPEN_FILES = (65_536, 10_240)
 
 
 def listen(options: RunOptions) -> Listener:
@@ -41,9 +42,12 @@ def raise_open_files() -> None:
     """Let this process and its children open as many files as they may: the usual soft limit of 1024 is 1,000
     connections. (It is that low for programs that use select(2); they must not open more.)"""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # macOS: no more than kern.maxfilesperproc, whatever hard says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for wanted in (hard, *_OPEN_FILES):  # macOS: no more than kern.maxfilesperproc, whatever hard says
+        if wanted == soft:
+            return
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return
 
 
 @final
@@ -94,7 +98,7 @@ class Launcher:
         base["PYTHONUNBUFFERED"] = "1"  # a line is shown when it is written
         base["FLOTTA_SERVICE"] = self.options.service
         base["FLOTTA_DRAIN_S"] = f"{self.options.drain_s:g}"
-        base["FLOTTA_STOP_S"] = f"{self.options.drain_s + _DRAIN_MARGIN_S:g}"
+        base["FLOTTA_STOP_S"] = f"{self.options.drain_s + self._stop_margin_s:g}"
         base.pop("FLOTTA_EMBEDDED", None)  # ours to read, not theirs
         if self.options.json:
             base["FLOTTA_LOG_FORMAT"] = "json"
@@ -103,7 +107,11 @@ class Launcher:
         self._base = base
 
     def limits(self) -> Limits:
-        return Limits(drain_s=self.options.drain_s, stop_margin_s=_DRAIN_MARGIN_S, hold=self.options.reload)
+        return Limits(drain_s=self.options.drain_s, stop_margin_s=self._stop_margin_s, hold=self.options.reload)
+
+    @property
+    def _stop_margin_s(self) -> float:
+        return _DRAIN_MARGIN_S if self.options.stop_s is None else self.options.stop_s - self.options.drain_s
 
     def instance(self, slot: int, status_fd: int) -> Command:
         """An instance that serves on the listening socket and tells its state on ``status_fd``."""
@@ -140,7 +148,7 @@ class Launcher:
 
     def _id(self, slot: int) -> str:
         """Unique among all that run now, on every host, and the same for each process that follows in this slot."""
-        base = self.environ.get("FLOTTA_INSTANCE")
+        base = self.options.instance
         if base is None:
             base = f"{self.options.service}-{socket.gethostname()}-{os.getpid()}"
         elif self.options.instances == 1:

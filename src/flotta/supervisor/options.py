@@ -16,6 +16,7 @@ __all__ = ["Companion", "RunOptions"]
 
 _APP = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_NAME_RULE = "1 to 63 letters, digits, dots, dashes or underscores, beginning with a letter or digit"
 _ARGUMENTS = "command line"
 
 
@@ -68,6 +69,10 @@ class RunOptions:
     ssl_keyfile_password: str | None = None
     access_log: bool = False
     drain_s: float = 25.0
+    stop_s: float | None = None
+    """From the order to stop until everything is killed; None: 5 s more than the drain."""
+    instance: str | None = None
+    """What the ids of the instances begin with; None: service, host and process id."""
     reload: bool = False
     reload_dirs: tuple[Path, ...] = ()
     """Watched instead of ``app_dir``."""
@@ -88,6 +93,9 @@ class RunOptions:
             raise ConfigError("--port", self.port, "0 to 65535", source=_ARGUMENTS)
         if not 0 <= self.drain_s <= 3600:
             raise ConfigError("--drain", self.drain_s, "0 to 3600 seconds", source=_ARGUMENTS)
+        if self.stop_s is not None and self.stop_s <= self.drain_s:
+            allowed = f"more than the drain, which is {self.drain_s:g} s"
+            raise ConfigError("FLOTTA_STOP_S", self.stop_s, allowed, source=_ARGUMENTS)
         if self.uds is not None and self.fd is not None:
             raise ConfigError("--fd", self.fd, "either --fd or --uds, not both", source=_ARGUMENTS)
         if self.ready_path is not None and not self.ready_path.startswith("/"):
@@ -102,6 +110,8 @@ class RunOptions:
                 raise ConfigError(name, str(folder), "a folder that exists", source=_ARGUMENTS)
 
     def _check_names(self) -> None:
+        if not _NAME.fullmatch(self.service):
+            raise ConfigError("--name", self.service, _NAME_RULE, source=_ARGUMENTS)
         names = [*self.instance_names, *(companion.name for companion in self.companions)]
         for name in names:
             if names.count(name) > 1:
