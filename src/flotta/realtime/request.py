@@ -83,6 +83,7 @@ class Request:
             sid=query.get("sid", ""),
             origin=headers.get(b"origin"),
             host=headers.get(b"host", ""),
+            secure=scope.get("scheme") in {"https", "wss"},
         )
 
     def environ(self) -> dict[str, Any]:

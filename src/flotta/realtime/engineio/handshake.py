@@ -35,6 +35,7 @@ class Refused(Enum):
     BAD_REQUEST = (400, 3, "Bad request")
     FORBIDDEN = (403, 4, "Forbidden")
     VERSION_UNSUPPORTED = (400, 5, "Unsupported protocol version")
+    NO_WEBSOCKET = (426, 3, "Bad WebSocket handshake")
     AT_CAPACITY = (503, 4, "Server at capacity")
     DRAINING = (503, 4, "Server is draining")
 
@@ -74,6 +75,8 @@ class Facts(NamedTuple):
     origin: str | None
     host: str
     """The ``Host`` header."""
+    secure: bool = False
+    """The request came over TLS, as far as this side knows: a proxy may have ended it."""
 
 
 def session_id(instance: str, entropy: bytes) -> str:
@@ -118,7 +121,7 @@ def _general(facts: Facts, transports: Collection[str], origins: Collection[str]
         (facts.version != PROTOCOL_VERSION, Refused.VERSION_UNSUPPORTED),
         (facts.transport not in transports, Refused.TRANSPORT_UNKNOWN),
         ((facts.transport == "websocket") != facts.upgrade, Refused.BAD_REQUEST),
-        (not origin_allowed(facts.origin, facts.host, origins), Refused.FORBIDDEN),
+        (not origin_allowed(facts, origins), Refused.FORBIDDEN),
     )
 
 
@@ -126,22 +129,25 @@ def _first(*rules: _Rule) -> Refusal | None:
     return next((Refusal(reason) for broken, reason in rules if broken), None)
 
 
-def origin_allowed(origin: str | None, host: str, origins: Collection[str]) -> bool:
-    """Whether a page of ``origin`` may connect: it is listed, or it is this host itself (any scheme, same port).
+def origin_allowed(facts: Facts, origins: Collection[str]) -> bool:
+    """Whether the page may connect: its origin is listed, or it is this host itself (same port; over TLS only https).
 
     A request without ``Origin`` comes from no browser and passes: the header protects browsers' users from foreign
     pages, and a program can send what it likes. ``null`` (sandboxed frames, files) passes only if it is listed.
     """
+    origin = facts.origin
     if origin is None or "*" in origins or origin in origins:
         return True
     try:
         theirs = urlsplit(origin)
         port = theirs.port
-        ours = urlsplit(f"//{host}")
+        ours = urlsplit(f"//{facts.host}")
         our_port = ours.port
     except ValueError:
         return False
     default = _DEFAULT_PORTS.get(theirs.scheme)
     if default is None or theirs.hostname is None or theirs.path or theirs.query or theirs.username is not None:
         return False
+    if facts.secure and theirs.scheme != "https":
+        return False  # a page that anyone on the way could have written
     return theirs.hostname == ours.hostname and (port or default) == (our_port or default)

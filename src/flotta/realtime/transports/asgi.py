@@ -40,17 +40,30 @@ async def serve_websocket(core: Core, scope: Scope, receive: Receive, send: Send
         await _refuse(scope, refusal, send)
         return
     headers = [] if facts.sid or core.cookie is None else [(b"set-cookie", core.cookie.encode())]
-    await send({"type": "websocket.accept", "headers": headers})
+    try:
+        await send({"type": "websocket.accept", "headers": headers})
+    except OSError:
+        return  # the peer has gone: how servers of ASGI's specification say it
+    refusal = core.admit(facts)
+    if refusal is not None:  # others came meanwhile, a drain began, or the session to go on with has ended
+        await send({"type": "websocket.close", "code": CLOSE_POLICY, "reason": refusal.message})
+        return
     transport = _ASGITransport(send, core.options.send_bytes_max, core.options.volatile_bytes_max)
     client, packet = core.accept_websocket(transport, request, facts)
     transport.client = client
     if packet is not None:
         transport.write_control(packet)
     try:
-        await _read(client, transport, receive, core.options.payload_bytes_max)
+        await _serve(client, transport, receive, core.options.payload_bytes_max)
     except asyncio.CancelledError:
         if not transport.gave_up:
             raise
+        transport.task.uncancel()
+
+
+async def _serve(client: Receiver, transport: _ASGITransport, receive: Receive, payload_bytes_max: int) -> None:
+    try:
+        await _read(client, transport, receive, payload_bytes_max)
     finally:
         client.lost(Reason.TRANSPORT_CLOSE)
         await transport.finish()
@@ -93,12 +106,12 @@ class _ASGITransport:
         "_queue",
         "_send",
         "_send_max",
-        "_task",
         "_volatile_max",
         "_writer",
         "client",
         "gave_up",
         "reading",
+        "task",
     )
 
     name = "websocket"
@@ -111,7 +124,9 @@ class _ASGITransport:
         self._bytes = 0
         self._closing = False
         self._writer: asyncio.Task[None] | None = None
-        self._task = asyncio.current_task()
+        task = asyncio.current_task()
+        assert task is not None
+        self.task = task
         self.gave_up = False
         self.client: Receiver | None = None
         self.reading = asyncio.Event()
@@ -169,8 +184,7 @@ class _ASGITransport:
         self.gave_up = True
         if self._writer is not None:
             self._writer.cancel()
-        if self._task is not None:
-            self._task.cancel()
+        self.task.cancel()
 
     def _put(self, message: Message, size_bytes: int) -> None:
         message["size"] = size_bytes
@@ -187,8 +201,7 @@ class _ASGITransport:
                 size_bytes = message.pop("size")
                 await self._send(message)
                 self._bytes -= size_bytes
-        except (OSError, RuntimeError):
-            # Web servers differ in what they raise once the peer is gone; the reading side tells the same.
+        except Exception:  # noqa: BLE001 - once the peer is gone servers raise what they like; the reading side tells
             self._queue.clear()
             self._closing = True
         finally:

@@ -16,6 +16,7 @@ client back in the same instant; here it begins the server's drain, which does i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from functools import cache
 from http import HTTPStatus
 from typing import Any, Protocol, cast, final
@@ -149,8 +150,10 @@ class NativeTransport(asyncio.Protocol):
         "_clear",
         "_client",
         "_close_timer",
+        "_config",
         "_core",
         "_open",
+        "_paused",
         "_reader",
         "_send_bytes_max",
         "_server_state",
@@ -159,13 +162,15 @@ class NativeTransport(asyncio.Protocol):
 
     name = "websocket"
 
-    def __init__(self, core: Core, server_state: Any, _config: Any = None) -> None:
+    def __init__(self, core: Core, server_state: Any, config: Any) -> None:
         self._core = core
         self._server_state = server_state
         self._send_bytes_max = core.options.send_bytes_max
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._client: Receiver | None = None
+        self._config = config
         self._reader: FrameReader | None = None
+        self._paused = False
         self._open = False  # messages may be written
         self._clear = False  # and little enough is buffered to write without measuring
         self._close_timer: asyncio.TimerHandle | None = None
@@ -180,15 +185,20 @@ class NativeTransport(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """The head first, then frames."""
         if self._reader is None:
-            self._handshake(data)
+            if not self._transport.is_closing():  # it is after a refusal
+                self._handshake(data)
             return
+        self._reader.feed(data)
+        self._pump()
+
+    def _pump(self) -> None:
+        """Deliver what was read, until the client has enough to do."""
+        assert self._reader is not None
         try:
-            messages = self._reader.feed(data)
+            while not self._paused and (message := self._reader.take()) is not None:
+                self._message(*message)
         except WebSocketError as error:
             self._fail(error)
-            return
-        for opcode, payload in messages:
-            self._message(opcode, payload)
 
     def eof_received(self) -> None:
         """The peer writes no more: the transport closes itself."""
@@ -221,17 +231,13 @@ class NativeTransport(asyncio.Protocol):
     # --- the handshake ---
 
     def _handshake(self, head: bytes) -> None:
-        request = Request(
-            head=head,
-            client=_peer(self._transport),
-            scheme="wss" if self._transport.get_extra_info("sslcontext") else "ws",
-        )
         try:
-            facts, key = request.facts(), _check_upgrade(head)
+            request, key = self._request(head), _check_upgrade(head)
+            facts = request.facts()
         except ValueError:
             self._refuse(Refusal(Refused.BAD_REQUEST))
             return
-        refusal = self._core.admit(facts) or (None if key else Refusal(Refused.BAD_REQUEST))
+        refusal = self._core.admit(facts) or (None if key else Refusal(Refused.NO_WEBSOCKET))
         if refusal is not None:
             self._refuse(refusal)
             return
@@ -242,6 +248,15 @@ class NativeTransport(asyncio.Protocol):
         # One write for the answer and the session's first packet: one system call, one segment.
         first = b"" if packet is None else frame(OP_TEXT, packet.encode())
         self._transport.write(self._accept(key) + first)
+
+    def _request(self, head: bytes) -> Request:
+        """The request; client and scheme are those that a proxy tells, if uvicorn is told to trust it."""
+        scheme = "wss" if self._transport.get_extra_info("sslcontext") else "ws"
+        request = Request(head=head, client=_peer(self._transport), scheme=scheme)
+        if not self._config.proxy_headers or b"\r\nx-forwarded-" not in head.lower():
+            return request
+        told = _apply_forwarded(dict(request.scope()), self._config.forwarded_allow_ips)
+        return Request(head=head, client=told["client"], scheme=told["scheme"])
 
     def _accept(self, key: bytes) -> bytes:
         lines = [
@@ -259,7 +274,9 @@ class NativeTransport(asyncio.Protocol):
         body = refusal.body
         head = (
             f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+            # RFC 6455 4.4: who asked for another version learns which one is spoken.
+            "Sec-WebSocket-Version: 13\r\n\r\n"
         )
         self._transport.write(head.encode("ascii") + body)
         self._transport.close()
@@ -277,7 +294,9 @@ class NativeTransport(asyncio.Protocol):
             return
         assert isinstance(payload, bytes)
         if opcode == OP_PING:
-            self._transport.write(frame(OP_PONG, payload))
+            pong = frame(OP_PONG, payload)  # under the same limit: who pings and does not read is too slow
+            if self._clear or not self._is_too_slow(len(pong)):
+                self._transport.write(pong)
         elif opcode == OP_CLOSE:
             self._closed_by_peer(payload)
 
@@ -290,7 +309,7 @@ class NativeTransport(asyncio.Protocol):
         self._open = self._clear = False
         # RFC 6455 5.5.1: answer with the code that was received.
         self._transport.write(frame(OP_CLOSE, b"") if code == NO_STATUS else close_frame(code))
-        self._transport.close()
+        self._hang_up()
         assert self._client is not None
         self._client.lost(Reason.TRANSPORT_CLOSE)
 
@@ -299,15 +318,24 @@ class NativeTransport(asyncio.Protocol):
         if self._open:
             self._open = self._clear = False
             self._transport.write(close_frame(error.code, error.reason))
-        self._transport.close()
+        self._hang_up()
         if self._client is not None:
             self._client.lost(Reason.TRANSPORT_ERROR)
+
+    def _hang_up(self) -> None:
+        """Close once everything is written; a peer that does not read cannot hold the connection for long."""
+        self._abort_later()
+        self._transport.close()
+
+    def _abort_later(self) -> None:
+        if self._close_timer is None:
+            self._close_timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._transport.abort)
 
     # --- Transport ---
 
     def write(self, packet: Outgoing) -> None:
         """Send, or end the connection as too slow."""
-        if self._clear or (self._open and not self._is_too_slow(packet)):
+        if self._clear or (self._open and not self._is_too_slow(packet.size_bytes)):
             self._transport.write(packet.frames)
 
     def write_volatile(self, packet: Outgoing) -> bool:
@@ -321,8 +349,8 @@ class NativeTransport(asyncio.Protocol):
         if self._open:
             self._transport.write(frame(OP_TEXT, text.encode()))
 
-    def _is_too_slow(self, packet: Outgoing) -> bool:
-        if self._transport.get_write_buffer_size() + packet.size_bytes <= self._send_bytes_max:
+    def _is_too_slow(self, size_bytes: int) -> bool:
+        if self._transport.get_write_buffer_size() + size_bytes <= self._send_bytes_max:
             return False
         self._open = self._clear = False
         self._transport.abort()
@@ -339,22 +367,29 @@ class NativeTransport(asyncio.Protocol):
     def pause(self) -> None:
         """Stop reading."""
         if self._open:
+            self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
         if self._open:
-            self._transport.resume_reading()
+            self._read_on()
 
     def close(self, code: int, reason: str) -> None:
         """Send a close frame behind what is buffered; end when the peer answers, or after a while."""
         if not self._open:
             return
         self._open = self._clear = False
-        if not self._transport.is_reading() and not self._transport.is_closing():
-            self._transport.resume_reading()
+        if self._paused:
+            self._read_on()
         self._transport.write(close_frame(code, reason))
-        self._close_timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._transport.abort)
+        self._abort_later()
+
+    def _read_on(self) -> None:
+        self._paused = False
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            asyncio.get_running_loop().call_soon(self._pump)  # not from here: a handler's task resumes
 
 
 def _check_upgrade(head: bytes) -> bytes:
@@ -363,6 +398,24 @@ def _check_upgrade(head: bytes) -> bytes:
     headers = dict(pairs)
     key = headers.get(b"sec-websocket-key", b"")
     return key if headers.get(b"sec-websocket-version") == b"13" and len(key) == 24 else b""
+
+
+@cache
+def _forwarded(trusted: str) -> Any:
+    from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware  # noqa: PLC0415 - of the optional extra
+
+    async def nothing(_scope: Any, _receive: Any, _send: Any) -> None:
+        pass
+
+    return ProxyHeadersMiddleware(cast("Any", nothing), trusted_hosts=trusted.split(",") if trusted != "*" else trusted)
+
+
+def _apply_forwarded(scope: dict[str, Any], trusted: list[str] | str) -> dict[str, Any]:
+    """What uvicorn's own rules make of X-Forwarded-For and -Proto: the same proxies are trusted as for every route."""
+    names = trusted if isinstance(trusted, str) else ",".join(trusted)
+    with contextlib.suppress(StopIteration):
+        _forwarded(names)(scope, None, None).send(None)  # it waits for nothing
+    return scope
 
 
 def _peer(transport: asyncio.Transport) -> tuple[str, int] | None:

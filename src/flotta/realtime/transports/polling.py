@@ -39,12 +39,12 @@ class PollingTransport:
     __slots__ = (
         "_bytes",
         "_closed",
-        "_getting",
         "_pending",
         "_releasing",
         "_send_max",
         "_wake",
         "client",
+        "getting",
         "posting",
         "reading",
     )
@@ -56,10 +56,10 @@ class PollingTransport:
         self._pending: list[Outgoing | str] = []
         self._bytes = 0
         self._closed = False
-        self._getting = False
         self._releasing = False
         self._wake = asyncio.Event()
         self.client: Client | None = None
+        self.getting = False
         self.posting = False
         self.reading = asyncio.Event()
         self.reading.set()
@@ -81,7 +81,7 @@ class PollingTransport:
 
     def write_volatile(self, packet: Outgoing) -> bool:
         """Buffer if a GET waits with nothing before it. False: dropped."""
-        if self._closed or not self._getting or self._pending:
+        if self._closed or not self.getting or self._pending:
             return False
         self.write(packet)
         return True
@@ -124,13 +124,9 @@ class PollingTransport:
         self._pending = [PacketType.NOOP.value]
         self._closed = True
         self._wake.set()
+        self.reading.set()  # from now on it is the successor that is told to read on
 
     # --- the requests ---
-
-    @property
-    def busy(self) -> bool:
-        """A GET waits."""
-        return self._getting
 
     async def _wait_for_switch(self) -> None:
         """A GET that comes after the probe's answer: the client's word that it switches may be in the next segment."""
@@ -141,15 +137,11 @@ class PollingTransport:
 
     async def take(self) -> str:
         """Wait for something to send and take all of it, as a polling body."""
-        self._getting = True
-        try:
-            if self._releasing and not self._pending:
-                await self._wait_for_switch()
-            while not self._pending and not self._releasing:
-                self._wake.clear()
-                await self._wake.wait()
-        finally:
-            self._getting = False
+        if self._releasing and not self._pending:
+            await self._wait_for_switch()
+        while not self._pending and not self._releasing:
+            self._wake.clear()
+            await self._wake.wait()
         pending, self._pending, self._bytes = self._pending or [PacketType.NOOP.value], [], 0
         parts: list[Data] = []
         for packet in pending:
@@ -167,7 +159,7 @@ async def serve_http(core: Core, scope: Scope, receive: Receive, send: Send) -> 
     facts = request.facts()
     answer = _Answer(send, _cors(core, facts))
     if facts.method == "OPTIONS":
-        await answer.send(204 if origin_allowed(facts.origin, facts.host, core.options.origins) else 403, b"")
+        await answer.send(204 if origin_allowed(facts, core.options.origins) else 403, b"")
         return
     refusal = core.admit(facts)
     if refusal is not None:
@@ -182,7 +174,7 @@ async def serve_http(core: Core, scope: Scope, receive: Receive, send: Send) -> 
 
 
 def _cors(core: Core, facts: Facts) -> Headers:
-    if facts.origin is None or not origin_allowed(facts.origin, facts.host, core.options.origins):
+    if facts.origin is None or not origin_allowed(facts, core.options.origins):
         return []
     headers = [(b"access-control-allow-origin", facts.origin.encode("latin-1")), (b"vary", b"Origin")]
     if core.options.credentials:
@@ -224,10 +216,11 @@ async def _open(core: Core, request: Request, facts: Facts, answer: _Answer) -> 
 
 
 async def _get(_core: Core, client: Client, transport: PollingTransport, receive: Receive, answer: _Answer) -> None:
-    if transport.busy:
+    if transport.getting:
         client.close(Reason.TRANSPORT_ERROR)
         await answer.refuse(Refusal(Refused.BAD_REQUEST))
         return
+    transport.getting = True
     taking = asyncio.ensure_future(transport.take())
     leaving = asyncio.ensure_future(_left(receive))
     try:
@@ -239,6 +232,7 @@ async def _get(_core: Core, client: Client, transport: PollingTransport, receive
         elif not client.over and client.transport is transport:
             client.lost(Reason.TRANSPORT_ERROR)
     finally:
+        transport.getting = False
         for task in (taking, leaving):
             task.cancel()
         await asyncio.gather(taking, leaving, return_exceptions=True)
@@ -254,34 +248,37 @@ async def _post(core: Core, client: Client, transport: PollingTransport, receive
         client.close(Reason.TRANSPORT_ERROR)
         await answer.refuse(Refusal(Refused.BAD_REQUEST))
         return
-    transport.posting = True
+    transport.posting = True  # until the answer: while events wait for their handlers no second body is taken
+    options = core.options
     try:
-        body = await _read_body(receive, core.options.payload_bytes_max)
+        async with asyncio.timeout(options.ping_interval_s + options.ping_timeout_s):  # longer no session is silent
+            body = await _read_body(receive, options.payload_bytes_max)
         if body is None:
             client.close(Reason.TRANSPORT_ERROR)
             await answer.refuse(Refusal(Refused.BAD_REQUEST), status=413)
             return
-        packets = decode_payload(body.decode())
+        for packet in decode_payload(body.decode()):
+            client.receive(packet.data if isinstance(packet.data, bytes) else packet.type.value + packet.data)
+        await transport.reading.wait()
+        await answer.send(200, b"ok", kind=b"text/html")
+    except TimeoutError:
+        client.close(Reason.TRANSPORT_ERROR)
+        await answer.refuse(Refusal(Refused.BAD_REQUEST), status=408)
     except (PacketError, UnicodeDecodeError):
         client.close(Reason.PARSE_ERROR)
         await answer.refuse(Refusal(Refused.BAD_REQUEST))
-        return
     finally:
         transport.posting = False
-    for packet in packets:
-        client.receive(packet.data if isinstance(packet.data, bytes) else packet.type.value + packet.data)
-    await transport.reading.wait()
-    await answer.send(200, b"ok", kind=b"text/html")
 
 
-async def _read_body(receive: Receive, bytes_max: int) -> bytes | None:
+async def _read_body(receive: Receive, bytes_max: int) -> bytearray | None:
     """The whole body; None if it is larger than allowed, or the client left."""
-    body = b""
+    body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        body += bytes(message.get("body", b""))
+        body += message.get("body", b"")
         if len(body) > bytes_max:
             return None
         if not message.get("more_body"):

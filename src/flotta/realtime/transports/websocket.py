@@ -122,39 +122,57 @@ def _text(payload: bytes) -> str:
 
 @final
 class FrameReader:
-    """Turns a client's bytes into messages and control frames."""
+    """Turns a client's bytes into messages and control frames: `feed` it, then `take` until there is none.
 
-    __slots__ = ("_fragments", "_fragments_bytes", "_fragments_opcode", "_held", "_needed", "_payload_bytes_max")
+    One at a time, so that whoever stops taking holds the bytes and not the many objects that they stand for, and so
+    that what came before a broken frame is still delivered.
+    """
+
+    __slots__ = ("_at", "_data", "_fragments", "_fragments_bytes", "_fragments_opcode", "_held", "_needed", "_size_max")
 
     def __init__(self, payload_bytes_max: int) -> None:
-        self._payload_bytes_max = payload_bytes_max
+        self._size_max = payload_bytes_max
+        self._data = b""  # not read yet, from `_at` on
+        self._at = 0
         self._held: bytearray | None = None  # the start of a frame, until `_needed` bytes are there
         self._needed = 0
         self._fragments: list[bytes] | None = None
         self._fragments_bytes = 0
         self._fragments_opcode = 0
 
-    def feed(self, data: bytes) -> list[Message]:
-        """Take what the socket gave; give every message that is whole. Raises WebSocketError, then is used up."""
+    def feed(self, data: bytes) -> None:
+        """Add what the socket gave."""
         if self._held is not None:
             self._held += data
+        elif self._at < len(self._data):
+            self._data, self._at = self._data[self._at :] + data, 0
+        else:
+            self._data, self._at = data, 0
+
+    def take(self) -> Message | None:
+        """The next message that is whole. Raises WebSocketError, then the reader is used up."""
+        if self._held is not None:
             if len(self._held) < self._needed:
-                return []
-            data, self._held = bytes(self._held), None
-        messages: list[Message] = []
-        at, size, needed = 0, len(data), 2
-        while size - at >= 2:
+                return None
+            self._data, self._at, self._held = bytes(self._held), 0, None
+        data, size = self._data, len(self._data)
+        while size - self._at >= 2:
+            at = self._at
             start, length = self._header(data, at, size)
             if size < start + length:
-                needed = start + length - at
-                break
-            message = self._frame(data[at], _unmask(data[start : start + length], data[start - 4 : start]))
+                self._hold(start + length - at)
+                return None
+            self._at = start + length
+            message = self._frame(data[at], _unmask(data[start : self._at], data[start - 4 : start]))
             if message is not None:
-                messages.append(message)
-            at = start + length
-        if at < size:
-            self._held, self._needed = bytearray(data[at:]), needed
-        return messages
+                return message
+        if self._at < size:
+            self._hold(2)
+        return None
+
+    def _hold(self, needed: int) -> None:
+        self._held, self._needed = bytearray(self._data[self._at :]), needed
+        self._data, self._at = b"", 0
 
     def _header(self, data: bytes, at: int, size: int) -> tuple[int, int]:
         """Where the payload starts and how long it is (0 while the header itself is not whole)."""
@@ -174,8 +192,8 @@ class FrameReader:
         if extra:
             length = int.from_bytes(data[at + 2 : at + 2 + extra], "big")
         held = 0 if opcode & 0x08 else self._fragments_bytes
-        if held + length > self._payload_bytes_max and not opcode & 0x08:
-            raise WebSocketError(TOO_BIG, f"more than {self._payload_bytes_max} bytes")
+        if held + length > self._size_max and not opcode & 0x08:
+            raise WebSocketError(TOO_BIG, f"more than {self._size_max} bytes")
         return start, length
 
     def _frame(self, first: int, payload: bytes) -> Message | None:
