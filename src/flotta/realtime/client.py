@@ -30,6 +30,8 @@ __all__ = ["Client", "Owner", "Reason", "Socket"]
 
 HELD_MAX = 1_000
 """Packets held for a socket whose ``connect`` handler runs; more are dropped with the socket."""
+ACKS_MAX = 1_000
+"""Acknowledgements that one socket may owe; the oldest is forgotten for the next."""
 
 
 class Reason(StrEnum):
@@ -91,7 +93,18 @@ _CODES = {sio.PARSE_ERROR: 1002, sio.RATE_LIMIT: 1008}
 class Client:
     """Glue between one transport and the server. All methods are for the event loop's thread."""
 
-    __slots__ = ("_connection", "_owner", "_session", "pauses", "request", "sid", "sockets", "transport", "upgrade")
+    __slots__ = (
+        "_connection",
+        "_owner",
+        "_session",
+        "callers",
+        "pauses",
+        "request",
+        "sid",
+        "sockets",
+        "transport",
+        "upgrade",
+    )
 
     def __init__(
         self,
@@ -108,6 +121,8 @@ class Client:
         self.request = request
         self.sockets: dict[str, Socket] = {}
         self.pauses = 0
+        self.callers = 0
+        """``connect`` and ``disconnect`` handlers of this client that run."""
         self.upgrade: Attempt | None = None
         self._owner = owner
         self._session = session
@@ -189,15 +204,17 @@ class Client:
     # --- namespaces ---
 
     def accept(self, socket: Socket) -> bool:
-        """The ``connect`` handler agrees. False: the client has gone meanwhile."""
-        actions = () if self.over else self._connection.on_event(sio.Accept(socket.namespace, socket.sid), 0.0)
+        """The ``connect`` handler agrees. False: the client has gone meanwhile, or has left and asked again."""
+        if self.over or self.sockets.get(socket.namespace) is not socket:
+            return False
+        actions = self._connection.on_event(sio.Accept(socket.namespace, socket.sid), 0.0)
         self._perform_connection(actions)
         if actions:
             socket.release()
         return bool(actions)
 
     def refuse(self, namespace: str, message: str, data: Any = None) -> None:
-        """The ``connect`` handler refuses, or there is no such namespace."""
+        """Answer with an error: there is no such namespace, or the client may not join it."""
         if not self.over:
             self._perform_connection(self._connection.on_event(sio.Refuse(namespace, message, data), 0.0))
 
@@ -209,13 +226,16 @@ class Client:
             self._perform_connection(self._connection.on_event(sio.Leave(socket.namespace), 0.0))
         self._drop(socket, Reason.SERVER_DISCONNECT)
 
-    def forget(self, socket: Socket) -> None:
-        """Take out a socket whose client was refused."""
-        self._drop(socket, Reason.SERVER_DISCONNECT)
+    def turn_away(self, socket: Socket, message: str, data: Any = None) -> None:
+        """The ``connect`` handler refuses; nothing if the client has left, or has left and asked again."""
+        if self.sockets.get(socket.namespace) is socket:
+            self.refuse(socket.namespace, message, data)
+            self._drop(socket, Reason.SERVER_DISCONNECT)
 
     def _drop(self, socket: Socket, reason: str) -> None:
         if self.sockets.get(socket.namespace) is socket:
             del self.sockets[socket.namespace]
+            socket.gone()
             self._owner.left(socket, reason)
 
     def _perform_connection(self, actions: tuple[sio.Action, ...]) -> None:
@@ -256,6 +276,7 @@ class Socket:
 
     __slots__ = (
         "_acks",
+        "_awaited",
         "_held",
         "_last_ack",
         "backlog",
@@ -282,6 +303,7 @@ class Socket:
         self.write_volatile: Callable[[Outgoing], bool] = _drop_volatile
         self._held: list[Outgoing] | None = []
         self._acks: dict[int, Callable[[list[Any]], None]] | None = None
+        self._awaited: set[asyncio.Future[list[Any] | None]] | None = None
         self._last_ack = 0
 
     @property
@@ -316,6 +338,8 @@ class Socket:
         if ack_id is not None and on_ack is not None:
             if self._acks is None:
                 self._acks = {}
+            elif len(self._acks) >= ACKS_MAX:
+                del self._acks[next(iter(self._acks))]
             self._acks[ack_id] = on_ack
         self.write(packet)
         return ack_id
@@ -330,6 +354,28 @@ class Socket:
         if on_ack is not None:
             on_ack(args)
 
+    def ask(self, args: list[Any], answer: asyncio.Future[list[Any] | None]) -> int:
+        """Send one event; ``answer`` gets its acknowledgement's arguments, or None as soon as the client has left."""
+
+        def on_ack(found: list[Any]) -> None:
+            if not answer.done():
+                answer.set_result(found)
+
+        ack_id = self.emit(args, on_ack)
+        assert ack_id is not None
+        if self._awaited is None:
+            self._awaited = set()
+        self._awaited.add(answer)
+        answer.add_done_callback(self._awaited.discard)
+        return ack_id
+
+    def gone(self) -> None:
+        """The client has left: nobody waits for its answers any more."""
+        self._acks = None
+        for answer in tuple(self._awaited or ()):
+            if not answer.done():
+                answer.set_result(None)
+
     def forget_ack(self, ack_id: int) -> None:
         """Nobody waits for this acknowledgement any more."""
         if self._acks:
@@ -338,13 +384,3 @@ class Socket:
 
 def _drop_volatile(_packet: Outgoing) -> bool:
     return False
-
-
-def resolve(future: asyncio.Future[list[Any]]) -> Callable[[list[Any]], None]:
-    """An ``on_ack`` that completes ``future``."""
-
-    def on_ack(args: list[Any]) -> None:
-        if not future.done():
-            future.set_result(args)
-
-    return on_ack

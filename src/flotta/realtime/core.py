@@ -38,10 +38,12 @@ from flotta.realtime.socketio.packet import Packet, PacketType, encode
 from flotta.realtime.transports import Outgoing, Receiver, Transport
 from flotta.realtime.upgrade import Upgrade
 
-__all__ = ["Core", "Space", "State"]
+__all__ = ["Core", "Space", "State", "encode_event"]
 
 SWEEP_S_MAX = 1.0
 STALL_S = 0.5
+LATE_MAX = 3
+"""Late sweeps in a row that judge nobody."""
 DRAIN_BATCHES_PER_S = 10
 DRAIN_SHARE = 0.6
 """Part of the deadline that the closing may take; the rest is for handlers to end."""
@@ -110,6 +112,7 @@ class Core:
         self._sweeper: asyncio.Task[None] | None = None
         self._drain: asyncio.Task[None] | None = None
         self._told = False
+        self._full_told = False
 
     # --- life ---
 
@@ -136,7 +139,7 @@ class Core:
         if self.state is State.RUNNING:
             self.begin_drain(deadline_s)
         if self._drain is not None:
-            await asyncio.shield(self._drain)
+            await asyncio.wait({self._drain})  # not awaited itself: neither's cancelling is the other's
 
     def begin_drain(self, deadline_s: float) -> None:
         """Start a drain if none has begun."""
@@ -163,9 +166,7 @@ class Core:
             self._log.warning("handlers still run at the end of the drain", handlers=self.dispatcher.running)
 
     async def aclose(self) -> None:
-        """Close every connection at once and stop. Idempotent."""
-        if self.state is State.CLOSED:
-            return
+        """Close every connection at once and stop. Idempotent, and if it was cancelled the next call ends the work."""
         self.state = State.CLOSED
         for client in list(self.clients.values()):
             client.close(Reason.DRAINING, CLOSE_RESTART)
@@ -266,21 +267,26 @@ class Core:
         wheels = (self._resting, self._pinged, self._joining)
         shortest_s = min(wheel.delay_s for wheel in wheels)
         least_s, most_s = shortest_s / 1_000, min(SWEEP_S_MAX, shortest_s)
+        late = 0
         while True:
             before_s = self.now()
             due_in_s = min(wheel.next_due_s() for wheel in wheels) - before_s
             pause_s = min(max(due_in_s, least_s), most_s)
             await asyncio.sleep(pause_s)
-            # If the loop stood still, pongs may lie unread in the sockets: nobody is judged before they are.
-            if self.now() - before_s < pause_s + STALL_S:
+            # If the loop stood still, pongs may lie unread in the sockets: nobody is judged before they are. A loop
+            # that is late every time judges all the same, or the dead would stay.
+            late = late + 1 if self.now() - before_s > pause_s + STALL_S else 0
+            if late in {0, LATE_MAX}:
                 self._sweep_once()
+                late = 0
 
     def _sweep_once(self) -> None:
         now_s = self.now()
-        for client in self._pinged.take_due(now_s):
-            client.tick()
-        for client in self._resting.take_due(now_s):
-            client.tick()
+        for client in self._pinged.take_due(now_s) + self._resting.take_due(now_s):
+            try:
+                client.tick()
+            except Exception:  # noqa: BLE001 - our bug, but the heartbeat of all others must go on
+                self._log.exception("the heartbeat of a client failed", sid=client.sid)
         for client in self._joining.take_due(now_s):
             if not client.sockets:
                 client.close(Reason.CONNECT_TIMEOUT, 1008)
@@ -318,6 +324,8 @@ class Core:
         """A socket is gone."""
         space = self.spaces[socket.namespace]
         space.rooms.remove(socket.sid)
+        if not socket.client.sockets and not socket.client.over:
+            self._joining.put(socket.client, self.now())  # in no namespace, it may not stay for ever
         if not socket.connecting:
             self.dispatcher.disconnected(socket, space.handlers, reason)
 
@@ -334,8 +342,8 @@ class Core:
         """The namespaces that exist."""
         return list(self.spaces)
 
-    def deliver(self, broadcast: Broadcast) -> int:
-        """Send to the own sockets that the broadcast is for; how many got it."""
+    def deliver(self, broadcast: Broadcast, packet: Outgoing | None = None) -> int:
+        """Send to the own sockets that the broadcast is for; how many got it. ``packet``: encoded already."""
         space = self.spaces.get(broadcast.target.namespace)
         if space is None:
             return 0
@@ -344,7 +352,7 @@ class Core:
             recipients = self._visible(space, recipients, broadcast.may_see, broadcast.args)
         if not recipients:
             return 0
-        packet = Outgoing(encode(Packet(PacketType.EVENT, space.name, broadcast.args)))
+        packet = packet or encode_event(broadcast)
         self.counters.broadcasts += 1
         self.counters.delivered += len(recipients)
         if broadcast.volatile:
@@ -403,7 +411,9 @@ class Core:
         held = self.spaces[socket.namespace].rooms
         limit = self.options.rooms_max
         if limit is not None and held.rooms_count_of(socket.sid) >= limit and room not in held.rooms_of(socket.sid):
-            self._log.warning("a socket may be in no more rooms", sid=socket.sid, rooms_max=limit)
+            if not self._full_told:  # once: a client may ask as often as it likes
+                self._full_told = True
+                self._log.warning("a socket may be in no more rooms", sid=socket.sid, rooms_max=limit)
             return False
         return held.join(socket.sid, room)
 
@@ -437,6 +447,11 @@ class Core:
         """The rooms that own sockets are in, their own ids included."""
         rooms = self.spaces[namespace].rooms
         return [*rooms, *rooms.names()]
+
+
+def encode_event(broadcast: Broadcast) -> Outgoing:
+    """The packet for every recipient. Raises TypeError or ValueError for what cannot travel."""
+    return Outgoing(encode(Packet(PacketType.EVENT, broadcast.target.namespace, broadcast.args)))
 
 
 def _handshake(socket: Socket) -> dict[str, Any]:

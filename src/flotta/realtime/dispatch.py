@@ -23,6 +23,12 @@ from flotta.realtime.handlers import Handlers
 
 __all__ = ["Dispatcher"]
 
+CALLERS_MAX = 32
+"""``connect`` and ``disconnect`` handlers of one client that may run at once before it is read no further."""
+# A handler may raise anything; it is logged with its traceback. CancelledError too: it may have awaited a task that
+# somebody else cancelled, and that must not end the work of its socket.
+_ANY_FAILURE = (Exception, asyncio.CancelledError)
+
 
 @final
 class Dispatcher:
@@ -54,7 +60,8 @@ class Dispatcher:
     async def _guard(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         try:
             await work
-        except Exception:  # noqa: BLE001 - a handler may raise anything; it is logged with its traceback
+        except _ANY_FAILURE as error:
+            _let_cancelling_through(error)
             self.failed += 1
             self._log.exception("handler failed", realtime_event=name)
 
@@ -80,15 +87,33 @@ class Dispatcher:
     def connect(self, client: Client, socket: Socket, handlers: Handlers, auth: Any) -> None:
         """Ask the ``connect`` handler and tell the client."""
         if handlers.has("connect"):
+            self._begin_call(client)
             self._spawn(self._connect(client, socket, handlers, auth), f"connect {socket.sid}")
         else:
             client.accept(socket)
 
+    def _begin_call(self, client: Client) -> None:
+        """One more ``connect`` or ``disconnect`` handler: a client that comes and goes is read no faster than they
+        run."""
+        client.callers += 1
+        if client.callers == CALLERS_MAX:
+            client.pause()
+
+    def _end_call(self, client: Client) -> None:
+        client.callers -= 1
+        if client.callers == CALLERS_MAX - 1:
+            client.resume()
+
     async def _connect(self, client: Client, socket: Socket, handlers: Handlers, auth: Any) -> None:
+        try:
+            await self._ask_and_tell(client, socket, handlers, auth)
+        finally:
+            self._end_call(client)
+
+    async def _ask_and_tell(self, client: Client, socket: Socket, handlers: Handlers, auth: Any) -> None:
         refusal = await self._ask(client, socket, handlers, auth)
         if refusal is not None:
-            client.refuse(socket.namespace, refusal.message, refusal.data)
-            client.forget(socket)
+            client.turn_away(socket, refusal.message, refusal.data)
         elif not client.accept(socket):
             # The client went while the handler ran; who was told of its coming is told of its going.
             await self._call_disconnect(socket, handlers, Reason.TRANSPORT_CLOSE)
@@ -101,7 +126,8 @@ class Dispatcher:
                     answer = await answer
         except ConnectRefused as refusal:
             return refusal
-        except Exception:  # noqa: BLE001 - a handler may raise anything; it is logged with its traceback
+        except _ANY_FAILURE as error:
+            _let_cancelling_through(error)
             self._failure("connect", socket)
             return ConnectRefused("internal error")
         return ConnectRefused("Connection rejected by server") if answer is False else None
@@ -115,6 +141,7 @@ class Dispatcher:
     def disconnected(self, socket: Socket, handlers: Handlers, reason: str) -> None:
         """Run the ``disconnect`` handler after the events that came before."""
         if handlers.has("disconnect"):
+            self._begin_call(socket.client)
             self._submit(socket, handlers, reason, None)
 
     def _submit(self, socket: Socket, handlers: Handlers, job: list[Any] | str, ack_id: int | None) -> None:
@@ -135,6 +162,7 @@ class Dispatcher:
         self, socket: Socket, handlers: Handlers, job: list[Any] | str, ack_id: int | None
     ) -> Coroutine[Any, Any, None] | None:
         """Call the handler. None: it was sync and is done; else what is left to await."""
+        last = isinstance(job, str)
         name = "disconnect" if isinstance(job, str) else job[0]
         try:
             if isinstance(job, str):
@@ -142,17 +170,23 @@ class Dispatcher:
             else:
                 result = handlers.call_event(job[0], socket.sid, job[1:])
             if inspect.isawaitable(result):
-                return self._finish(socket, name, result, ack_id)
+                return self._finish(socket, name, result, ack_id, last=last)
             self._acknowledge(socket, ack_id, result)
-        except Exception:  # noqa: BLE001 - a handler may raise anything; it is logged with its traceback
+        except _ANY_FAILURE:
             self._failure(name, socket)
+        if last:
+            self._end_call(socket.client)
         return None
 
-    async def _finish(self, socket: Socket, name: str, result: Any, ack_id: int | None) -> None:
+    async def _finish(self, socket: Socket, name: str, result: Any, ack_id: int | None, *, last: bool) -> None:
         try:
             self._acknowledge(socket, ack_id, await result)
-        except Exception:  # noqa: BLE001 - a handler may raise anything; it is logged with its traceback
+        except _ANY_FAILURE as error:
+            _let_cancelling_through(error)
             self._failure(name, socket)
+        finally:
+            if last:
+                self._end_call(socket.client)
 
     async def _work(self, socket: Socket, handlers: Handlers, rest: Coroutine[Any, Any, None] | None) -> None:
         """Finish one handler, then those that wait, one after the other."""
@@ -182,12 +216,20 @@ class Dispatcher:
             result = handlers.call_reserved("disconnect", socket.sid, reason)
             if inspect.isawaitable(result):
                 await result
-        except Exception:  # noqa: BLE001 - a handler may raise anything; it is logged with its traceback
+        except _ANY_FAILURE as error:
+            _let_cancelling_through(error)
             self._failure("disconnect", socket)
 
     def _failure(self, event: str, socket: Socket) -> None:
         self.failed += 1
         self._log.exception("handler failed", realtime_event=event, sid=socket.sid, namespace=socket.namespace)
+
+
+def _let_cancelling_through(error: BaseException) -> None:
+    """Raise it again if it is this task that is being cancelled."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
 
 
 def _args(result: Any) -> list[Any]:

@@ -60,23 +60,32 @@ class Mount:
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the other app's lifespan with the server's inside: started after its start, ended before its end."""
-        owned = False
+        owned = answered = False
 
         async def start_first(message: Message) -> None:
-            nonlocal owned
+            nonlocal owned, answered
+            answered = True
             if message["type"] == "lifespan.startup.complete" and not self._server.started:
                 await self._server.start()
                 owned = True
             await send(message)
 
         async def end_first() -> Message:
+            nonlocal answered
             message = await receive()
+            answered = True
             if message["type"] == "lifespan.shutdown" and owned:
                 await self._server.drain()
                 await self._server.aclose()
             return message
 
-        await (self._other or _lifespan)(scope, end_first, start_first)
+        try:
+            await (self._other or _lifespan)(scope, end_first, start_first)
+        except Exception:
+            # ASGI, lifespan: an app may raise for a scope that it does not know (Django's does); then it has none.
+            if answered:
+                raise
+            await _lifespan(scope, end_first, start_first)
 
 
 async def _lifespan(_scope: Scope, receive: Receive, send: Send) -> None:

@@ -17,8 +17,8 @@ from flotta.errors import AckTimeout, Closed, NotStarted, RealtimeError, StateEr
 from flotta.realtime.adapters import Adapter, AdapterStats, Broadcast, Target
 from flotta.realtime.adapters.classic import ClassicAdapter
 from flotta.realtime.adapters.memory import MemoryAdapter
-from flotta.realtime.client import Reason, Socket, resolve
-from flotta.realtime.core import Core, Space, State
+from flotta.realtime.client import Reason, Socket
+from flotta.realtime.core import Core, Space, State, encode_event
 from flotta.realtime.handlers import Handler, MaySee, Namespace, finish
 from flotta.realtime.mount import Mount
 from flotta.realtime.options import ServerOptions
@@ -300,6 +300,7 @@ class Server:
         local: bool = False,
     ) -> None:
         """Send an event to one session id, a room, several of them, or (no target) to everybody, on every instance.
+        An empty list of targets is nobody.
 
         The own clients get it before this returns; it waits only while too many broadcasts are on their way to Redis.
         While Redis is away the own clients still get it, the others do not (`ServerStats.adapter` counts them).
@@ -320,7 +321,10 @@ class Server:
         if callback is not None:
             self._emit_with_callback(event, data, _names(to, room), namespace, callback)
             return
-        target = Target(namespace, _names(to, room), _names(skip_sid))
+        names = _names(to, room)
+        if not names and (to is not None or room is not None):
+            return  # an empty list of targets is nobody, not everybody
+        target = Target(namespace, names, _names(skip_sid))
         self._broadcast(Broadcast(target, [event, *_args(data)], volatile=volatile, may_see=may_see), local=local)
         if self._core.adapter is not None and not local:
             await self._core.adapter.wait_for_room()
@@ -335,6 +339,7 @@ class Server:
         Raises:
             TimeoutError: the event loop did not come to it in time; it may still.
             StateError: called in the event loop's own thread, where it would wait for itself.
+            Closed: the event loop has ended.
         """
         loop = self._core.loop
         if loop is None:
@@ -345,6 +350,8 @@ class Server:
             here = None
         if here is loop:
             raise StateError("the realtime server", "emit_sync is for other threads: await emit here")
+        if loop.is_closed():
+            raise Closed("the realtime server")
         asyncio.run_coroutine_threadsafe(self.emit(event, data, **targets), loop).result(timeout_s)
 
     def _broadcast(self, broadcast: Broadcast, *, local: bool) -> None:
@@ -352,12 +359,13 @@ class Server:
         if core.adapter is None:
             raise NotStarted("the realtime server")
         self._space(broadcast.target.namespace)
-        core.deliver(broadcast)
+        packet = encode_event(broadcast)  # first: what cannot travel is sent to nobody
         rooms = broadcast.target.rooms
         # A single session id of this instance: nobody elsewhere can be meant.
         only_here = len(rooms) == 1 and self._socket(rooms[0], broadcast.target.namespace) is not None
         if not local and not only_here:
             core.adapter.publish(broadcast)
+        core.deliver(broadcast, packet)
 
     def _emit_with_callback(
         self, event: str, data: Any, targets: tuple[str, ...], namespace: str, callback: Callable[..., Any]
@@ -379,22 +387,24 @@ class Server:
         Gives its argument, a tuple if there are several, None if there is none. Cancelling stops the waiting only.
 
         Raises:
-            AckTimeout: none came within ``timeout_s``, or the client left.
+            AckTimeout: none came within ``timeout_s``, or the client left (then at once).
             RealtimeError: ``to`` is no session id of this instance.
         """
         socket = self._socket(to, namespace)
         if socket is None:
             raise RealtimeError(f"{to!r} is not connected to {namespace} on this instance")
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        ack_id = socket.emit([event, *_args(data)], resolve(future))
-        assert ack_id is not None
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[Any] | None] = loop.create_future()
+        began_s, ack_id = loop.time(), socket.ask([event, *_args(data)], answer)
         try:
             async with asyncio.timeout(timeout_s):
-                args = await future
+                args = await answer
         except TimeoutError:
             raise AckTimeout(event, timeout_s) from None
         finally:
             socket.forget_ack(ack_id)
+        if args is None:
+            raise AckTimeout(event, loop.time() - began_s)
         return args[0] if len(args) == 1 else (tuple(args) or None)
 
     # --- rooms, sessions, single sockets ---

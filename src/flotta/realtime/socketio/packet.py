@@ -68,8 +68,16 @@ def encode(packet: Packet) -> Encoded:
     """Put a packet on the wire.
 
     Raises:
-        TypeError, ValueError: the data hold something that neither JSON nor bytes can carry (NaN included).
+        TypeError, ValueError: the data hold something that neither JSON nor bytes can carry (NaN included), or are
+            nested too deeply.
     """
+    try:
+        return _encode(packet)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _encode(packet: Packet) -> Encoded:
     if packet.data is None:
         return Encoded(_head(packet, packet.type, 0))
     try:

@@ -22,7 +22,8 @@ class Outgoing:
     __slots__ = ("attachments", "frames", "size_bytes", "text")
 
     def __init__(self, packet: Encoded) -> None:
-        self.text = (MESSAGE + packet.text).encode()
+        # JavaScript's strings may hold lone surrogates; in JSON they travel as their escape, as JSON.stringify has it.
+        self.text = (MESSAGE + packet.text).encode("utf-8", "backslashreplace")
         self.attachments = packet.attachments
         self.frames = frame(OP_TEXT, self.text)
         if packet.attachments:
