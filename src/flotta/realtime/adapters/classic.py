@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol, final
 
 from flotta.errors import RedisError, WireError
@@ -24,6 +25,7 @@ from flotta.realtime.adapters.classic_wire import (
     read_broadcast,
     read_question,
     read_request,
+    read_rooms,
     socket_fields,
     write_ack,
     write_broadcast,
@@ -137,11 +139,8 @@ class ClassicAdapter:
         heard = read_broadcast(payload)
         if heard.uid != self.uid and heard.broadcast.target.namespace == namespace:
             self._received += 1
-            try:
+            with _unsendable_is_junk():
                 node.deliver(heard.broadcast)
-            except (TypeError, ValueError) as error:
-                # MessagePack carries more than Socket.IO's JSON does: NaN, for one.
-                raise WireError("adapter broadcast", f"cannot be sent to clients: {error}") from error
 
     def _answer_in(self, node: Node, channels: Channels, namespace: str) -> Callable[[bytes, bytes], None]:
         def take(_channel: bytes, payload: bytes) -> None:
@@ -167,13 +166,17 @@ class ClassicAdapter:
             self._send(channels.responses, write_ack(request_id, args))
 
         args, timeout_s = read_question(request)
-        count = node.ask(request.target, args, on_ack, timeout_s)
+        with _unsendable_is_junk():
+            count = node.ask(request.target, args, on_ack, timeout_s)
         return write_response(request_id, type=int(RequestType.BROADCAST_CLIENT_COUNT), clientCount=count)
 
     def on_junk(self, channel: bytes, error: WireError) -> None:
-        """Count what was no message of ours."""
+        """Count what was no message of ours; say it the 1st, 2nd, 4th, 8th... time, so that a flood floods no log."""
         self._junk += 1
-        self._log.warning("junk on an adapter channel", channel=channel[:128], reason=error.reason)
+        if self._junk & (self._junk - 1) == 0:
+            self._log.warning(
+                "junk on an adapter channel", channel=channel[:128], reason=error.reason, so_far=self._junk
+            )
 
     def on_lost(self, ear: _Ear) -> None:
         """A subscription is gone."""
@@ -243,6 +246,15 @@ class ClassicAdapter:
         )
 
 
+@contextmanager
+def _unsendable_is_junk() -> Iterator[None]:
+    """MessagePack carries more than Socket.IO's JSON does: NaN, for one."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise WireError("adapter message", f"cannot be sent to clients: {error}") from error
+
+
 def _answer(node: Node, request: Request) -> bytes | None:
     """Do what another server asks; its answer if it wants one."""
     if request.type in {RequestType.REMOTE_JOIN, RequestType.REMOTE_LEAVE, RequestType.REMOTE_DISCONNECT}:
@@ -264,13 +276,12 @@ def _command(node: Node, request: Request) -> bytes | None:
     """Join, leave or disconnect. Only the form for one socket (of older servers) wants an answer, from its holder."""
     target, fields, answer = request.target, request.fields, None
     if not fields.get("opts"):
-        target = Target(target.namespace, (str(fields.get("sid", "")),))
+        target = Target(target.namespace, read_rooms([fields.get("sid", "")]))
         if request.id is not None and node.sockets(target):
             answer = write_response(request.id)
     if request.type is RequestType.REMOTE_DISCONNECT:
         node.disconnect(target, close=bool(fields.get("close")))
         return answer
-    rooms = fields.get("rooms") or [fields.get("room")]
-    names = [str(room) for room in rooms if isinstance(room, (str, int))]
+    names = read_rooms(fields.get("rooms") or [fields.get("room")])
     (node.join if request.type is RequestType.REMOTE_JOIN else node.leave)(target, names)
     return answer

@@ -32,12 +32,17 @@ __all__ = [
     "read_broadcast",
     "read_question",
     "read_request",
+    "read_rooms",
     "socket_fields",
     "write_ack",
     "write_broadcast",
     "write_request",
     "write_response",
 ]
+
+
+ASK_MS_MAX = 600_000
+"""How long another server's question is kept for answers, at most."""
 
 
 class RequestType(IntEnum):
@@ -108,13 +113,27 @@ def write_broadcast(uid: str, broadcast: Broadcast) -> bytes:
         flags["maySee"] = broadcast.may_see
     packet = {"type": int(PacketType.EVENT), "data": broadcast.args, "nsp": target.namespace}
     options = {"rooms": list(target.rooms), "except": list(target.except_rooms), "flags": flags}
-    packed: bytes = msgpack.packb([uid, packet, options], use_bin_type=True, default=_plain)
+    return _pack([uid, packet, options])
+
+
+def _pack(value: Any) -> bytes:
+    """Raises TypeError or ValueError. JavaScript's strings may hold lone surrogates; Node's packer writes them too."""
+    packed: bytes = msgpack.packb(value, use_bin_type=True, default=_plain, unicode_errors="surrogatepass")
     return packed
 
 
-def _plain(value: object) -> str:
+def _double(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError("an integer that no client can hold") from error
+
+
+def _plain(value: object) -> str | float:
     if isinstance(value, datetime):
         return iso_time(value)
+    if isinstance(value, int):  # more than 64 bits: the number that JavaScript makes of it
+        return _double(value)
     raise TypeError(f"a {type(value).__name__} cannot travel: neither JSON nor bytes")
 
 
@@ -126,7 +145,14 @@ def _extension(code: int, data: bytes) -> None:
 
 def _unpack(payload: bytes) -> Any:
     try:
-        return msgpack.unpackb(payload, raw=False, strict_map_key=False, timestamp=3, ext_hook=_extension)
+        return msgpack.unpackb(
+            payload,
+            raw=False,
+            strict_map_key=False,
+            timestamp=3,
+            ext_hook=_extension,
+            unicode_errors="surrogatepass",
+        )
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise WireError("adapter message", "no MessagePack", payload) from error
 
@@ -161,10 +187,16 @@ def _is_event(args: Any) -> TypeGuard[list[Any]]:
 
 def _target(namespace: Any, options: dict[Any, Any], payload: bytes) -> Target:
     rooms, excluded = options.get("rooms") or [], options.get("except") or []
-    if not (isinstance(namespace, str) and isinstance(rooms, list) and isinstance(excluded, list)):
-        raise WireError("adapter message", "wrong rooms", payload)
-    # Node's rooms may be numbers; here they are their text.
-    return Target(namespace, tuple(map(str, rooms)), tuple(map(str, excluded)))
+    if not isinstance(namespace, str):
+        raise WireError("adapter message", "the namespace is no name", payload)
+    return Target(namespace, read_rooms(rooms), read_rooms(excluded))
+
+
+def read_rooms(rooms: Any) -> tuple[str, ...]:
+    """Rooms of a request. Node's may be numbers; here they are their text. Raises WireError."""
+    if not isinstance(rooms, list) or not all(isinstance(room, (str, int, float)) for room in rooms):
+        raise WireError("adapter message", "wrong rooms")
+    return tuple(map(str, rooms))
 
 
 def write_request(uid: str, kind: RequestType, target: Target, **fields: Any) -> bytes:
@@ -181,10 +213,10 @@ def read_request(payload: bytes, namespace: str) -> Request:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise WireError("adapter request", "unreadable", payload) from error
     options = fields.get("opts") or {"rooms": fields.get("rooms") if kind is RequestType.SOCKETS else []}
-    request_id = fields.get("requestId")
-    if not isinstance(options, dict) or not isinstance(request_id, (str, type(None))):
+    request_id, uid = fields.get("requestId"), fields.get("uid", "")
+    if not (isinstance(options, dict) and isinstance(request_id, (str, type(None))) and isinstance(uid, str)):
         raise WireError("adapter request", "wrong types", payload)
-    return Request(kind, str(fields.get("uid", "")), request_id, _target(namespace, options, payload), fields)
+    return Request(kind, uid, request_id, _target(namespace, options, payload), fields)
 
 
 def write_response(request_id: str, **fields: Any) -> bytes:
@@ -200,15 +232,19 @@ def read_question(request: Request) -> tuple[list[Any], float]:
     timeout_ms = flags.get("timeout") if isinstance(flags, dict) else None
     if not _is_event(args):
         raise WireError("adapter request", "no event to acknowledge")
-    return args, timeout_ms / 1000 if isinstance(timeout_ms, (int, float)) else 5.0
+    if not isinstance(timeout_ms, (int, float)) or not 0 <= timeout_ms < ASK_MS_MAX:  # NaN is neither
+        return args, 5.0
+    return args, timeout_ms / 1000
 
 
 def write_ack(request_id: str, args: list[Any]) -> bytes:
     """One client's acknowledgement of a broadcast, for the server that asked: its first argument, as Node has it."""
     answer = args[0] if args else None
     fields = {"type": int(RequestType.BROADCAST_ACK), "requestId": request_id, "packet": answer}
-    packed: bytes = msgpack.packb(fields, use_bin_type=True)
-    return packed
+    try:
+        return _pack(fields)
+    except (TypeError, ValueError):  # a client may nest deeper or count higher than MessagePack
+        return _pack({**fields, "packet": None})
 
 
 def socket_fields(facts: SocketFacts) -> dict[str, Any]:
