@@ -6,12 +6,11 @@ import asyncio
 import base64
 import itertools
 import json
-import os
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import uvicorn
 
 from flotta.realtime import Server
 from flotta.realtime.transports.native import ws_protocol_class
+from peers import missing
 
 NODE_FOLDER = Path(__file__).parent / "interop" / "node"
 WAIT_S = 10.0
@@ -27,20 +27,20 @@ WAIT_S = 10.0
 
 @asynccontextmanager
 async def serving(
-    sio: Server, *, native: bool, port: int = 0, other: Any = None, drain: bool = True
+    sio: Server, *, native: bool, port: int = 0, other: Any = None, drain: bool = True, **uvicorn_options: Any
 ) -> AsyncIterator[int]:
     """Serve ``sio`` by uvicorn in this loop, natively or through ASGI; gives the port."""
     listening = socket.create_server(("127.0.0.1", port))
-    web = uvicorn.Server(
+    web = _Web(
         uvicorn.Config(
             sio.app(other),
             ws=ws_protocol_class() if native else "websockets-sansio",
             lifespan="on",
             log_level="warning",
             timeout_graceful_shutdown=5,
+            **uvicorn_options,
         )
     )
-    web.capture_signals = _no_signals  # type: ignore[method-assign]
     task = asyncio.create_task(web.serve(sockets=[listening]), name="uvicorn")
     try:
         await until(lambda: web.started or task.done())
@@ -50,20 +50,27 @@ async def serving(
     finally:
         if drain:
             await sio.drain(0.5)
-        web.should_exit = True
+        web.ending.set()
         await asyncio.wait_for(task, 30)
         listening.close()
         await sio.aclose()
 
 
-class _no_signals:  # noqa: N801
-    """uvicorn would take the process's signal handlers."""
+class _Web(uvicorn.Server):
+    """uvicorn's own server, told to stop by an event instead of a signal that it looks for ten times a second."""
 
-    def __enter__(self) -> None:
-        pass
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ending = asyncio.Event()
 
-    def __exit__(self, *_: object) -> None:
-        pass
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the process's signal handlers alone."""
+        yield
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.ending.wait()
 
 
 async def until(true: Callable[[], Any], timeout_s: float = WAIT_S) -> None:
@@ -160,17 +167,11 @@ class NodePeer:
         await self._reader
 
 
-def _missing(reason: str) -> None:
-    if os.environ.get("FLOTTA_REQUIRE_INTEROP") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
     """The folder with the npm packages, installed from the lock file if they are not there."""
     if shutil.which("node") is None or shutil.which("npm") is None:
-        _missing("node and npm are not installed")
+        missing("node", "node and npm are not installed")
     installed = NODE_FOLDER / "node_modules" / ".package-lock.json"
     lock = NODE_FOLDER / "package-lock.json"
     if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
@@ -183,7 +184,7 @@ def node_modules() -> Path:
             check=False,
         )
         if done.returncode:
-            _missing(f"npm ci failed: {done.stderr[-300:]}")
+            missing("node", f"npm ci failed: {done.stderr[-300:]}")
     return NODE_FOLDER
 
 
