@@ -151,7 +151,7 @@ def test_lost_lock_connection_ends_the_migration_and_another_wins(project: Proje
 
 
 def test_server_killed_in_the_middle_of_a_migration(tmp_path: Path):
-    with EmbeddedPostgres() as server:
+    with EmbeddedPostgres(durable=False, settings={"synchronous_commit": "on"}) as server:
         project = Project(tmp_path, server.url)
         project.write("0001_a", "CREATE TABLE a (n int); INSERT INTO a VALUES (1)")
         project.write("0002_slow", "INSERT INTO a VALUES (2); SELECT pg_sleep(1)")

@@ -137,8 +137,9 @@ def test_only_we_can_read_the_password_and_what_the_server_prints(postgres_folde
         for name in ("password", "postgres.log"):
             assert (postgres_folder / name).stat().st_mode & 0o777 == 0o600
         assert (postgres_folder / "data").stat().st_mode & 0o777 == 0o700
-        shown = " ".join(part for process in psutil.process_iter(["cmdline"]) for part in process.info["cmdline"] or ())
-        assert (postgres_folder / "password").read_text() not in shown
+        postmaster = psutil.Process(server.pid)
+        shown = [process.cmdline() for process in (postmaster, *postmaster.children(recursive=True))]
+        assert (postgres_folder / "password").read_text() not in str(shown)
 
 
 def test_cache_is_below_the_temporary_folder_where_there_is_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -42,6 +42,12 @@ class Admin:
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
 
+    def sleepers(self) -> int:
+        """Connections to this database that are in ``pg_sleep`` now."""
+        return self.value(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+        )
+
 
 @pytest.fixture
 def admin(database_url: str):
@@ -76,21 +82,20 @@ async def test_block_commits_and_an_exception_rolls_back(database_url: str):
 async def test_cancelled_block_rolls_back_and_ends_the_query_on_the_server(database_url: str, admin: Admin):
     async with Pool(database_url, options=PoolOptions(check_timeout_s=30)) as pool:
         await pool.execute("CREATE TABLE t (n int)")
-        inside = asyncio.Event()
 
         async def work():
             async with pool.connection() as connection:
                 await connection.execute("INSERT INTO t VALUES (1)")
-                inside.set()
                 await connection.execute("SELECT pg_sleep(60)")
 
         task = asyncio.create_task(work())
-        await inside.wait()
+        while not admin.sleepers():  # a server that has not yet begun with a query ignores the request to end it
+            await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert admin.sleepers() == 0
         assert await pool.fetch("SELECT n FROM t") == []
-        assert admin.value("SELECT count(*) FROM pg_stat_activity WHERE query LIKE %s", ["%pg_sleep(60)%"]) <= 1
         assert pool.stats.broken == 0
 
 
@@ -206,16 +211,14 @@ async def test_nobody_waits_with_waiting_max_0_while_there_is_room(database_url:
 async def test_statistics_count_the_waiting(database_url: str):
     async with Pool(database_url, options=PoolOptions(size_max=1, size_min=1)) as pool:
         await pool.check()
-        before = pool.stats
+        before, began_s = pool.stats, time.monotonic()
         async with pool.connection():
             waiter = asyncio.create_task(pool.fetch("SELECT 1"))
-            began_s = time.monotonic()
-            await asyncio.sleep(0.05)
-            held_s = time.monotonic() - began_s
+            await asyncio.sleep(0.05)  # the time that is measured
         await waiter
-        after = pool.stats
+        after, took_s = pool.stats, time.monotonic() - began_s
         assert (after.acquired - before.acquired, after.waited - before.waited) == (2, 1)
-        assert 0.04 <= after.wait_s - before.wait_s <= held_s + 0.1
+        assert 0.04 <= after.wait_s - before.wait_s <= took_s
 
 
 # --- Cancelling ------------------------------------------------------------------------------------------------------
@@ -453,8 +456,8 @@ async def test_closing_an_unopened_pool_and_one_without_a_database_is_quick():
 CANARY = "canary-5f1c"
 
 
-async def refusal(url: str, **options) -> DatabaseUnavailable:
-    async with Pool(url, options=PoolOptions(size_min=0, acquire_timeout_s=0.5, **options)) as pool:
+async def refusal(url: str, *, acquire_timeout_s: float = 30.0, **options) -> DatabaseUnavailable:
+    async with Pool(url, options=PoolOptions(size_min=0, acquire_timeout_s=acquire_timeout_s, **options)) as pool:
         with pytest.raises(DatabaseUnavailable) as caught:
             await pool.fetch("SELECT 1")
         assert CANARY not in f"{caught.value!r} {caught.value} {caught.value.__cause__} {pool.stats} {pool!r}"
@@ -469,7 +472,7 @@ async def test_failed_connects_are_explained_without_the_password(postgres_serve
     assert wrong.address == f"127.0.0.1:{port}/flotta"
     missing = await refusal(postgres_server.url_for("nowhere"))
     assert "Create the database" in missing.reason
-    nobody = await refusal(f"postgresql://flotta:{CANARY}@127.0.0.1:1/flotta")
+    nobody = await refusal(f"postgresql://flotta:{CANARY}@127.0.0.1:1/flotta", acquire_timeout_s=0.5)
     assert "Nothing listens there now" in nobody.reason
     assert not nobody.lasting
     tls = await refusal(postgres_server.url + "?sslmode=require")
@@ -517,7 +520,9 @@ async def test_a_psycopg_that_has_changed_is_refused_by_name(database_url: str, 
 async def test_silent_host_is_given_up_after_the_connect_timeout():
     with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel answers, nobody accepts
         port = silent.getsockname()[1]
-        error = await refusal(f"postgresql://flotta:{CANARY}@127.0.0.1:{port}/x", connect_timeout_s=0.1)
+        error = await refusal(
+            f"postgresql://flotta:{CANARY}@127.0.0.1:{port}/x", connect_timeout_s=0.1, acquire_timeout_s=0.7
+        )
         assert "no answer in 0.1 s" in error.reason
 
 
@@ -527,7 +532,7 @@ async def test_too_many_connections_is_explained_and_overcome():
     ) as db:
         others = [psycopg.connect(db.url) for _ in range(3)]
         options = PoolOptions(size_max=2, size_min=0, acquire_timeout_s=0.3, retry_delay_s=0.05)
-        async with Pool(db.url, options=options) as pool, pool.connection():
+        async with Pool(db.url, options=options) as pool, pool.connection(timeout_s=20):
             with pytest.raises(DatabaseUnavailable, match="Too many connections: lower size_max"):
                 await pool.fetch("SELECT 1")
             others.pop().close()

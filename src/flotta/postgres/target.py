@@ -94,7 +94,8 @@ class Reason:
     lasting: bool = False
 
     def __str__(self) -> str:
-        return f"{self.text}. {self.cure}" if self.cure else self.text
+        stop = "" if self.text.endswith((".", "?")) else "."
+        return f"{self.text}{stop} {self.cure}" if self.cure else self.text
 
 
 _MANY = (
