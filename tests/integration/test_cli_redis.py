@@ -1,4 +1,8 @@
-"""``flotta map`` and ``flotta stream`` as a person or a script uses them, on a real server."""
+"""``flotta map`` and ``flotta stream`` as a person or a script uses them, on a real server.
+
+`_run` starts a process, which is what the way in, the exit code and the signals are tested by; `_call` runs the same
+command in this one, for what only depends on the command.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,13 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from flotta.cli import cli
 from flotta.redis import Redis
 from flotta.rmap import TEXT, Map
 from flotta.streaming import BYTES, Stream
@@ -34,14 +41,21 @@ def _run(*arguments: str, url: str | None, cwd: Path | None = None, stdin: str =
     )
 
 
+def _call(*arguments: str, url: str | None, stdin: str = "") -> Done:
+    told = {name: None for name in os.environ if name.startswith(("FLOTTA_", "REDIS_", "DATABASE_"))}
+    result = CliRunner().invoke(cli, arguments, input=stdin, env={**told, "REDIS_URL": url})
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return Done(arguments, result.exit_code, result.stdout, result.stderr)
+
+
 def test_a_map_from_the_command_line(valkey_url: str, unique: str) -> None:
-    def of(*arguments: str) -> tuple[int, str]:
-        done = _run("map", arguments[0], unique, *arguments[1:], url=valkey_url)
+    def of(*arguments: str, run: Callable[..., Done] = _call) -> tuple[int, str]:
+        done = run("map", arguments[0], unique, *arguments[1:], url=valkey_url)
         assert done.stderr == ""
         return done.returncode, done.stdout
 
-    assert of("get", "a") == (1, "")
-    assert of("set", "a", "1") == (0, "")
+    assert of("get", "a", run=_run) == (1, "")
+    assert of("set", "a", "1", run=_run) == (0, "")
     assert of("set", "a", "zwei ü", "--json") == (0, '"1"\n')
     assert of("get", "a") == (0, "zwei ü\n")
     assert of("set", "a", "3", "--if-absent") == (1, "")
@@ -73,21 +87,27 @@ async def test_watching_shows_what_is_there_then_each_change_until_ctrl_c(
             watching.close()
 
 
-async def test_a_stream_from_the_command_line(redis: Redis, valkey_url: str, unique: str, tmp_path: Path) -> None:
+def test_a_stream_from_the_command_line(valkey_url: str, unique: str) -> None:
     assert _run("stream", "info", unique, url=valkey_url).returncode == 1
-    refused = _run("stream", "add", unique, "created", "x", "--only-if-exists", url=valkey_url)
+    refused = _call("stream", "add", unique, "created", "x", "--only-if-exists", url=valkey_url)
     assert (refused.returncode, refused.stdout) == (1, "")
-    first = _run("stream", "add", unique, "created", '{"id": 7}', "--topic", "orders", url=valkey_url).stdout.strip()
+    first = _call("stream", "add", unique, "created", '{"id": 7}', "--topic", "orders", url=valkey_url).stdout.strip()
     second = _run("stream", "add", unique, "paid", url=valkey_url, stdin="from stdin").stdout.strip()
-    shown = _run("stream", "tail", unique, "--from", "oldest", "-n", "2", url=valkey_url).stdout
+    shown = _call("stream", "tail", unique, "--from", "oldest", "-n", "2", url=valkey_url).stdout
     assert shown == f'{first} created [orders] {{"id": 7}}\n{second} paid from stdin\n'
-    after = _run("stream", "tail", unique, "--from", first, "-n", "1", "--json", url=valkey_url).stdout
+    after = _call("stream", "tail", unique, "--from", first, "-n", "1", "--json", url=valkey_url).stdout
     assert json.loads(after) == {"id": second, "name": "paid", "topic": None, "payload": "from stdin"}
+
+
+async def test_a_stream_is_described_with_its_sinks(redis: Redis, valkey_url: str, unique: str) -> None:
     async with await Stream.open(unique, redis, codec=BYTES) as stream, stream.sink("persister", start="oldest"):
-        about = _run("stream", "info", unique, url=valkey_url).stdout
-        assert about.startswith(f"{unique}: 2 events")
-        assert "persister" in about
-        found = json.loads(_run("stream", "info", unique, "--json", url=valkey_url).stdout)
+        for name in ("created", "paid"):
+            await stream.add(name, b"")
+        about = await asyncio.to_thread(_run, "stream", "info", unique, url=valkey_url)
+        assert about.stdout.startswith(f"{unique}: 2 events")
+        assert "persister" in about.stdout
+        as_json = await asyncio.to_thread(_run, "stream", "info", unique, "--json", url=valkey_url)
+        found = json.loads(as_json.stdout)
         assert found["length"] == 2
         assert list(found["sinks"]) == ["persister"]
 
@@ -162,11 +182,11 @@ def test_the_version_is_the_packages(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("command", ["", "run", "dev", "map", "map watch", "stream", "stream tail", "settings"])
 def test_every_command_explains_itself(command: str) -> None:
-    done = _run(*command.split(), "--help", url=None)
+    done = _call(*command.split(), "--help", url=None)
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: ")
 
 
 def test_wrong_usage_is_exit_code_2() -> None:
     assert _run("run", url=None).returncode == 2
-    assert _run("no-such-command", url=None).returncode == 2
+    assert _call("no-such-command", url=None).returncode == 2

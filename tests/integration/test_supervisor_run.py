@@ -299,8 +299,8 @@ def test_a_reader_that_goes_away_takes_no_service_down(tmp_path: Path) -> None:
         try:
             url = next(line for line in process.stdout if line.startswith(b"ready ")).split()[1].decode()
             process.stdout.close()
-            for _ in range(50):
-                assert httpx.get(f"{url}/slow?0").status_code == 200  # each prints 100 kB that nobody reads
+            for _ in range(20):
+                assert httpx.get(f"{url}/slow?0").status_code == 200  # 100 kB each, read by nobody: more than may wait
             process.terminate()
             assert process.wait(30) == 0
         finally:

@@ -175,7 +175,7 @@ class World(RuleBasedStateMachine):
 
 
 TestWorld = World.TestCase
-TestWorld.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestWorld.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 @given(st.sampled_from(list(State)), st.sampled_from(list(Trigger)))

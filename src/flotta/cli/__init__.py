@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib
 import sys
 import tomllib
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
 
+from flotta._version import __version__
 from flotta.errors import ConfigError, FlottaError
 
 __all__ = ["cli", "main"]
@@ -45,7 +45,7 @@ class _Lazy(click.Group):
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(version("flotta"), "-V", "--version", prog_name="flotta")
+@click.version_option(__version__, "-V", "--version", prog_name="flotta")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Run N copies of one Python service as one.
