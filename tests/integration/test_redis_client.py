@@ -264,7 +264,46 @@ async def test_lost_reply_is_repeated_only_where_a_second_run_does_no_harm(own_v
         await client.ping()
         proxy.cut_after(0)
         assert await client.pipeline().set("a", 1).get("a").execute() == [True, b"1"]
+        await client.rpush("q", "job")
+        proxy.cut_after(0)
+        with pytest.raises(AmbiguousOutcome):  # a second run would find the list empty, and the job would be lost
+            await client.pipeline().lrange("q", 0, -1).delete("q").execute()
         await client.aclose()
+
+
+async def test_transaction_and_blocking_call_refused_by_a_replica_are_repeated(own_valkey: EmbeddedRedis) -> None:
+    options = LinkOptions(retry_delay_s=0.05, retries=100)
+    client = await Redis.from_url(own_valkey.url, options=options).connect()
+    await client.rpush("q", "job")
+    await client.replicaof("127.0.0.1", "1")
+    transaction = asyncio.ensure_future(client.pipeline().incr("n").incr("n").execute())
+    popping = asyncio.ensure_future(client.blpop(["q"], timeout=5))
+    while (await client.info("errorstats")).get("errorstat_READONLY", {}).get("count", 0) < 6:
+        pass
+    await client.replicaof("NO", "ONE")
+    assert await transaction == [1, 2]
+    assert await popping == (b"q", b"job")
+    await client.aclose()
+
+
+async def test_encoding_of_the_client_is_kept(valkey_url: str, unique: str) -> None:
+    async with Redis.from_url(valkey_url, encoding="latin-1") as client:
+        await client.set(unique, "à")
+        async with Redis.from_url(valkey_url) as plain:
+            assert await plain.get(unique) == b"\xe0"
+
+
+async def test_every_connection_of_the_client_bears_its_name(valkey_url: str, unique: str) -> None:
+    async with Redis.from_url(valkey_url, options=LinkOptions(client_name=f"flotta:svc:{unique}")) as client:
+        await client.blpop([unique], timeout=0.01)
+        async with client.pubsub() as pubsub:
+            await pubsub.subscribe(unique)
+            names = [entry["name"] for entry in await client.client_list()]
+    assert sorted(name for name in names if unique in name) == [
+        f"flotta:svc:{unique}",
+        f"flotta:svc:{unique}",
+        f"flotta:svc:{unique}:blocking",
+    ]
 
 
 async def test_a_repeat_that_was_never_written_does_not_hide_that_the_first_may_have_run(valkey_url: str) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flotta.errors import Outcome
-from flotta.redis.effects import Effect, effect_of, is_repeatable, outcome_of
+from flotta.redis.effects import Effect, effect_of, effect_of_batch, is_repeatable, outcome_of
 from flotta.redis.routing import Route, block_limit_s, route_of
 
 WORDS = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ.", min_size=1, max_size=12)
@@ -29,6 +29,42 @@ def test_effect_does_not_depend_on_how_the_name_is_written(name: str, arguments:
 @pytest.mark.parametrize("name", TAKES_OR_ADDS + UNKNOWABLE)
 def test_what_a_second_run_would_spoil_is_never_repeated_after_a_lost_reply(name: str, arguments: list[object]) -> None:
     assert not is_repeatable(Outcome.AMBIGUOUS, effect_of((name, *arguments)))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("BITOP", "XOR", "a", "a", "b"),
+        (b"bitop", b"NOT", "a", b"a"),
+        ("SDIFFSTORE", "a", "b", b"a"),
+        ("ZUNIONSTORE", "a", 2, "b", "a"),
+        ("ZRANGESTORE", "a", "a", 1, -1),
+        ("GEOADD", "g", "NX", 1, 1, "m"),
+        ("PEXPIREAT", "k", 1, "nx"),
+        ("HEXPIRE", "k", 10, "NX", "FIELDS", 1, "f"),
+        ("SET", "k", "v", "IFDNE", "x"),
+    ],
+)
+def test_what_depends_on_its_own_first_run_is_never_repeated(command: tuple[object, ...]) -> None:
+    assert effect_of(command) is Effect.NEVER
+
+
+@pytest.mark.parametrize(
+    ("commands", "is_harmless"),
+    [
+        ([("SET", "a", 1), ("DEL", "b"), ("GET", "a"), ("LRANGE", "q", 0, -1)], True),
+        ([("GET", "a"), ("GET", "b")], True),
+        ([("LRANGE", "q", 0, -1), ("DEL", "q")], False),
+        ([("SET", "x", 1), ("GET", "a"), ("SET", "a", 2)], False),
+        ([("ZRANGESTORE", "b", "a", 0, 9), ("ZREMRANGEBYSCORE", "a", 0, 9)], False),
+        ([("SET", "a", 1), ("INCR", "b")], False),
+        ([], True),
+    ],
+)
+def test_a_batch_that_reads_before_it_writes_is_never_repeated_after_a_lost_reply(
+    commands: list[tuple[object, ...]], is_harmless: bool
+) -> None:
+    assert is_repeatable(Outcome.AMBIGUOUS, effect_of_batch(commands)) == is_harmless
 
 
 @given(effect=st.sampled_from(Effect), ceiling=st.sampled_from(Effect))

@@ -34,6 +34,7 @@ async def test_login_is_decoded_and_defaults_to_the_default_user() -> None:
     assert await Endpoint.from_url("redis://us%40er:p%2Fss@h").login() == ("us@er", "p/ss")
     assert await Endpoint.from_url("redis://:pw@h").login() == ("default", "pw")
     assert await Endpoint.from_url("redis://h").login() is None
+    assert await Endpoint.from_url("redis://guest@h").login() == ("guest", ""), "never the default user instead"
 
 
 @pytest.mark.parametrize(

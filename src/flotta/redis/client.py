@@ -9,6 +9,7 @@ Owns: which commands may share the one connection and which must not, and the re
 
 from __future__ import annotations
 
+import codecs
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,12 +22,13 @@ from redis.client import EMPTY_RESPONSE, NEVER_DECODE, CaseInsensitiveDict
 
 from flotta.errors import Closed, CommandError, RedisError
 from flotta.redis.driver_errors import DriverClosed, to_driver_error
+from flotta.redis.effects import effect_of
 from flotta.redis.endpoint import Endpoint
 from flotta.redis.hub import Hub
 from flotta.redis.link import Link
 from flotta.redis.options import LinkOptions
 from flotta.redis.pipeline import Pipeline
-from flotta.redis.repeating import call_repeating
+from flotta.redis.repeating import call_repeating, repeating
 from flotta.redis.routing import Route, block_limit_s, is_special, route_of
 
 __all__ = ["Redis"]
@@ -60,6 +62,8 @@ class Redis(DriverRedis):  # not final: redis-py's own client() and users' typin
         self.options = options or LinkOptions()
         self._logger = logger
         kwargs = self.connection_pool.connection_kwargs
+        if self.options.client_name is not None:
+            kwargs.setdefault("client_name", self.options.client_name)  # redis-py's own connections bear it too
         if str(kwargs.get("protocol")) == "2":
             # The wire is always RESP3. Without a protocol redis-py gives the old shapes, by converting.
             del kwargs["protocol"]
@@ -70,6 +74,8 @@ class Redis(DriverRedis):  # not final: redis-py's own client() and users' typin
         self._plans: dict[Any, _Plan] = {}
         self._encoder = self.connection_pool.get_encoder()  # type: ignore[no-untyped-call]
         self._decodes = bool(self._encoder.decode_responses)
+        # The link writes str as UTF-8, without a detour over redis-py's encoder.
+        self._encodes = codecs.lookup(self._encoder.encoding).name != "utf-8"
         callbacks = get_response_callbacks(kwargs.get("protocol"), kwargs.get("legacy_responses", True))
         self.response_callbacks = CaseInsensitiveDict(callbacks)  # type: ignore[arg-type]
 
@@ -157,6 +163,8 @@ class Redis(DriverRedis):  # not final: redis-py's own client() and users' typin
         words = plan.words
         if words:
             args = (*words, *args[1:])
+        if self._encodes:
+            args = self.encoded(args)
         try:
             reply = await self.link.call(*args)
         except (RedisError, TypeError, UnicodeEncodeError, Closed) as error:
@@ -211,21 +219,27 @@ class Redis(DriverRedis):  # not final: redis-py's own client() and users' typin
             return await self._recover(args, options, error)
 
     async def _call_blocking(self, args: tuple[Any, ...]) -> Any:
+        try:
+            return await repeating(lambda: self._block(args), effect_of(args), self.options)
+        except RedisError as error:
+            raise to_driver_error(error) from None
+        except Closed as closed:
+            raise DriverClosed(closed.what) from None
+
+    async def _block(self, args: tuple[Any, ...]) -> Any:
         """On a connection of its own. If it does not end by itself the connection is closed, so that nothing is taken
         from a list for a caller who has gone."""
         if self.link.closed:
-            raise DriverClosed(f"the link to {self.link.endpoint.address}")
+            raise Closed(f"the link to {self.link.endpoint.address}")
         link = self._idle_blocking.pop() if self._idle_blocking else self.dedicated("blocking")
         limit_s = block_limit_s(args) or 0.0
         try:
             reply = await link.call(*args, timeout_s=limit_s + self.options.command_timeout_s)
-        except CommandError as error:
+        except CommandError:
             await self._put_back(link)
-            raise to_driver_error(error) from None
-        except BaseException as error:
+            raise
+        except BaseException:
             await link.aclose(drain_s=0.0)
-            if isinstance(error, RedisError):
-                raise to_driver_error(error) from None
             raise
         await self._put_back(link)
         return reply

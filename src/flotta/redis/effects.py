@@ -13,7 +13,7 @@ from typing import Final
 
 from flotta.errors import Outcome
 
-__all__ = ["Effect", "effect_of", "is_repeatable", "outcome_of"]
+__all__ = ["Effect", "effect_of", "effect_of_batch", "is_repeatable", "outcome_of"]
 
 
 class Effect(IntEnum):
@@ -84,14 +84,23 @@ _SUBCOMMANDS: Final[dict[str, Effect]] = {
     **dict.fromkeys(("CONFIG SET", "SCRIPT LOAD", "SCRIPT FLUSH", "XGROUP SETID"), Effect.LAST_WRITE_WINS),
 }  # fmt: skip
 # Arguments that make the reply decide (who set it, what was there): a repeat after a lost reply would answer wrongly.
+_EXPIRING: Final = _words("EXPIRE EXPIREAT HEXPIRE HEXPIREAT HPEXPIRE HPEXPIREAT PEXPIRE PEXPIREAT")
 _DECIDING: Final[dict[str, frozenset[str]]] = {
-    "SET": frozenset(("NX", "GET", "IFEQ")),
+    "SET": _words("NX GET IFEQ IFNE IFDEQ IFDNE"),
     "ZADD": frozenset(("INCR", "NX")),
-    "EXPIRE": frozenset(("NX",)),
-    "PEXPIRE": frozenset(("NX",)),
+    "GEOADD": frozenset(("NX",)),
+    **dict.fromkeys(_EXPIRING, frozenset(("NX",))),
 }
 # Where the options of these commands begin; a value or member before that may read "NX" too.
-_OPTIONS_FROM: Final[dict[str, int]] = {"SET": 3, "ZADD": 2, "EXPIRE": 3, "PEXPIRE": 3}
+_OPTIONS_FROM: Final[dict[str, int]] = {"SET": 3, "ZADD": 2, "GEOADD": 2, **dict.fromkeys(_EXPIRING, 3)}
+# Commands that write what they compute from other keys, and where their destination stands. If it is among its own
+# sources, a second run computes from the first one's result.
+_DESTINATION: Final[dict[str, int]] = {
+    "BITOP": 2,
+    **dict.fromkeys(
+        _words("GEOSEARCHSTORE SDIFFSTORE SINTERSTORE SUNIONSTORE ZDIFFSTORE ZINTERSTORE ZRANGESTORE ZUNIONSTORE"), 1
+    ),
+}
 
 
 def effect_of(args: Sequence[object]) -> Effect:
@@ -104,7 +113,26 @@ def effect_of(args: Sequence[object]) -> Effect:
         return _SUBCOMMANDS.get(name if " " in name or len(args) < 2 else f"{name} {_text(args[1])}", Effect.NEVER)
     if name in _OPTIONS_FROM and _has_deciding_option(name, args):
         return Effect.NEVER
+    if name in _DESTINATION and _reads_its_destination(name, args):
+        return Effect.NEVER
     return effect
+
+
+def effect_of_batch(commands: Sequence[Sequence[object]]) -> Effect:
+    """The effect of ``commands`` run in order: that of the riskiest, and ``NEVER`` if one reads before another writes.
+
+    ``LRANGE q; DEL q`` takes all of a list. Each of the two may be repeated, both together may not: the second run
+    would answer that the list was empty.
+    """
+    has_read = False
+    riskiest = Effect.READ
+    for command in commands:
+        effect = effect_of(command)
+        if effect is not Effect.READ and has_read:
+            return Effect.NEVER
+        has_read = has_read or effect is Effect.READ or _text(command[0]) in _DESTINATION
+        riskiest = max(riskiest, effect)
+    return riskiest
 
 
 def is_repeatable(outcome: Outcome, effect: Effect, ceiling: Effect = Effect.LAST_WRITE_WINS) -> bool:
@@ -116,7 +144,11 @@ def is_repeatable(outcome: Outcome, effect: Effect, ceiling: Effect = Effect.LAS
 
 # First words of error replies after which the command has certainly not run: it may be tried again.
 _NOT_APPLIED: Final = _words("ASK BUSY CLUSTERDOWN LOADING MASTERDOWN MISCONF MOVED NOREPLICAS READONLY TRYAGAIN")
-_NOT_APPLIED_SENTENCES: Final = ("ERR max number of clients", "ERR max number of connected clients")
+_NOT_APPLIED_SENTENCES: Final = (
+    "ERR max number of clients",
+    "ERR max number of connected clients",
+    "UNBLOCKED force unblock from blocking operation",  # the server has become a replica
+)
 _SCRIPTS: Final = _words("EVAL EVALSHA EVALSHA_RO EVAL_RO FCALL FCALL_RO EXEC")
 # A script may answer with an error of its own after it has written ("BUSY queue full"). Only the server's own
 # sentences, said before a script runs or at its first write, count there.
@@ -143,6 +175,11 @@ def _has_deciding_option(name: str, args: Sequence[object]) -> bool:
     options = args[_OPTIONS_FROM[name] :]
     deciding = _DECIDING[name]
     return any(_text(option) in deciding for option in options if isinstance(option, bytes | str))
+
+
+def _reads_its_destination(name: str, args: Sequence[object]) -> bool:
+    place = _DESTINATION[name]
+    return len(args) > place and _text(args[place]) in map(_text, args[place + 1 :])
 
 
 def _text(value: object) -> str:

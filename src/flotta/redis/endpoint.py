@@ -75,9 +75,10 @@ class Endpoint:
         if self.credentials is not None:
             found = tuple(await self.credentials.get_credentials_async())
             return ("default", str(found[0])) if len(found) == 1 else (str(found[0]), str(found[1]))
-        if self.password is None:
+        if self.username is None and self.password is None:
             return None
-        return self.username or "default", self.password
+        # A user without a password (ACL "nopass") still must not become the default user.
+        return self.username or "default", self.password or ""
 
     @property
     def address(self) -> str:

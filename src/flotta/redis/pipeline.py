@@ -6,18 +6,18 @@ that watches, blocks or changes its connection's state takes a connection of its
 
 from __future__ import annotations
 
-import asyncio
 import inspect
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, final
 
 from redis.asyncio.client import Pipeline as DriverPipeline
 from redis.client import EMPTY_RESPONSE
 from redis.exceptions import ResponseError
 
-from flotta.errors import Closed, CommandError, RedisError
+from flotta.errors import Closed, CommandError, Outcome, RedisError
 from flotta.redis.driver_errors import DriverClosed, to_driver_error, within_reply
-from flotta.redis.effects import Effect, effect_of
-from flotta.redis.repeating import Failures, may_repeat
+from flotta.redis.effects import effect_of_batch
+from flotta.redis.repeating import repeating
 from flotta.redis.routing import Route, route_of
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ class Pipeline(DriverPipeline):
     async def execute(self, raise_on_error: bool = True) -> list[Any]:  # noqa: FBT001, FBT002 - redis-py's signature
         """Send everything collected; gives the parsed replies in order.
 
-        The whole is repeated as a single command would be, by its riskiest part. Cancelling is harmless to others; the
-        commands may have run. Raises what ``Redis.execute_command`` raises, and ``WatchError`` as redis-py.
+        The whole is repeated as a single command would be, if a second run of the whole does no harm. Cancelling is
+        harmless to others; the commands may have run. Raises what ``Redis.execute_command`` raises, and ``WatchError``
+        as redis-py.
         """
         stack = list(self.command_stack)
         if self.watching or self.connection is not None or not all(_may_share(args) for args, _ in stack):
@@ -66,27 +67,18 @@ class Pipeline(DriverPipeline):
 
     async def _execute_shared(self, stack: list[Any], *, raise_on_error: bool) -> list[Any]:
         commands = [self._wire(args) for args, options in stack if EMPTY_RESPONSE not in options]
-        effect = max((effect_of(command) for command in commands), default=Effect.READ)
         if self.is_transaction or self.explicit_transaction:
-            replies = await self._send([("MULTI",), *commands, ("EXEC",)], effect)
-            answers = _unwrap_transaction(replies)
+            answers = await self._send(lambda: self._transact(commands), commands)
         else:
-            answers = await self._send(commands, effect)
+            answers = await self._send(lambda: self._owner.link.call_many(commands), commands)
         return await self._shape(stack, answers, raise_on_error=raise_on_error)
 
-    async def _send(self, commands: list[tuple[Any, ...]], effect: Effect) -> list[Any]:
-        options = self._owner.options
-        repeats = 0
-        failures = Failures()
-        while True:
-            try:
-                return await self._owner.link.call_many(commands)
-            except RedisError as error:
-                failures.add(error)
-                if repeats == options.retries or not may_repeat(error, effect):
-                    raise failures.verdict() from error
-            repeats += 1
-            await asyncio.sleep(options.retry_delay_s)
+    async def _send(self, send: Callable[[], Awaitable[list[Any]]], commands: list[tuple[Any, ...]]) -> list[Any]:
+        answers: list[Any] = await repeating(send, effect_of_batch(commands), self._owner.options)
+        return answers
+
+    async def _transact(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        return _unwrap_transaction(await self._owner.link.call_many([("MULTI",), *commands, ("EXEC",)]))
 
     def _wire(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         name = args[0].decode() if isinstance(args[0], bytes) else str(args[0])
@@ -120,5 +112,8 @@ def _unwrap_transaction(replies: list[Any]) -> list[Any]:
         return executed
     if isinstance(executed, CommandError):
         causes = [reply for reply in queued if isinstance(reply, CommandError)]
-        raise causes[0] if causes else executed
+        cause = causes[0] if causes else executed
+        if isinstance(queued[0], CommandError):
+            cause.outcome = Outcome.APP  # MULTI itself was refused: what followed it may have run by itself
+        raise cause
     raise ResponseError("EXEC gave no list of replies")

@@ -7,6 +7,7 @@ that already waited its whole time for a connection is not made to wait again.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from flotta.errors import Closed, LinkBusy, LinkUnavailable, Outcome, RedisError
@@ -14,7 +15,7 @@ from flotta.redis.effects import Effect, effect_of, is_repeatable
 from flotta.redis.link import Link
 from flotta.redis.options import LinkOptions
 
-__all__ = ["Failures", "call_repeating", "may_repeat"]
+__all__ = ["Failures", "call_repeating", "may_repeat", "repeating"]
 
 
 def may_repeat(error: BaseException, effect: Effect) -> bool:
@@ -46,19 +47,13 @@ class Failures:
         return self._last if is_sure or self._ambiguous is None else self._ambiguous
 
 
-async def call_repeating(
-    link: Link,
-    args: tuple[Any, ...],
-    options: LinkOptions,
-    *,
-    effect: Effect | None = None,
-    first_error: Exception | None = None,
+async def repeating(
+    send: Callable[[], Awaitable[Any]], effect: Effect, options: LinkOptions, *, first_error: Exception | None = None
 ) -> Any:
-    """The reply to ``args``, after up to ``options.retries`` repeats. ``first_error``: how the first run has failed.
+    """What ``send`` gives, after up to ``options.retries`` repeats. ``first_error``: how a run before this has failed.
 
-    ``effect`` None: by the command's name. Raises the last error. Cancelling: as ``Link.call``.
+    Raises the last error, or the ambiguous one if a run may have been applied. Cancelling: as ``send``.
     """
-    effect = effect_of(args) if effect is None else effect
     repeats = 0
     failures = Failures()
     error = first_error
@@ -70,6 +65,20 @@ async def call_repeating(
             repeats += 1
             await asyncio.sleep(options.retry_delay_s)
         try:
-            return await link.call(*args)
+            return await send()
         except (RedisError, Closed) as failed:
             error = failed
+
+
+async def call_repeating(
+    link: Link,
+    args: tuple[Any, ...],
+    options: LinkOptions,
+    *,
+    effect: Effect | None = None,
+    first_error: Exception | None = None,
+) -> Any:
+    """``repeating`` for one command on ``link``; ``effect`` None: by the command's name."""
+    return await repeating(
+        lambda: link.call(*args), effect_of(args) if effect is None else effect, options, first_error=first_error
+    )
