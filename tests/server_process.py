@@ -21,8 +21,11 @@ TIMEOUT_S = 30.0
 class WorkerProcess:
     """``with WorkerProcess(folder, "main:app", REDIS_URL=...) as worker: worker.wait_for("ready")``."""
 
-    def __init__(self, folder: Path, app: str, *, config: dict[str, Any] | None = None, **environ: str) -> None:
+    def __init__(
+        self, folder: Path, app: str, *, config: dict[str, Any] | None = None, supervised: bool = True, **environ: str
+    ) -> None:
         self.folder = folder
+        self._supervised = supervised
         self._config = {"app": app, "app_dir": str(folder), "port": 0, **(config or {})}
         self._environ = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("FLOTTA_", "REDIS_", "DATABASE_"))},
@@ -39,7 +42,7 @@ class WorkerProcess:
         self.log_path = self.folder / "worker.log"
         self._status, write_end = os.pipe()
         os.set_blocking(self._status, False)
-        self._config["status_fd"] = write_end
+        self._config["status_fd"] = write_end if self._supervised else None
         environ = {**self._environ, "FLOTTA_SERVE": json.dumps(self._config)}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
@@ -106,6 +109,14 @@ class WorkerProcess:
 
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=TIMEOUT_S, **options)
+
+    def wait_log(self, text: str, timeout_s: float = TIMEOUT_S) -> None:
+        """Until ``text`` is in the log."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.log():
+            assert time.monotonic() < deadline, f"{text!r} is not in the log:\n{self.log()}"
+            assert self.process.poll() is None, f"the worker has ended:\n{self.log()}"
+            time.sleep(0.02)
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")

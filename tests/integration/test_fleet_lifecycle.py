@@ -392,6 +392,7 @@ async def test_health_tells_the_reason_and_recovers(settings: Settings, own_valk
         assert asyncio.get_running_loop().time() - began < 2.0
         assert health.error is not None
         assert health.error.startswith("redis: ")
+        assert "refused" in health.error, "the reason, not only that nothing came"
         assert (await fleet.readiness()).ok, "a Redis outage alone must not take the instance away"
 
 

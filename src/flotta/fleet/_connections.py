@@ -83,12 +83,13 @@ class Connections:
             await pool.aclose(timeout_s=left_s * WAIT_SHARE)
 
     def checks(self, timeout_s: float) -> dict[str, Callable[[], Awaitable[object]]]:
-        """What to ask whom; each answers, or raises why it cannot."""
+        """What to ask whom; each answers, or raises why it cannot a little before ``timeout_s`` is over."""
+        limit_s = timeout_s * WAIT_SHARE
         checks: dict[str, Callable[[], Awaitable[object]]] = {}
         if (redis := self.redis) is not None:
-            checks["redis"] = lambda: redis.link.call("PING", timeout_s=timeout_s)
+            checks["redis"] = lambda: redis.link.call("PING", timeout_s=limit_s)
         if (pool := self.postgres) is not None:
-            checks["postgres"] = lambda: pool.check(timeout_s)
+            checks["postgres"] = lambda: pool.check(limit_s)
         return checks
 
     async def _until_up(self, name: str, attempt: Callable[[], Awaitable[object]], timeout_s: float) -> None:

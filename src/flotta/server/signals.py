@@ -1,8 +1,11 @@
 """The signals that end a worker.
 
-The first one asks it to drain, the second forces it. They are taken by `signal.signal`, not by the loop: a handler of
-the loop does not run while the loop is blocked, this one does, and it starts a thread that ends the process when all
-else fails. Under a supervisor SIGINT is ignored: the terminal sends it to the whole group, and the parent decides.
+The first one asks it to drain, the second forces it. Under a supervisor a second SIGTERM is no order: the supervisor
+forces with SIGKILL, and what comes twice is one order, which systemd (``KillMode=control-group``) or the warden of a
+killed supervisor sends to every process. SIGINT is ignored there: the parent decides.
+
+They are taken by `signal.signal`, not by the loop: a handler of the loop does not run while the loop is blocked, this
+one does, and it starts a thread that ends the process when all else fails.
 """
 
 from __future__ import annotations
@@ -73,7 +76,7 @@ class StopSignals:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.asked:
-            if self._loop is not None:
+            if self._loop is not None and not self._supervised:
                 self._loop.call_soon_threadsafe(self.force.set)
             return
         self.ask(signal.Signals(number).name)
