@@ -42,6 +42,13 @@ def _attach(sio: Server) -> _Client:
     return transport
 
 
+def _deep(levels: int) -> Any:
+    value: Any = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 @pytest.fixture
 async def pair(redis: Redis, unique: str) -> Any:
     """Two instances with a prefix of their own, a client on each."""
@@ -66,15 +73,35 @@ async def test_junk_on_the_channels_is_counted_and_the_next_broadcast_arrives(
         msgpack.packb(["u", {"type": 2, "data": []}, {}]),
         nan,
         b"x" * 10_000,
+        b"\x91" * 900 + b"\x01",  # deep
+        b"\xdd\xff\xff\xff\xff",  # a list of four thousand million
+        msgpack.packb(["u", {"type": 2, "data": ["e", _deep(500)], "nsp": "/"}, {"rooms": [_deep(400)]}]),
+        msgpack.packb(["u", {"type": 2, "data": ["e"], "nsp": "/"}, {"rooms": [{}]}]),
+        msgpack.packb(["u", {"type": 2, "data": ["e"], "nsp": "/"}, {"flags": 5}]),
+    ]
+    requests = [
+        b'{"type":99}',
+        b"junk",
+        b"[" * 50_000,
+        b'{"type":2,"opts":{"rooms":[]},"rooms":5}',
+        b'{"type":2,"opts":{"rooms":[]},"rooms":' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"type":3,"opts":[1]}',
+        b'{"type":4,"uid":[]}',
+        b'{"type":4,"sid":{}}',
+        b'{"type":5,"requestId":{},"opts":{}}',
+        b'{"type":7,"requestId":"a","opts":{"flags":{"timeout":1}},"packet":{"data":["e",NaN]}}',
     ]
     for payload in junk:
         await redis.publish(f"{unique}#/#", payload)
-    await redis.publish(f"{unique}-request#/#", b'{"type":99}')
-    await redis.publish(f"{unique}-request#/#", b"junk")
+    for payload in requests:
+        await redis.publish(f"{unique}-request#/#", payload)
+    for timeout in (b"NaN", b"-1", b"Infinity", b"1e300", b'"x"'):  # the question is good, its timeout is not
+        question = b'{"type":7,"requestId":"a","opts":{"flags":{"timeout":%b}},"packet":{"data":["q"]}}' % timeout
+        await redis.publish(f"{unique}-request#/#", question)
     await one.emit("after", 1)
     await until(lambda: '42["after",1]' in second.got[-1:])
-    assert second.got[1:] == ['42["after",1]']
-    assert two.stats.adapter.junk == len(junk) + 2
+    assert [packet for packet in second.got[1:] if '["q"]' not in packet] == ['42["after",1]']
+    assert two.stats.adapter.junk == len(junk) + len(requests)
     assert two.stats.adapter.received == 2  # the one with NaN is well-formed, and cannot be sent on
 
 
@@ -142,3 +169,29 @@ async def test_close_room_and_disconnect_reach_the_other_instance(pair: Any) -> 
     await until(lambda: not two.is_connected(sid))
     assert second.got[-1] == "41"
     await asyncio.sleep(0)
+
+
+async def test_numbers_and_strings_of_javascript_reach_the_other_instance(pair: Any) -> None:
+    one, _two, first, second = pair
+    await one.emit("e", (2**70, "\ud800 alone", {1: None}))
+    await until(lambda: len(second.got) == 2)
+    assert first.got[1:] == ['42["e",1180591620717411303424,"\\ud800 alone",{"1":null}]']
+    assert second.got[1:] == ['42["e",1.1805916207174113e+21,"\\ud800 alone",{"1":null}]']
+    for wrong in (_deep(5_000), 10**400, float("nan"), object()):
+        with pytest.raises((TypeError, ValueError)):
+            await one.emit("wrong", wrong)
+    await one.emit("end")
+    await until(lambda: '42["end"]' in second.got)
+    assert first.got[2:] == second.got[2:] == ['42["end"]']
+
+
+async def test_drain_ends_for_its_caller_when_the_server_is_closed_meanwhile(redis: Redis, unique: str) -> None:
+    sio = Server(redis, channel_prefix=unique, drain_clients_per_s=1)
+    await sio.start()
+    for _ in range(20):
+        _attach(sio)
+    draining = asyncio.create_task(sio.drain(30))
+    await until(lambda: not sio.running)
+    await asyncio.gather(sio.aclose(), sio.aclose())
+    await asyncio.wait_for(draining, 5)
+    assert sio.stats.connections == 0
