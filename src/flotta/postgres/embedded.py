@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self, TypeVar, final
+from typing import Any, Self, TypeVar, final
 from urllib.parse import quote
 
 from flotta.errors import EmbeddedServerError, NotStarted
@@ -339,15 +339,22 @@ class EmbeddedPostgres:
 
     @staticmethod
     async def _in_thread(call: Callable[[], T], *, undo: Callable[[], None] | None = None) -> T:
-        """Run a blocking call to its end even if we are cancelled; then undo it and let the cancelling go on."""
-        running = asyncio.get_running_loop().run_in_executor(None, call)
+        """Run a blocking call to its end, however often we are cancelled; then undo it and let the cancelling go on."""
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(None, call)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            await asyncio.wait([running])
+            await _ended(running)
             if undo is not None and not running.cancelled() and running.exception() is None:
-                await asyncio.to_thread(undo)
+                await _ended(loop.run_in_executor(None, undo))
             raise
+
+
+async def _ended(future: asyncio.Future[Any]) -> None:
+    while not future.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([future])
 
 
 @contextlib.contextmanager
