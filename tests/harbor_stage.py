@@ -1,5 +1,5 @@
 """Harbor on a real stage, for its tests: `flotta run` with instances of its own, a database of its own, HTTP and
-Socket.IO clients, and the folder of its sources on the import path."""
+Socket.IO clients."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ from supervisor_service import Service, wait_until
 
 HOME = Path(__file__).parents[1] / "examples" / "harbor"
 SOURCE = HOME / "src"
-if str(SOURCE) not in sys.path:
-    sys.path.insert(0, str(SOURCE))
 
 SECRET = "a secret of the tests, as long as one must be"
 FLEET_OWNER = "fleet@harbor.example"

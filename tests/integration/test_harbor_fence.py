@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-import harbor_stage  # noqa: F401 - puts Harbor's sources on the path
 from flotta.redis import Redis
 from flotta.rmap import TEXT, Map
 from flotta.testing import FaultProxy

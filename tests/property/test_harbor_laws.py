@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import harbor_stage  # noqa: F401 - puts Harbor's sources on the path
+from harbor import demo
 from harbor.accounts.tokens import Claims, TokenError, read_token, sign_token
+from harbor.config import HarborConfig
 from harbor.positions.fix import Fix, distance_nm, fixes_from_wire, fixes_to_wire, from_text, to_text
 from harbor.positions.validation import Limits, Plan, Refusal, parse, plan
+from harbor.replay.__main__ import start_after
 from harbor.replay.recording import read_recording
 from harbor.replay.timeline import BREAK_S, Timeline
 from harbor.status.alive import ALIVE_S, Alive
@@ -79,6 +81,10 @@ def test_a_plain_report_is_accepted_as_it_is(at: tuple[float, float], ago_s: int
         ("now", None),
         (True, None),
         (math.nan, None),
+        (10**400, None),
+        (1e308, None),
+        (-1e308, None),
+        ("9999-12-31T23:59:59-12:00", None),
     ],
 )
 def test_a_time_leaves_no_doubt_or_is_refused(time: object, expected_ms: int | None) -> None:
@@ -178,6 +184,25 @@ def test_the_recording_has_what_it_is_known_for_and_no_quirks() -> None:
     assert all(report.course_deg is None or 0 <= report.course_deg < 360 for report in RECORDING.reports)
     shrike = next(report for report in RECORDING.reports if report.device == "mmsi:366999618")
     assert (shrike.course_deg, shrike.heading_deg) == (347.8, 349.0)
+
+
+@given(st.none() | st.floats(0, 4_000), st.floats(0, 3_000))
+def test_the_demonstration_takes_its_feed_for_ever_and_when_started_again(
+    told_days: float | None, away_days: float
+) -> None:
+    """``told_days``: how far earlier runs have told times, from their start; ``away_days``: since then."""
+    config = HarborConfig.load(demo.environment({}))
+    limits = Limits(age_max_s=config.age_max_s, future_max_s=config.future_max_s, speed_kn_max=config.speed_kn_max)
+    now_s = NOW_MS / 1_000
+    newest_s = None if told_days is None else start_after(None, now_s=now_s - away_days * 86_400) + told_days * 86_400
+    start_s = start_after(newest_s, now_s=now_s)
+    last = {r.device: Fix(r.device, round((newest_s or 0) * 1_000), r.lat, r.lon) for r in THIN.reports}
+    for at_s, report in Timeline(THIN, speed=1, start_s=start_s).due(2.5 * THIN.length_s):
+        said = {"device": report.device, "time": at_s, "lat": report.lat, "lon": report.lon}
+        fix = parse(0, said, device=None, now_ms=NOW_MS, limits=limits)
+        assert isinstance(fix, Fix), fix
+        assert plan([fix], last=last, may_report=lambda _: True, limits=limits).accepted == [fix]
+        last[report.device] = fix
 
 
 def test_the_whole_recording_is_possible() -> None:

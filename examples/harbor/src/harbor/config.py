@@ -30,7 +30,7 @@ class HarborConfig:
     age_max_s: float = 7 * _DAY_S
     """Older positions are refused. ``HARBOR_AGE_MAX_DAYS``."""
     future_max_s: float = 60.0
-    """How far a device's clock may be ahead."""
+    """How far a device's clock may be ahead. ``HARBOR_FUTURE_MAX_DAYS``; no day after the year 9999 is accepted."""
     speed_kn_max: float = 70.0
     """A device that would have had to move faster since its last position has reported nonsense."""
     ack_grace_s: float = 10.0
@@ -54,6 +54,7 @@ class HarborConfig:
             demo=demo == "1",
             demo_gateway_token=environ.get("HARBOR_DEMO_TOKEN") or None,
             age_max_s=_number(environ, "HARBOR_AGE_MAX_DAYS", 7.0) * _DAY_S,
+            future_max_s=_number(environ, "HARBOR_FUTURE_MAX_DAYS", 60 / _DAY_S) * _DAY_S,
             ack_grace_s=_number(environ, "HARBOR_ACK_GRACE_S", 10.0),
             token_ttl_s=_number(environ, "HARBOR_TOKEN_TTL_S", 900.0),
         )

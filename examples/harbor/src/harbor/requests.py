@@ -20,9 +20,12 @@ async def read_json(request: Request, *, bytes_max: int) -> Any:
         if len(body) > bytes_max:
             raise Problem(413, "too_large", f"A body has at most {bytes_max} bytes.")
     try:
-        return json.loads(body)
+        said = json.loads(body)
+        if b"\\u" in body:  # RFC 8259 8.2: an escape can spell half of a surrogate pair, which no text may hold
+            json.dumps(said, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise Problem(400, "not_json", "The body is no JSON.") from error
+    return said
 
 
 async def read_object(request: Request, *, bytes_max: int = 16_384) -> dict[str, Any]:

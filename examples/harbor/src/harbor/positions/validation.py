@@ -22,6 +22,7 @@ SPEED_SAID_KN_MAX = 102.2  # the largest speed that an AIS report can say
 JITTER_NM = 0.06
 """A standing receiver's positions wander by a hundred metres; that is no speed."""
 NULL_ISLAND_DEG = 1e-4
+TIME_S_MAX = 253_402_300_799  # the last second of the year 9999: later ones have no calendar date
 HEADING_UNKNOWN = 511  # AIS: not available
 # RFC 3339, the part of ISO 8601 that leaves no doubt: a date, a time and an offset.
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
@@ -175,11 +176,17 @@ def _time_ms(said: object, now_ms: int, limits: Limits) -> int:
 
 
 def _parsed_time_ms(said: object) -> int:
-    if isinstance(said, int | float) and not isinstance(said, bool) and math.isfinite(said):
-        return round(said * 1_000)
+    if isinstance(said, int | float) and not isinstance(said, bool):
+        return _milliseconds(said)
     if isinstance(said, str) and _TIME.fullmatch(said):
         try:
-            return round(datetime.fromisoformat(said.upper().replace(" ", "T")).timestamp() * 1_000)
+            return _milliseconds(datetime.fromisoformat(said.upper().replace(" ", "T")).timestamp())
         except (ValueError, OverflowError) as error:
             raise _Wrong("time_wrong", "There is no such time.") from error
     raise _Wrong("time_missing", "time must be RFC 3339 text with an offset, or seconds since 1970.")
+
+
+def _milliseconds(time_s: float) -> int:
+    if not -TIME_S_MAX <= time_s <= TIME_S_MAX:  # true for NaN too
+        raise _Wrong("time_wrong", "There is no such time.")
+    return round(time_s * 1_000)

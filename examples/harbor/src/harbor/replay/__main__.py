@@ -19,7 +19,7 @@ from harbor.replay.timeline import BREAK_S, Timeline
 TICK_S = 0.25
 SPEED_MIN, SPEED_MAX = 1.0, 120.0
 START_AGE_S = 180 * 86_400.0
-"""How far back the told times begin: at 120 x they would need 18 hours to catch up with the clock."""
+"""How far back the told times begin, unless an earlier run has told later ones: then an hour after those."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,10 +59,7 @@ async def _run(url: str, token: str, speed: float) -> None:
 async def _play(url: str, token: str, recording: Recording, speed: float) -> None:
     async with Gateway(url, token) as gateway:
         await gateway.register(recording.devices)
-        newest_s = await gateway.newest_s()
-        start_s = time.time() - START_AGE_S
-        if newest_s is not None:
-            start_s = max(start_s, newest_s + BREAK_S)  # an earlier run: go on after it
+        start_s = start_after(await gateway.newest_s(), now_s=time.time())
         timeline = Timeline(recording, speed=speed, start_s=start_s)
         await gateway.report(_first_sight(recording, start_s))
         began_s = time.monotonic()
@@ -71,6 +68,12 @@ async def _play(url: str, token: str, recording: Recording, speed: float) -> Non
             if due:
                 await gateway.report(due)
             await asyncio.sleep(TICK_S)
+
+
+def start_after(newest_s: float | None, *, now_s: float) -> float:
+    """The time at which the told hour begins: after everything that was told before, and not older than is accepted."""
+    start_s = now_s - START_AGE_S
+    return start_s if newest_s is None else max(start_s, newest_s + BREAK_S)
 
 
 def _first_sight(recording: Recording, start_s: float) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Which reports are due when, round after round. Pure: time comes in as a number.
 
 Every round plays the hour anew, an hour after the last one ended: within that hour any vessel can have sailed from
-where it ended to where it began, so the jump back is no impossible speed. At a speed above 1 the told times run faster
-than the clock; they start in the past, so that they are never in the future.
+where it ended to where it began, so the jump back is no impossible speed. So the told times run faster than the clock,
+at least twice as fast: they are the times of a calendar of the feed's own, which begins in the past and passes the
+clock sooner or later. A service that takes this feed must allow times in the future (``HARBOR_FUTURE_MAX_DAYS``).
 """
 
 from __future__ import annotations
