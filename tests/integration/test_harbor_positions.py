@@ -96,6 +96,56 @@ def test_a_request_that_is_no_batch_says_what_is_wrong(harbor: Stage) -> None:
     assert harbor.ask("POST", "/api/positions", position(), token="hd_wrong").status_code == 401
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"positions": [{"device": "\\ud800", "time": 1, "lat": 1, "lon": 1}]}',
+        b'{"positions": [{"time": "\\udfff", "lat": 1, "lon": 1}]}',
+        b'{"positions": ' + b"[" * 50_000,
+        b"\xff\xfe",
+    ],
+    ids=["half a pair as a device", "half a pair as a time", "deep", "no text"],
+)
+def test_a_body_that_no_text_can_hold_is_refused_as_such(harbor: Stage, body: bytes) -> None:
+    _, session = harbor.account()
+    _, token = harbor.device(session)
+    answer = harbor.http.post("/api/positions/batch", content=body, headers={"authorization": f"Bearer {token}"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "not_json")
+
+
+def test_a_number_beyond_all_calendars_is_a_wrong_time(harbor: Stage) -> None:
+    _, session = harbor.account()
+    _, token = harbor.device(session)
+    for time_s in (10**400, 1e308, -1e308):
+        answer = harbor.ask("POST", "/api/positions", {**position(), "time": time_s}, token=token)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "time_wrong")
+
+
+def test_every_refusal_has_the_same_form(harbor: Stage) -> None:
+    for method, path, status in (
+        ("GET", "/api/nothing", 404),
+        ("PUT", "/api/status", 405),
+        ("GET", "/api/flowing?instances=many", 422),
+        ("GET", "/assets/nothing.js", 404),
+        ("GET", "/api/vessels", 401),
+    ):
+        answer = harbor.ask(method, path)
+        assert answer.status_code == status
+        assert set(answer.json()["error"]) == {"code", "message"}
+
+
+def test_a_device_that_is_registered_again_is_told_where_its_token_is(harbor: Stage) -> None:
+    _, session = harbor.account()
+    device, _ = harbor.device(session)
+    again = harbor.ask("POST", "/api/devices", {"id": device}, token=session)
+    assert again.status_code == 409
+    assert f"/api/devices/{device}/token" in again.json()["error"]["message"]
+    _, stranger = harbor.account()
+    foreign = harbor.ask("POST", "/api/devices", {"id": device}, token=stranger)
+    assert foreign.status_code == 409
+    assert "token" not in foreign.json()["error"]["message"]
+
+
 def test_many_batches_over_all_instances_are_stored_complete_and_once(harbor: Stage) -> None:
     _, session = harbor.account()
     device, token = harbor.device(session)

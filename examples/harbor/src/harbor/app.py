@@ -9,6 +9,8 @@ import os
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
 from flotta.errors import FlottaError
 from harbor import web
@@ -18,7 +20,7 @@ from harbor.devices.routes import gateway_routes
 from harbor.devices.routes import routes as device_routes
 from harbor.parts import Harbor
 from harbor.positions.routes import report_routes, view_routes
-from harbor.problem import Problem, answer_problem, answer_unavailable
+from harbor.problem import Problem, answer_http, answer_invalid, answer_problem, answer_unavailable
 from harbor.sharing.routes import routes as sharing_routes
 
 __all__ = ["app", "create"]
@@ -31,6 +33,8 @@ def create(config: HarborConfig) -> Any:
     latest, broadcast = harbor.latest, harbor.broadcast
     api = FastAPI(title="Harbor", version="0.1.0", lifespan=harbor.fleet.lifespan, docs_url=None, redoc_url=None)
     api.add_exception_handler(Problem, answer_problem)
+    api.add_exception_handler(HTTPException, answer_http)
+    api.add_exception_handler(RequestValidationError, answer_invalid)
     api.add_exception_handler(FlottaError, answer_unavailable)
     api.add_middleware(web.SecurityHeaders)
     api.include_router(account_routes(sessions))

@@ -64,13 +64,13 @@ class Persister:
                     await sink.ack(*await self._store_events(events))
 
     async def _store_events(self, events: Sequence[Event[Any]]) -> Sequence[Event[Any]]:
-        """Gives those that are stored. One that the database refuses must not keep the others: it stays with the sink,
-        comes again, and ends up among the stream's dead letters."""
+        """Gives those that are stored. One that cannot be must not keep the others: it stays with the sink, comes
+        again, and ends up among the stream's dead letters."""
         try:
             await self._store_stubbornly(events)
-        except psycopg.DataError as error:
+        except (psycopg.DataError, TypeError, ValueError, OverflowError) as error:
             if len(events) == 1:
-                _log.error("the database refuses positions", event=events[0].id, error=str(error))
+                _log.error("positions cannot be stored", event=events[0].id, error=str(error))
                 return ()
             return [stored for event in events for stored in await self._store_events([event])]
         return events

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from flotta.errors import FlottaError, PoolFull, StreamFull
 
-__all__ = ["Problem", "answer_problem", "answer_unavailable"]
+__all__ = ["Problem", "answer_http", "answer_invalid", "answer_problem", "answer_unavailable"]
 
 RETRY_AFTER_S = 1
 
@@ -31,6 +34,19 @@ def answer_problem(_request: Request, problem: Exception) -> JSONResponse:
     """The handler of `Problem`."""
     assert isinstance(problem, Problem)
     return _answer(problem.status, problem.code, problem.message)
+
+
+def answer_http(_request: Request, error: Exception) -> JSONResponse:
+    """The handler of what the framework refuses by itself: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    answer = _answer(error.status_code, HTTPStatus(error.status_code).name.lower(), str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+def answer_invalid(_request: Request, _error: Exception) -> JSONResponse:
+    """The handler of query parameters that cannot be read."""
+    return _answer(422, "parameter_wrong", "A parameter of the query has a wrong form.")
 
 
 def answer_unavailable(_request: Request, error: Exception) -> JSONResponse:

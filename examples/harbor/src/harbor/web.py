@@ -33,7 +33,7 @@ _HEADERS = {
 }
 _NOT_BUILT = """<!doctype html><meta charset="utf-8"><title>Harbor</title>
 <h1>The page is not built</h1><p>Run <code>npm ci &amp;&amp; npm run build</code> in <code>examples/harbor/web</code>
-(or <code>make harbor-web</code>). The API works without it.</p>"""
+(or <code>make web</code>). The API works without it.</p>"""
 
 
 def routes() -> APIRouter:

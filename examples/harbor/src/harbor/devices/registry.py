@@ -22,6 +22,7 @@ from harbor.problem import Problem
 __all__ = ["Known", "Registry", "Reporter"]
 
 DEMO_OWNER = "fleet@harbor.example"
+DEMO_TOKENS_MAX = 8
 _DEVICE_PREFIX, _GATEWAY_PREFIX = "hd_", "hg_"
 
 
@@ -115,16 +116,18 @@ class Registry:
         return len(rows)
 
     async def admit_demo_gateway(self, token: str) -> None:
-        """Lets the demonstration's own token, and no earlier one, report for the demo fleet; all instances call it."""
-        await self._fleet.postgres.execute(
-            """DELETE FROM credentials USING accounts
-               WHERE accounts.id = account_id AND email = %s AND device_id IS NULL AND token_hash <> %s""",
-            (DEMO_OWNER, _hash(token)),
-        )
+        """Lets the demonstration's own token report for the demo fleet; all instances call it. The tokens of earlier
+        starts end, but for the newest: two demonstrations may run on one folder, each on a port of its own."""
         await self._fleet.postgres.execute(
             """INSERT INTO credentials (token_hash, account_id, label)
                SELECT %s, id, 'demonstration' FROM accounts WHERE email = %s ON CONFLICT DO NOTHING""",
             (_hash(token), DEMO_OWNER),
+        )
+        await self._fleet.postgres.execute(
+            """DELETE FROM credentials WHERE id IN (
+                   SELECT credentials.id FROM credentials JOIN accounts ON accounts.id = account_id
+                   WHERE email = %s AND device_id IS NULL ORDER BY credentials.id DESC OFFSET %s)""",
+            (DEMO_OWNER, DEMO_TOKENS_MAX),
         )
 
 

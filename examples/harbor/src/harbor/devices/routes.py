@@ -51,10 +51,9 @@ def routes(
         """Register one device. The answer holds its token, which is never shown again."""
         account_id = account_of(request)
         device = _checked(await read_object(request))
-        if registry.owner_of(device.id) is not None:
-            raise Problem(409, "id_taken", "There is a device with this id already.")
-        if await registry.register(account_id, [device]):
-            raise Problem(409, "id_taken", "There is a device with this id already.")
+        owner_id = registry.owner_of(device.id)
+        if owner_id is not None or await registry.register(account_id, [device]):
+            raise _taken(device.id, own=owner_id == account_id)
         token = await registry.new_device_token(account_id, device.id)
         await broadcast.devices(account_id, registry.about([device.id]))
         return {"device": device.as_json(), "token": token}
@@ -100,6 +99,14 @@ def gateway_routes(sessions: Sessions, registry: Registry) -> APIRouter:
         return {"ended": await registry.end_gateway_tokens(sessions.claims(bearer(request)).account_id)}
 
     return router
+
+
+def _taken(device_id: str, *, own: bool) -> Problem:
+    """Who has the device already may have lost the answer that held its token."""
+    if own:
+        words = f"You have this device already: POST /api/devices/{device_id}/token gives a new token."
+        return Problem(409, "id_taken", words)
+    return Problem(409, "id_taken", "There is a device with this id already.")
 
 
 def _checked(said: object) -> Device:
