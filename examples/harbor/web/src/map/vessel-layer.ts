@@ -118,7 +118,7 @@ export class VesselLayer {
       const always = vessel.id === focus.selected || vessel.id === focus.hovered;
       if (!always && (camera.zoom < LABEL_ZOOM || !vessel.info.name)) continue;
       const width = ctx.measureText(vessel.label).width;
-      const left = at.x + (vessel.id === focus.selected ? 28 : 13);
+      const left = at.x + Math.max(vessel.id === focus.selected ? 28 : 13, hullReachPx(vessel, camera) + 10);
       const box: [number, number, number, number] = [left - 5, at.y - 10, left + width + 5, at.y + 10];
       if (!always && taken.some((other) => overlaps(box, other))) continue;
       taken.push(box);
@@ -149,6 +149,14 @@ function hullPx(vessel: Vessel, camera: Camera): { length: number; width: number
   const length = lengthM * perMetre;
   if (length < HULL_PX_MIN) return null;
   return { length, width: Math.max(length * 0.14, (widthM ?? lengthM * 0.22) * perMetre) };
+}
+
+/** How far a hull reaches to the right of its middle. */
+function hullReachPx(vessel: Vessel, camera: Camera): number {
+  const hull = hullPx(vessel, camera);
+  if (hull === null) return 0;
+  const heading = (vessel.shownHeadingDeg * Math.PI) / 180;
+  return (hull.length * Math.abs(Math.sin(heading)) + hull.width * Math.abs(Math.cos(heading))) / 2;
 }
 
 function arrowPath(ctx: CanvasRenderingContext2D, size: number): void {
