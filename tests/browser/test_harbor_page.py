@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,10 +12,10 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from flotta.postgres import EmbeddedPostgres
 from harbor_stage import HOME, Stage, position, stage
+from peers import missing
 
 pytestmark = pytest.mark.browser
 
-REQUIRED = os.environ.get("FLOTTA_REQUIRE_BROWSER") == "1"
 WIDE = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 # As root and without a GPU; without the last two it asks for its maker's hosts at every start.
@@ -24,18 +23,11 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
 SPEED = 60.0
 
 
-def needed(found: object, reason: str) -> None:
-    """Without what it needs this is skipped, or fails where browser tests are required."""
-    if not found and REQUIRED:
-        pytest.fail(reason)
-    if not found:
-        pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    needed(path, "no chromium on this machine")
+    if path is None:
+        missing("browser", "no Chromium on this machine")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
@@ -46,7 +38,8 @@ def chromium() -> Iterator[Browser]:
 def harbor(
     tmp_path_factory: pytest.TempPathFactory, chromium: Browser, valkey_url: str, postgres_server: EmbeddedPostgres
 ) -> Iterator[Stage]:
-    needed((HOME / "src/harbor/static/app/index.html").is_file(), "the page is not built: make harbor-web")
+    if not (HOME / "src/harbor/static/app/index.html").is_file():
+        missing("browser", "Harbor's page is not built: make web")
     with stage(tmp_path_factory.mktemp("harbor"), valkey_url, postgres_server, feed=SPEED) as running:
         yield running
 

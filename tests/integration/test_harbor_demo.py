@@ -15,14 +15,14 @@ import psutil
 import pytest
 
 from harbor_stage import HOME, SOURCE
+from peers import missing
 from supervisor_service import wait_until
 
 
 @pytest.fixture
 def built() -> None:
     if not (HOME / "src/harbor/static/app/index.html").is_file():
-        words = "the page is not built: make harbor-web"
-        pytest.fail(words) if os.environ.get("FLOTTA_REQUIRE_BROWSER") == "1" else pytest.skip(words)
+        missing("browser", "Harbor's page is not built: make web")
 
 
 def demo(folder: Path, port: int) -> subprocess.Popen[str]:
