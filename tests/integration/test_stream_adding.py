@@ -136,6 +136,24 @@ async def test_a_full_backlog_refuses_and_opens_again(unique: str, redis: Redis)
         assert info.retention.dropped == 0
 
 
+async def test_a_full_backlog_goes_on_refusing(unique: str, redis: Redis) -> None:
+    async with await Stream.open(f"full-{unique}", redis, maxlen=100, backlog_max=200) as full, full.sink("k"):
+        refused = 0
+        for n in range(1_000):
+            try:
+                await full.add("n", b"")
+            except StreamFull:
+                refused += 1
+                if refused % 20 == 0:  # let some of the looks at the full stream fall due
+                    await asyncio.sleep(0.06)
+            if n == 500:
+                with pytest.raises(StreamFull):
+                    await full.add_many([("n", b"")])
+        length = (await full.info()).length
+        assert 200 <= length <= 200 + 2 * full.policy.check_every
+        assert refused == 1_000 - length
+
+
 async def test_overflow_drop_drops_the_oldest_and_counts(unique: str, redis: Redis) -> None:
     options = {"maxlen": 50, "backlog_max": 500, "overflow": "drop"}
     async with await Stream.open(f"drop-{unique}", redis, **options) as dropping, dropping.sink("never", buffer_max=1):

@@ -2,8 +2,9 @@
 
 Owns the count of adds since the last check and the one check that may be under way. Invariants, for
 ``retain="until_acked"``: an add is never delayed by a check unless the stream is full or this producer is two check
-intervals ahead of the last answer, so the backlog passes ``backlog_max`` by at most ``2 x check_every`` events per
-producer; every decision about what goes is made in one atomic script (``lua/trim.lua``), never here.
+intervals ahead of the last answer; while the last answer was "full" no add passes. So the backlog passes
+``backlog_max`` by at most ``2 x check_every`` events per producer. Every decision about what goes is made in one atomic
+script (``lua/trim.lua``), never here.
 
 Why so: checking with every add would cost several times the add; trimming is only ever late, never early.
 """
@@ -96,9 +97,11 @@ class Retention:
     def count(self, adds: int) -> bool:
         """Note ``adds`` that are about to be written. True: await ``admit`` before writing them."""
         self._since += adds
+        if self._full:
+            return True
         if self._since < self._every:
             return False
-        if self._full or self._since >= 2 * self._every:
+        if self._since >= 2 * self._every:
             return True
         self._start_check()
         return False
