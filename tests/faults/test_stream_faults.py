@@ -152,6 +152,57 @@ async def test_no_event_is_lost_when_consumers_are_killed_at_random(
     assert info.retention.dropped == 0
 
 
+# One event of these kills whoever gets it, before anything of its batch is acked.
+FRAGILE = """
+import asyncio, os, sys
+from flotta.streaming import Stream
+
+async def main(url, name, journal, size):
+    async with await Stream.open(name, url) as stream, stream.sink(
+        "k", start="oldest", ack_grace_s=0.3, block_s=0.5, max_deliveries=3
+    ) as sink:
+        while True:
+            events = await sink.batch(int(size))
+            if any(event.data == b"poison" for event in events):
+                os._exit(9)
+            with open(journal, "ab") as file:
+                file.write(b"".join(event.data + b"\\n" for event in events))
+            await sink.ack(*events)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("size", [1, 100])
+async def test_a_deadly_event_takes_nothing_else_to_the_dead_letters(
+    valkey_url: str, redis: Redis, unique: str, tmp_path: Path, size: int
+) -> None:
+    journal = tmp_path / "journal"
+    async with await Stream.open(f"deadly-{unique}", redis) as stream:
+        async with stream.sink("k", start="oldest"):
+            pass
+        innocent = [b"%d" % n for n in range(300)]
+        await stream.add_many([("n", data) for data in [*innocent[:40], b"poison", *innocent[40:]]])
+        deaths = 0
+        while True:
+            command = [sys.executable, "-c", FRAGILE, valkey_url, stream.name, str(journal), str(size)]
+            process = await asyncio.create_subprocess_exec(*command)
+            died = asyncio.create_task(process.wait())
+            async with asyncio.timeout(20):
+                while not died.done() and (deaths < 3 or (await stream.info()).sinks["k"].pending):
+                    await asyncio.wait({died}, timeout=0.02)
+            if not died.done():
+                break
+            deaths += 1
+            assert died.result() == 9
+        process.kill()
+        await died
+        letters = await stream.dead_letters("k")
+        assert [(letter.data, letter.deliveries) for letter in letters] == [(b"poison", 3)]
+        assert deaths == 3
+        assert sorted(journal.read_bytes().split()) == sorted(innocent), "each of the others was handled once"
+
+
 # --- the server ------------------------------------------------------------------------------------------------------
 
 

@@ -334,6 +334,131 @@ async def test_a_destroyed_group_is_made_anew_where_its_consumer_was(stream: Str
         assert (await anext(sink)).payload == b"next"
 
 
+async def test_what_was_buffered_outlives_its_group(stream: Stream[bytes], redis: Redis) -> None:
+    async with stream.sink("k", ack_grace_s=GRACE_S, max_deliveries=None) as sink:
+        ids = await stream.add_many([("n", b"")] * 50)
+        await until(lambda: sink.stats.buffered == 50)
+        await redis.link.call("XGROUP", "DESTROY", stream.key, "k")
+        await until(lambda: sink.stats.regroups == 1)
+        async with asyncio.timeout(5):  # they are pending again, so that a crash from here on loses none
+            while await pending(stream, "k") < 50:
+                await asyncio.sleep(0.01)
+        events = [await anext(sink) for _ in range(50)]
+        assert [event.id for event in events] == ids
+        await sink.ack(*events)
+        assert await pending(stream, "k") == 0
+
+
+async def test_taking_over_counts_no_delivery_but_handing_out_does(stream: Stream[bytes], redis: Redis) -> None:
+    async def counts() -> set[int]:
+        return {item[3] for item in await redis.link.call("XPENDING", stream.key, "k", "-", "+", 100)}
+
+    async with stream.sink("k", start="oldest"):
+        pass
+    ids = await stream.add_many([("n", b"")] * 10)
+    await lone_consumer(redis, stream, "k")
+    async with stream.sink("k", ack_grace_s=GRACE_S) as sink:
+        for _ in range(3):  # as if consumers died with all of it in their buffers
+            await until(lambda: sink.stats.buffered == 10)
+            assert await counts() == {1}
+            sink._custody.remove(stream.name)
+            claim = ("XCLAIM", stream.key, "k", "01GONE", 0, *ids, "IDLE", 60_000, "JUSTID")
+            await redis.link.call(*claim)
+        event = await anext(sink)
+        assert event.deliveries == 2
+        assert await counts() == {1, 2}
+        waiting = asyncio.create_task(anext(sink))
+        await asyncio.sleep(0)
+        waiting.cancel()  # while its delivery is being counted
+        await asyncio.gather(waiting, return_exceptions=True)
+        batch = await sink.batch()
+        assert [event.id, *(each.id for each in batch)] == ids
+        assert {each.deliveries for each in batch} == {2}
+        assert await counts() == {2}
+        await sink.ack(event, *batch)
+
+
+async def test_the_last_delivery_is_handed_out_alone(stream: Stream[bytes], redis: Redis) -> None:
+    async with stream.sink("k", start="oldest"):
+        pass
+    ids = await stream.add_many([("n", b"")] * 4)
+    await lone_consumer(redis, stream, "k")
+    claim = ("XCLAIM", stream.key, "k", "01GONE", 0)
+    await redis.link.call(*claim, ids[1], ids[2], "RETRYCOUNT", 2, "JUSTID")
+    async with stream.sink("k", ack_grace_s=GRACE_S, max_deliveries=3) as sink:
+        await until(lambda: sink.stats.buffered == 4)
+        batches = []
+        while sum(map(len, batches)) < 4:
+            batches.append([event.id for event in await sink.batch()])
+        assert batches == [[ids[0]], [ids[1]], [ids[2]], [ids[3]]]
+
+
+async def test_a_consumer_that_was_held_up_asks_what_is_still_its_own(stream: Stream[bytes]) -> None:
+    async with (
+        stream.sink("k", start="oldest", ack_grace_s=GRACE_S) as slow,
+        await Stream.open(stream.name, stream.redis) as again,
+    ):
+        ids = await again.add_many([("n", b"")] * 20)
+        await until(lambda: slow.stats.buffered == 20)
+        first = await anext(slow)
+        slow._tasks[1].cancel()  # as if the process stood still: it shows no life and touches nothing
+        async with again.sink("k", ack_grace_s=GRACE_S) as quick:
+            taken = [(await anext(quick)) for _ in range(20)]
+            assert sorted(event.id for event in taken) == sorted(ids)
+            await quick.ack(*taken)
+            waits = [asyncio.create_task(anext(sink)) for sink in (slow, quick)]
+            fresh = str(await again.add("n", b""))
+            done, left = await asyncio.wait(waits, timeout=2, return_when=asyncio.FIRST_COMPLETED)
+            assert [each.result().id for each in done] == [fresh], f"handed out again, after {first.id}"
+            for each in left:
+                each.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+
+async def test_a_stream_may_be_left_while_it_is_looked_after(unique: str, redis: Redis, stream: Stream[bytes]) -> None:
+    async with await Stream.open(f"left-{unique}", redis) as other, stream.sink("k", other, ack_grace_s=0.1) as sink:
+        for _ in range(20):
+            await sink.remove_stream(other)
+            await sink.add_stream(other)
+            await asyncio.sleep(0.02)
+        await other.add("n", b"still")
+        event = await anext(sink)
+        assert event.data == b"still"
+        await sink.ack(event)
+
+
+async def test_destroying_again_and_again_under_load_stops_nobody(stream: Stream[bytes]) -> None:
+    async with stream.sink("k", block_s=0.5) as one, stream.sink("k", block_s=0.5) as two, stream.reader() as reader:
+        seen: set[bytes] = set()
+        read: set[bytes] = set()
+
+        async def take(sink: Sink[bytes]) -> None:
+            async for event in sink:
+                seen.add(event.data)
+                sink.ack(event)
+
+        async def follow() -> None:
+            async for event in reader:
+                read.add(event.data)
+
+        tasks = [asyncio.create_task(work) for work in (take(one), take(two), follow())]
+        for n in range(300):
+            await stream.add("n", b"%d" % n)
+            if n % 60 == 59:
+                await stream.destroy()
+        last = {b"last %d" % n for n in range(50)}
+        await stream.add_many([("n", data) for data in sorted(last)])
+        await until(lambda: last <= seen and last <= read)
+        await one.ack()
+        await two.ack()
+        assert await pending(stream, "k") == 0
+        for task in tasks:
+            task.cancel()
+        assert all(
+            isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*tasks, return_exceptions=True)
+        )
+
+
 async def test_a_cancelled_wait_takes_no_event_with_it(stream: Stream[bytes]) -> None:
     async with stream.sink("k") as sink:
         seen: list[str] = []

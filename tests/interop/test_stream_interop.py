@@ -209,6 +209,39 @@ async def test_one_consumer_of_several_streams_in_both_languages(go: GoPeer, uni
     await go.call("stream.reader.close", handle="r")
 
 
+async def test_one_sink_of_several_streams_shared_by_both_languages(go: GoPeer, unique: str, redis: Redis) -> None:
+    names = [f"shared-{unique}-{n}" for n in range(3)]
+    for name in names:
+        await go.call("stream.open", handle=name, name=name)
+    opened = [await Stream.open(name, redis) for name in names]
+    sink_name = f"k-{unique}"
+    await go.call("stream.sink", handle="k", name=sink_name, streams=names, start="oldest", auto_ack=True)
+    ids: set[tuple[str, str]] = set()
+    seen: Counter[tuple[str, str]] = Counter()
+    async with opened[0].sink(sink_name, *opened[1:], polled_max=2, buffer_max=6) as sink:
+        for n in range(100):
+            each = opened[n % 3]
+            ids.add((each.name, str(await each.add("n", b""))))
+        taken = 0
+        async with asyncio.timeout(20):
+            while len(seen) < len(ids):
+                while not go.events.empty():
+                    event = go.events.get_nowait()
+                    seen[event["stream"], event["id"]] += 1
+                if sink.stats.buffered:
+                    ours = await anext(sink)
+                    seen[ours.stream, ours.id] += 1
+                    taken += 1
+                    sink.ack(ours)
+                await asyncio.sleep(0.001)
+        await sink.ack()
+        assert seen == Counter(ids)
+        assert 0 < taken < len(ids), "both took part"
+        for each in opened:
+            assert (await each.info()).sinks[sink_name].pending == 0
+    await go.call("stream.sink.close", handle="k")
+
+
 async def test_times_to_live_are_alike(go: GoPeer, unique: str, redis: Redis) -> None:
     for sliding in (False, True):
         name = f"ttl-{unique}-{sliding}"

@@ -45,6 +45,27 @@ async def test_several_takers_share_and_none_waits_for_what_is_there() -> None:
     assert sorted(taken.id for taken in found if taken) == ["1-0", "2-0", "3-0"]
 
 
+async def test_a_batch_that_another_taker_emptied_waits_on() -> None:
+    inbox: Inbox[bytes] = Inbox(10)
+    slow = asyncio.create_task(inbox.batch(3, 0.02))
+    await steps(2)
+    inbox.put([event(1)])
+    await steps(2)
+    assert await inbox.batch(1, 0) != []
+    await asyncio.wait({slow}, timeout=0.1)  # past its wait for more
+    assert not slow.done(), "an empty batch means the end"
+    inbox.put([event(2)])
+    assert [each.id for each in await asyncio.wait_for(slow, 1)] == ["2-0"]
+
+
+async def test_what_is_put_back_comes_first() -> None:
+    inbox: Inbox[bytes] = Inbox(10)
+    inbox.put([event(n) for n in range(4)])
+    taken = await inbox.batch(2, 0)
+    inbox.put_back(taken)
+    assert [each.id for each in await inbox.batch(10, 0)] == [f"{n}-0" for n in range(4)]
+
+
 async def test_reading_is_held_back_until_half_is_free() -> None:
     inbox: Inbox[bytes] = Inbox(4)
     inbox.put([event(n) for n in range(4)])

@@ -119,6 +119,9 @@ class Acks:
             pause_s = min(2 * pause_s, _RETRY_MAX_S)
             try:
                 self._account(await self._link.call_many(commands))
+            except StateError as error:  # the link was closed meanwhile
+                _tell(waiters, error)
+                return
             except RedisError as error:
                 if error.outcome is Outcome.APP or self._loop.time() >= deadline_s:
                     _tell(waiters, error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, Generic, TypeVar, final
 
 from flotta.streaming.event import Event
@@ -49,6 +49,14 @@ class Inbox(Generic[E]):
     def put(self, events: Iterable[Event[E]]) -> None:
         """Append ``events`` (the caller has asked for no more than there is room)."""
         self._events.extend(events)
+        if self._events:
+            self._arrived.set()
+        if len(self._events) > self._low:
+            self._room.clear()
+
+    def put_back(self, events: Sequence[Event[E]]) -> None:
+        """Put ``events``, taken a moment ago, in front again."""
+        self._events.extendleft(reversed(events))
         if self._events:
             self._arrived.set()
         if len(self._events) > self._low:
@@ -115,7 +123,9 @@ class Inbox(Generic[E]):
                 if deadline_s is None:
                     deadline_s = loop.time() + wait_s
                 if not await self._arrives_before(deadline_s):
-                    break
+                    if self._events:
+                        break
+                    deadline_s = None  # another taker was quicker: wait for a first one again
             else:
                 await self._arrived.wait()
         if not self._events:

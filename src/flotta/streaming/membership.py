@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from flotta.errors import CommandError, FlottaError
+from flotta.errors import Closed, CommandError, FlottaError
 from flotta.redis import Redis
 from flotta.rmap import BYTES, Map
 from flotta.streaming.event import keepalive_map_name, lease_key, sinks_map_name, ulid
-from flotta.streaming.scripts import FORGET, LEASE, LEAVE, TAKEOVER, TOUCH
+from flotta.streaming.scripts import COUNT, FORGET, LEASE, LEAVE, TAKEOVER, TOUCH
 
 __all__ = ["CHECK_PERIOD_S", "Claimed", "Membership", "is_dead"]
 
@@ -74,6 +74,7 @@ class Membership:
         self._lease = redis.key(lease_key(sink))
         self._keepalive = Map(keepalive_map_name(sink), codec=BYTES)
         self._sinks: dict[str, Map[str]] = {}
+        self._now_s = asyncio.get_running_loop().time
         self._beat_at_s = 0.0
         self._swept_at_s = 0.0
         self.consumer = ""
@@ -143,15 +144,15 @@ class Membership:
 
     def is_late(self) -> bool:
         """True if this process was held up for so long that others may think it dead."""
-        return asyncio.get_running_loop().time() - self._beat_at_s > self._grace_s
+        return self._now_s() - self._beat_at_s > self._grace_s
 
     def is_due(self) -> bool:
         """True four times in each grace period."""
-        return asyncio.get_running_loop().time() - self._beat_at_s >= self._grace_s / 4
+        return self._now_s() - self._beat_at_s >= self._grace_s / 4
 
     async def beat(self) -> None:
         """Show life: to Pulse by the keep-alive, to the server by reading this consumer's history beyond its end."""
-        began_s = asyncio.get_running_loop().time()
+        began_s = self._now_s()
         await self._write_keepalive()
         keys = [self._keys[stream][0] for stream in self._sinks]
         if keys:
@@ -160,20 +161,32 @@ class Membership:
             await self._redis.link.call("XREADGROUP", *group, "COUNT", 1, "STREAMS", *keys, *ids)
         self._beat_at_s = began_s
 
-    async def touch(self, stream: str, ids: Sequence[str]) -> set[tuple[str, str]]:
-        """Start the grace period of buffered events anew; gives those that are not this consumer's any more."""
+    async def touch(self, stream: str, ids: Sequence[str], *, adopt: bool) -> set[tuple[str, str]]:
+        """Start the grace period of buffered events anew; gives those that are not this consumer's any more.
+
+        ``adopt``: what is pending for nobody becomes this consumer's (the group was made anew).
+        """
         key, _ = self._keys[stream]
         gone: set[tuple[str, str]] = set()
         for first in range(0, len(ids), _TOUCHED_PER_STEP_MAX):
             part = ids[first : first + _TOUCHED_PER_STEP_MAX]
-            mine = await TOUCH(self._redis.link, keys=[key], args=(self.sink, self.consumer, *part))
+            arguments = (self.sink, self.consumer, "1" if adopt else "0", *part)
+            mine = await TOUCH(self._redis.link, keys=[key], args=arguments)
             gone.update((stream, event_id) for event_id, still in zip(part, mine, strict=True) if not still)
         return gone
 
+    async def count(self, stream: str, deliveries: Sequence[tuple[str, int]]) -> set[tuple[str, str]]:
+        """Set how often events have been delivered, by (id, deliveries); gives those that are others' by now."""
+        key, _ = self._keys[stream]
+        arguments = [value for pair in deliveries for value in pair]
+        mine = await COUNT(self._redis.link, keys=[key], args=(self.sink, self.consumer, *arguments))
+        return {(stream, event_id) for (event_id, _), still in zip(deliveries, mine, strict=True) if not still}
+
     async def _write_keepalive(self) -> None:
+        began_s = self._now_s()
         seconds, micros = await self._redis.link.call("TIME")
         await self._keepalive.set(self.consumer, b"%d" % (int(seconds) * 1_000_000_000 + int(micros) * 1000))
-        self._beat_at_s = asyncio.get_running_loop().time()
+        self._beat_at_s = began_s
 
     # --- looking after the sink -----------------------------------------------------------------------------------
 
@@ -192,18 +205,21 @@ class Membership:
 
     async def sweep(self, now_ms: int, on_gone: Callable[[str, str], None]) -> None:
         """Forget dead consumers that hold nothing; at most twice in a grace period. ``now_ms``: the server's time."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._now_s()
         if now_s - self._swept_at_s < self._grace_s / 2:
             return
         self._swept_at_s = now_s
         seen: set[str] = {self.consumer}
-        for stream in list(self._sinks):
-            seen |= await self._sweep_stream(stream, now_ms, on_gone)
+        for stream, consumers in list(self._sinks.items()):
+            if stream in self._sinks:  # else this consumer has left it meanwhile
+                seen |= await self._sweep_stream(stream, consumers, now_ms, on_gone)
         for name, value in self._keepalive.items():
             if name not in seen and is_dead(2**62, value, now_ms, self._grace_s):
                 await self._keepalive.delete(name)
 
-    async def _sweep_stream(self, stream: str, now_ms: int, on_gone: Callable[[str, str], None]) -> set[str]:
+    async def _sweep_stream(
+        self, stream: str, consumers: Map[str], now_ms: int, on_gone: Callable[[str, str], None]
+    ) -> set[str]:
         key, _ = self._keys[stream]
         limit_ms = int(2 * self._grace_s * 1000)
         left: set[str] = set()
@@ -213,7 +229,8 @@ class Membership:
             if name == self.consumer or not is_dead(info[b"idle"], self._keepalive.get(name), now_ms, self._grace_s):
                 continue
             if await FORGET(self._redis.link, keys=[key], args=(self.sink, name, limit_ms)):
-                await self._sinks[stream].remove_values(self.sink, name)
+                with contextlib.suppress(Closed):  # this consumer has left the stream meanwhile
+                    await consumers.remove_values(self.sink, name)
                 left.discard(name)
                 on_gone(stream, name)
         return left

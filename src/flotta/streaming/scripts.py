@@ -7,7 +7,7 @@ from typing import Final
 
 from flotta.redis import Script
 
-__all__ = ["BURY", "EXPIRE_ONCE", "FORGET", "LEASE", "LEAVE", "REDRIVE", "TAKEOVER", "TOUCH", "TRIM"]
+__all__ = ["BURY", "COUNT", "EXPIRE_ONCE", "FORGET", "LEASE", "LEAVE", "REDRIVE", "TAKEOVER", "TOUCH", "TRIM"]
 
 
 def _load(name: str) -> Script:
@@ -16,6 +16,7 @@ def _load(name: str) -> Script:
 
 
 BURY: Final = _load("bury")
+COUNT: Final = _load("count")
 EXPIRE_ONCE: Final = _load("expire_once")
 FORGET: Final = _load("forget")
 LEASE: Final = _load("lease")

@@ -1,7 +1,8 @@
 """A sink: consumers of one name share a stream's events; each event is handed to one of them until it is acked.
 
-Owns the blocking XREADGROUP on a connection of its own, what is buffered, and the recovery from whatever cuts it off.
-Invariants:
+Owns the two tasks of a consumer (reading on, looking after the sink) and the recovery from whatever cuts it off. What
+is buffered belongs to ``custody.py``, the connection to ``groupread.py``, the place among the other consumers to
+``membership.py``, acks on their way to ``acks.py``. Invariants:
 
 * At least once: an event leaves the group only by an ack, by the dead-letter stream, or because somebody trimmed it;
   what is buffered, handed out or lost with a connection stays pending on the server and comes again.
@@ -24,8 +25,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, final
 
 from flotta.errors import Closed, CommandError, FlottaError, NotStarted, Outcome, RedisError
-from flotta.redis import Link, Redis
+from flotta.redis import Redis
 from flotta.streaming.acks import Acks
+from flotta.streaming.custody import Custody, group_is_gone
 from flotta.streaming.event import (
     Accept,
     Event,
@@ -33,19 +35,17 @@ from flotta.streaming.event import (
     Start,
     TopicFilter,
     check_name,
-    count_gap,
     dead_stream_name,
     parse_entries,
     parse_id,
     start_id,
     stream_key,
 )
-from flotta.streaming.inbox import Inbox
+from flotta.streaming.groupread import GroupReads
 from flotta.streaming.membership import CHECK_PERIOD_S, Membership
 from flotta.streaming.options import SinkOptions, SinkStats
 from flotta.streaming.reader import newest_id
 from flotta.streaming.scripts import BURY
-from flotta.streaming.tail import unblock
 
 if TYPE_CHECKING:  # a stream makes its sinks
     from flotta.streaming.stream import Stream
@@ -99,17 +99,16 @@ class Sink(Generic[E]):
         self._keys: dict[str, tuple[str, str]] = {}
         self._origins: dict[str, Origin[E]] = {}
         self._seen: dict[str, str] = {}  # per key the highest id that has come in: where a lost reply begins
-        self._inbox: Inbox[E] = Inbox(options.buffer_max)
+        self._custody: Custody[E] = Custody(options)
+        self._inbox = self._custody.inbox
         self._counts = _Counts()
         self._lagging = True
         self._recover = False
         self._closing = False
         self._closed = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._blocked: asyncio.Future[Any] | None = None
-        self._client_id: asyncio.Future[Any] | None = None
         self._redis: Redis
-        self._link: Link
+        self._reads: GroupReads
         self._member: Membership
         self._acks: Acks
 
@@ -153,7 +152,7 @@ class Sink(Generic[E]):
         self._redis = next(iter(self._streams.values())).redis
         self._member = Membership(self.name, self._redis, self._keys, grace_s=options.ack_grace_s)
         self._acks = Acks(self._redis.link, self.name, self._key_of, patience_s=options.ack_grace_s)
-        self._link = self._redis.dedicated("sink-" + _NOT_PRINTABLE.sub("_", self.name))
+        self._custody.begin(self._member)
         try:
             await self._member.start()
             for stream in list(self._streams.values()):
@@ -161,6 +160,8 @@ class Sink(Generic[E]):
         except BaseException:
             await self._member.aclose()
             raise
+        link = self._redis.dedicated("sink-" + _NOT_PRINTABLE.sub("_", self.name))
+        self._reads = GroupReads(link, self._redis.link, self.name, self._member.consumer, options)
         loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(self._guard(self._read_on), name=f"sink {self.name} read"),
@@ -184,33 +185,35 @@ class Sink(Generic[E]):
             tending.cancel()
             await self._stop_reading(reading)
             await asyncio.wait({tending})
-            self._inbox.end()
-            left = self._inbox.clear()
+            unseen = self._custody.close()
             with contextlib.suppress(FlottaError, TimeoutError):
                 async with asyncio.timeout(_CLOSE_STEP_S):
                     await self._acks.flush()
                 async with asyncio.timeout(_CLOSE_STEP_S):
-                    await self._member.leave(_by_stream(left))
+                    await self._member.leave(unseen)
         finally:
             self._closed = True
             for task in self._tasks:
                 task.cancel()
-            self._inbox.end()
+            self._custody.close()
             await self._member.aclose()
-            await self._link.aclose(drain_s=0)
+            await self._reads.aclose()
 
     async def add_stream(self, stream: Stream[E], *, start: Start | None = None) -> None:
         """Consume ``stream``, too; its group begins at ``start`` (default: this sink's) unless it exists.
 
         A stream that it consumes already: no change. Raises what ``start`` raises.
         """
+        if self._closing:
+            raise Closed(f"sink {self.name!r}")
         if stream.name in self._streams:
             return
         bound = start_id(self.options.start if start is None else start)
         if self._tasks:
             await self._join(stream, bound)
         self._streams[stream.name] = stream
-        await self._interrupt()
+        if self._tasks:
+            await self._reads.interrupt()
 
     async def remove_stream(self, stream: Stream[E]) -> None:
         """Consume ``stream`` no more; what is not acked goes to other consumers. The group stays (its events are kept
@@ -221,11 +224,10 @@ class Sink(Generic[E]):
         key, _ = self._keys.get(stream.name, ("", ""))
         self._seen.pop(key, None)
         if self._tasks:
-            await self._interrupt()
-            unseen = [event for event in self._inbox.waiting() if event.stream == stream.name]
-            self._inbox.discard({(event.stream, event.id) for event in unseen})
+            await self._reads.interrupt()
+            unseen = self._custody.remove(stream.name)
             await self._acks.flush()
-            await self._member.part(stream.name, [event.id for event in unseen])
+            await self._member.part(stream.name, unseen)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -242,7 +244,7 @@ class Sink(Generic[E]):
     async def __anext__(self) -> Event[E]:
         """The next event. Cancelling loses none: one that was handed out and is not acked comes again."""
         self._require_started()
-        event = await self._inbox.get()
+        event = await self._custody.next()
         if event is None:
             raise StopAsyncIteration
         return event
@@ -250,10 +252,11 @@ class Sink(Generic[E]):
     async def batch(self, max: int = 500, wait_s: float = 0.05) -> list[Event[E]]:  # noqa: A002 - the field's word
         """1 to ``max`` events: waits for the first as long as it takes, then at most ``wait_s`` for more.
 
-        Empty only after ``aclose``. Cancelling loses no event. Raises what iterating raises.
+        An event whose last delivery this is (``max_deliveries``) comes alone. Empty only after ``aclose``. Cancelling
+        loses no event. Raises what iterating raises.
         """
         self._require_started()
-        return await self._inbox.batch(max, wait_s)
+        return await self._custody.batch(max, wait_s)
 
     def ack(self, *events: Event[E]) -> asyncio.Future[None]:
         """Say that ``events`` are done. It is on its way at once: acks of one loop tick leave together.
@@ -285,9 +288,12 @@ class Sink(Generic[E]):
         dead = self._redis.key(stream_key(dead_stream_name(stream.name, self.name)))
         self._keys[stream.name] = (stream.key, dead)
         self._origins[stream.key] = Origin(stream.name, stream.codec)
+        self._seen[stream.key] = await self._enter(stream, bound)
+
+    async def _enter(self, stream: Stream[E], bound: str) -> str:
         position = await self._member.join(stream.name, bound, ttl_s=stream.ttl_s, sliding=stream.sliding)
         await stream.apply_ttl()
-        self._seen[stream.key] = position
+        return position
 
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -304,86 +310,63 @@ class Sink(Generic[E]):
                 self._lagging = True
                 await self._inbox.has_room()
             try:
-                await self._read()
+                await self._read_or_regroup()
                 pause_s = _RETRY_MIN_S
             except RedisError as error:
-                if _group_is_gone(error):
-                    await self._regroup()
-                    continue
-                if error.outcome is Outcome.APP:
+                if error.outcome is Outcome.APP and not group_is_gone(error):
                     raise
                 self._recover = True
                 self._counts.retries += 1
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
                 pause_s = min(2 * pause_s, _RETRY_MAX_S)
 
+    async def _read_or_regroup(self) -> None:
+        try:
+            await self._read()
+        except CommandError as error:
+            if not group_is_gone(error):
+                raise
+            await self._regroup()
+            await asyncio.sleep(_RETRY_MIN_S)
+
     async def _read(self) -> None:
         if self._member.is_late():
-            await self._member.beat()
+            await self._custody.show_life()
         keys = list(self._seen)
         if not keys:
             await asyncio.sleep(CHECK_PERIOD_S)
             return
         if self._recover:
-            await self._recover_lost(keys)
+            await self._recover_lost()
         count = max(1, min(self.options.polled_max, self._inbox.room // len(keys)))
-        checks = self._check_gaps(keys) if self._lagging else None
-        reply = await self._block(keys, count)
+        gaps = self._reads.ask_gaps(keys) if self._lagging else None
+        reply = await self._reads.new(keys, count)
         self._counts.reads += 1
         full = False
-        for raw_key, entries in (reply or {}).items():
+        for raw_key, entries in reply.items():
             full = len(entries) >= count or full
             await self._take(raw_key.decode(), entries, 1)
         self._lagging = full
-        if checks is not None:
-            self._note_gaps(await checks)
+        if gaps is not None:
+            self._counts.gap += self._reads.sum_gaps(await gaps)
 
-    async def _block(self, keys: Sequence[str], count: int) -> Any:
-        """XREADGROUP for new events, or a history read when recovering. Ended early by ``_interrupt``."""
-        link, options = self._link, self.options
-        no_ack = ("NOACK",) if options.no_ack else ()
-        self._client_id = asyncio.ensure_future(link.call("CLIENT", "ID"))
-        self._client_id.add_done_callback(_retrieve)
-        self._blocked = asyncio.ensure_future(
-            link.call(
-                "XREADGROUP",
-                "GROUP",
-                self.name,
-                self._member.consumer,
-                "COUNT",
-                count,
-                "BLOCK",
-                max(1, int(options.block_s * 1000)),
-                *no_ack,
-                "STREAMS",
-                *keys,
-                *[">"] * len(keys),
-                timeout_s=options.block_s + link.options.command_timeout_s,
-            )
-        )
-        try:
-            return await self._blocked
-        finally:
-            self._blocked = None
-
-    async def _recover_lost(self, keys: Sequence[str]) -> None:
+    async def _recover_lost(self) -> None:
         """Ask again for what a lost reply held: this consumer's pending events above the last id that came in."""
         if not self.options.no_ack:
-            group = ("GROUP", self.name, self._member.consumer)
-            ids = [self._seen[key] for key in keys]
-            reply = await self._link.call("XREADGROUP", *group, "STREAMS", *keys, *ids)
-            for raw_key, entries in (reply or {}).items():
+            for raw_key, entries in (await self._reads.history(list(self._seen.items()))).items():
                 await self._take(raw_key.decode(), entries, 1)
         self._recover = False
         self._lagging = True
 
     async def _take(self, key: str, entries: Sequence[Any], deliveries: int | Sequence[int]) -> None:
+        """Buffer what the server gave: fresh (``deliveries`` is 1) or taken over (what the next one is for each)."""
         if key not in self._seen or not entries:  # removed while the read was under way: others take it over
             return
         origin = self._origins[key]
         parsed = parse_entries(entries, origin, self._accept, deliveries)
-        self._inbox.put(parsed.events)
-        if deliveries == 1 or parse_id(parsed.last_id) > parse_id(self._seen[key]):
+        fresh = deliveries == 1
+        self._custody.add(parsed.events, taken_over=not fresh)
+        if fresh or parse_id(parsed.last_id) > parse_id(self._seen[key]):
             self._seen[key] = parsed.last_id
         counts = self._counts
         counts.received += len(parsed.events)
@@ -398,40 +381,28 @@ class Sink(Generic[E]):
         arguments = (self.name, event_id, reason, deliveries, self.options.dead_maxlen, stream)
         return bool(await BURY(self._redis.link, keys=self._keys[stream], args=arguments))
 
-    # --- gaps, and the group gone ---------------------------------------------------------------------------------
-
-    def _check_gaps(self, keys: Sequence[str]) -> asyncio.Future[list[Any]]:
-        """Ask, right before the read in the same write, whether something was trimmed before the group got it."""
-        commands = [(*("XINFO", about), key) for key in keys for about in ("STREAM", "GROUPS")]
-        checks = asyncio.ensure_future(self._link.call_many(commands))
-        checks.add_done_callback(_retrieve)
-        return checks
-
-    def _note_gaps(self, replies: Sequence[Any]) -> None:
-        for about, groups in zip(replies[::2], replies[1::2], strict=True):
-            if isinstance(about, CommandError) or isinstance(groups, CommandError):
-                continue  # the read beside it has met the same and raised
-            for group in groups:
-                if group[b"name"].decode("utf-8", "replace") == self.name:
-                    self._counts.gap += count_gap(about, group) or 0
+    # --- the group gone -------------------------------------------------------------------------------------------
 
     async def _regroup(self) -> None:
         """Make the group anew where this consumer was, or at the beginning of a stream that has begun anew.
 
-        What was pending is forgotten by the server; buffered events still come out. Nothing that was added later is
+        What was handed out is forgotten by the server; buffered events still come out. Nothing that was added later is
         missed; events that other consumers had read meanwhile may come again.
         """
         for name, stream in list(self._streams.items()):
-            with contextlib.suppress(RedisError):
-                newest = await newest_id(self._redis, stream.key)
-                seen = self._seen[stream.key]
-                begin = seen if newest is not None and newest >= parse_id(seen) else "0-0"
-                if not await self._is_grouped(stream.key):
-                    self._counts.regroups += 1
-                    stream.logger.warning("sink makes its group anew", stream=name, sink=self.name, after=begin)
-                    await self._join(stream, begin)
-                    await self._member.beat()
-        await asyncio.sleep(_RETRY_MIN_S)
+            grouped = await self._is_grouped(stream.key)
+            newest = await newest_id(self._redis, stream.key)
+            seen = self._seen.get(stream.key)
+            if seen is None:  # removed meanwhile
+                continue
+            begin = seen if newest is not None and newest >= parse_id(seen) else "0-0"
+            position = await self._enter(stream, begin)
+            self._custody.regrouped(name)
+            if not grouped:  # else another consumer was quicker
+                self._seen[stream.key] = position
+                self._counts.regroups += 1
+                stream.logger.warning("sink makes its group anew", stream=name, sink=self.name, after=begin)
+        await self._member.beat()
 
     async def _is_grouped(self, key: str) -> bool:
         try:
@@ -442,19 +413,12 @@ class Sink(Generic[E]):
             return False
         return any(group[b"name"].decode("utf-8", "replace") == self.name for group in groups)
 
-    async def _interrupt(self) -> None:
-        """End the blocking read under way, if any: its streams have changed, or the sink closes."""
-        blocked, client_id = self._blocked, self._client_id
-        if blocked is not None and client_id is not None:
-            await unblock(self._redis.link, client_id, blocked)
-
     async def _stop_reading(self, reading: asyncio.Task[None]) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_STEP_S):
                 if not reading.done():
-                    await self._interrupt()
-        if self._blocked is not None or not reading.done():
-            await asyncio.wait({reading}, timeout=0.05)
+                    await self._reads.interrupt()
+        await asyncio.wait({reading}, timeout=0.05)
         reading.cancel()
         await asyncio.wait({reading})
 
@@ -465,23 +429,12 @@ class Sink(Generic[E]):
         while True:
             await asyncio.sleep(min(CHECK_PERIOD_S, self.options.ack_grace_s / 4) * random.uniform(0.9, 1.1))  # noqa: S311
             try:
-                if self._member.is_due():
-                    await self._touch_buffered()
-                    await self._member.beat()
+                await self._custody.show_life()
                 await self._look_after()
             except RedisError as error:
-                if error.outcome is Outcome.APP and not _group_is_gone(error):
+                if error.outcome is Outcome.APP and not group_is_gone(error):
                     raise
                 self._counts.retries += 1
-
-    async def _touch_buffered(self) -> None:
-        if self.options.no_ack:
-            return
-        for stream, ids in _by_stream(self._inbox.waiting()).items():
-            if stream in self._streams:
-                gone = await self._member.touch(stream, ids)
-                if gone:
-                    self._inbox.discard(gone)
 
     async def _look_after(self) -> None:
         if self._inbox.room <= 0:  # let a consumer with room do it
@@ -513,20 +466,3 @@ class Sink(Generic[E]):
     def _note_gone(self, stream: str, consumer: str) -> None:
         self._counts.forgotten += 1
         self._streams[stream].logger.info("dead consumer deleted", stream=stream, sink=self.name, consumer=consumer)
-
-
-def _group_is_gone(error: RedisError) -> bool:
-    # XREADGROUP: NOGROUP; a read that was blocked when the key went: UNBLOCKED the stream key no longer exists.
-    return isinstance(error, CommandError) and (error.code == "NOGROUP" or "no longer exists" in error.text)
-
-
-def _by_stream(events: Sequence[Event[Any]]) -> dict[str, list[str]]:
-    ids: dict[str, list[str]] = {}
-    for event in events:
-        ids.setdefault(event.stream, []).append(event.id)
-    return ids
-
-
-def _retrieve(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()

@@ -77,7 +77,7 @@ class Tail:
     def acquire(self) -> None:
         """One more reader uses it; that reader then owes one ``release``."""
         self._users += 1
-        if self._task is None:
+        if self._task is None or self._task.done():
             self._link = self._redis.dedicated("readers")
             self._task = asyncio.get_running_loop().create_task(self._run(self._link), name="stream tail")
 

@@ -254,6 +254,11 @@ func streamSink(ctx context.Context, raw json.RawMessage) (any, error) {
 	opened := &openSink{sink: sink, events: map[string]*streaming.Event{}}
 	sinks.put(args.Handle, opened)
 	channel := sink.Subscribe()
+	for _, stream := range found[1:] {
+		if err := sink.AddStream(ctx, stream); err != nil {
+			return nil, err
+		}
+	}
 	go func() {
 		for event := range channel {
 			if args.AutoAck {

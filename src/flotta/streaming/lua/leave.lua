@@ -1,6 +1,6 @@
 -- A consumer leaves in good order: what it holds may be taken over at once, and if it holds nothing it is deleted.
--- KEYS[1] stream   ARGV: group, consumer, grace in ms, ids that were never handed out...
--- Returns how many events it still holds (0: the consumer is gone). Ids never handed out get their delivery back.
+-- KEYS[1] stream   ARGV: group, consumer, grace in ms, ids that were counted and never handed out...
+-- Returns how many events it still holds (0: the consumer is gone). The ids given get their delivery back.
 local key, group, consumer, grace_ms = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local unseen = {}
 for i = 4, #ARGV do unseen[ARGV[i]] = true end

@@ -2,7 +2,9 @@
 -- has been tried often enough goes to the dead-letter stream in the same step, so that it is in exactly one place.
 -- KEYS[1] stream   KEYS[2] dead-letter stream
 -- ARGV: group, consumer, grace in ms, most events, max deliveries (0: no limit), dead-letter maxlen, stream name
--- Returns {entries, deliveries of each (this one included), lost, buried, 1 if there may be more}.
+-- Returns {entries, deliveries of each (the next one included), lost, buried, 1 if there may be more}.
+-- Taking over counts no delivery (count.lua does, when an event is handed out): what only waited in a buffer whose
+-- consumer died is not to blame for it.
 -- lost: pending events whose entry is gone, because somebody trimmed or removed it.
 local key, dead, group, consumer, grace_ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
 local count, max_deliveries = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -35,7 +37,7 @@ for _, item in ipairs(pending) do
   if max_deliveries > 0 and tried >= max_deliveries then
     bury(id, tried)
   else
-    local entry = redis.call('XCLAIM', key, group, consumer, grace_ms, id)[1]
+    local entry = redis.call('XCLAIM', key, group, consumer, grace_ms, id, 'RETRYCOUNT', tried)[1]
     if entry then
       entries[#entries + 1] = entry
       deliveries[#deliveries + 1] = tried + 1
