@@ -1,33 +1,44 @@
-"""Socket.IO servers side by side: broadcast to 1,000 clients, memory per idle client, connects per second.
+"""B5 and B6: Socket.IO servers side by side: broadcast to all and to rooms, echo, memory per idle client, connects.
 
-``broadcast-1000`` is deliveries per second of **server CPU** (wall beside it): the load client shares the machine, so
-wall time alone would measure it too. Every delivery is counted, by bytes: all packets of a run have one size. Servers
-are pinned to one core and the load to another; rounds are interleaved; median and range are printed.
+``broadcast-1000`` and ``rooms-10`` are deliveries per second of **server CPU**, ``echo`` events with an acknowledgement
+per second of server CPU, each with the wall beside it: the load client shares the machine, so wall time alone would
+measure it too. Everything is counted by bytes: all packets of a run have one size, whoever sends them. The server has
+one core and the load another.
 
-    python bench/broadcast.py [--clients 1000] [--events 200] [--rounds 5] [--idle 5000] [--only broadcast|idle|connect]
+``CLIENTS=1000 EVENTS=200 ROUNDS=5 IDLE=5000`` and ``ONLY=broadcast,rooms,echo,idle,connect`` narrow it down.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import importlib.util
+import contextlib
+import json
 import os
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from _common import Result, Side, compete, is_installed, pin, print_versions, report, rounds_from, run, skip
+
+CLIENTS = int(os.environ.get("CLIENTS", "1000"))
+EVENTS = int(os.environ.get("EVENTS", "200"))
+IDLE = int(os.environ.get("IDLE", "5000"))
+ONLY = set(os.environ.get("ONLY", "broadcast,rooms,echo,idle,connect").split(","))
+ROOMS = 10
+ECHOES = 20
+"""Events that each client sends in one round of ``echo``, each when the one before is acknowledged."""
+WAIT_S = 60.0
+
 HERE = Path(__file__).parent / "_realtime"
 NODE_MODULES = Path(__file__).parent.parent / "tests" / "interop" / "node" / "node_modules"
-EVENT = {"mmsi": 219_000_001, "lat": 55.676098, "lon": 12.568337, "sog": 12.4, "cog": 271.3}
-TICK_TEXT = b'42["tick",{"mmsi":219000001,"lat":55.676098,"lon":12.568337,"sog":12.4,"cog":271.3}]'
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 MASKED = b"\x00\x00\x00\x00"  # a mask of zeros leaves the payload as it is
 
 
@@ -37,11 +48,20 @@ def _frame(text: bytes) -> bytes:
     return head + MASKED + text
 
 
+def _bytes_of(text: bytes) -> int:
+    """A packet on the wire, as every server frames it."""
+    assert len(text) < 126
+    return len(text) + 2
+
+
+VESSEL = b'{"mmsi":219000001,"lat":55.676098,"lon":12.568337,"sog":12.4,"cog":271.3}'
 JOIN = _frame(b"40")
 PONG = _frame(b"3")
 PING = b"\x81\x012"  # no packet of the bench holds this byte
-TICK_BYTES = len(TICK_TEXT) + 2
-assert len(TICK_TEXT) < 126
+ECHO = _frame(b'421["echo",' + VESSEL + b"]")
+TICK_BYTES = _bytes_of(b'42["tick",' + VESSEL + b"]")
+ECHO_BYTES = _bytes_of(b"431[" + VESSEL + b"]")
+ENTERED_BYTES = _bytes_of(b"431[]")
 
 
 class Counter:
@@ -78,6 +98,9 @@ class LoadClient(asyncio.Protocol):
         self.counting = False
         self.leaving = False
         self._buffer = b""
+
+    def send(self, data: bytes) -> None:
+        self.transport.write(data)  # type: ignore[attr-defined]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -123,23 +146,20 @@ class Peer:
     clients: list[LoadClient] = field(default_factory=list)
     counter: Counter = field(default_factory=Counter)
 
-    async def start(self, core: int | None) -> None:
+    async def start(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self.process = subprocess.Popen(self.command, env={**os.environ, "PORT": str(self.port), **self.environment})
-        if core is not None:
-            os.sched_setaffinity(self.process.pid, {core})
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
+        if len(CORES) > 1:
+            os.sched_setaffinity(self.process.pid, {CORES[-1]})
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", self.port), 1).close()
+                    return
                 await asyncio.sleep(0.05)
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         for client in self.clients:
             client.leaving = True
             client.transport.abort()  # type: ignore[attr-defined]
@@ -163,6 +183,20 @@ class Peer:
 
         await asyncio.gather(*(one() for _ in range(count)))
 
+    async def enter_rooms(self) -> None:
+        self.counter.reset()
+        for number, client in enumerate(self.clients):
+            client.send(_frame(b'421["enter","r%d"]' % (number % ROOMS)))
+        await self.reach(len(self.clients) * ENTERED_BYTES)
+
+    async def reach(self, target: int) -> None:
+        """Wait until the clients got so many bytes since the counter's reset."""
+        try:
+            await asyncio.wait_for(self.counter.reach(target), WAIT_S)
+        except TimeoutError:
+            got = f"{self.counter.value:,} of {target:,} bytes, {self.counter.lost} connections lost"
+            raise RuntimeError(f"{self.name} delivered {got}") from None
+
     def cpu_s(self) -> float:
         times = psutil.Process(self.process.pid).cpu_times()  # type: ignore[union-attr]
         return times.user + times.system
@@ -170,27 +204,31 @@ class Peer:
     def rss_kib(self) -> float:
         return psutil.Process(self.process.pid).memory_info().rss / 1024  # type: ignore[union-attr]
 
-    async def broadcast(self, events: int) -> tuple[float, float]:
-        """Deliveries per CPU second and per wall second.
+    # One round of each contest: how many things were delivered. The next event is sent when everybody has the one
+    # before, so that no server can fold several into one write.
 
-        The next event is sent when everybody has the one before, so that no server can fold several into one write.
-        """
-        counter, text = self.counter, b'42["go",' + TICK_TEXT[10:-1] + b",1]"
-        counter.reset()
-        cpu_s, started_s = self.cpu_s(), time.perf_counter()
-        for number in range(1, events + 1):
-            self.clients[0].transport.write(_frame(text))  # type: ignore[attr-defined]
-            target = number * len(self.clients) * TICK_BYTES
-            try:
-                await asyncio.wait_for(counter.reach(target), 30)
-            except TimeoutError:
-                got = f"{counter.value:,} of {target:,} bytes, {counter.lost} connections lost"
-                raise RuntimeError(f"{self.name} delivered {got}") from None
-        wall_s = time.perf_counter() - started_s
-        cpu_s = self.cpu_s() - cpu_s
-        total = len(self.clients) * events
-        assert counter.value == total * TICK_BYTES, f"{self.name}: {counter.value} bytes, {total * TICK_BYTES} expected"
-        return total / cpu_s, total / wall_s
+    async def broadcast(self) -> int:
+        command = _frame(b'42["go",' + VESSEL + b",1]")
+        for number in range(1, EVENTS + 1):
+            self.clients[0].send(command)
+            await self.reach(number * len(self.clients) * TICK_BYTES)
+        return EVENTS * len(self.clients)
+
+    async def to_rooms(self) -> int:
+        sent = 0
+        for number in range(EVENTS * 2):
+            room = number % ROOMS
+            self.clients[0].send(_frame(b'42["goroom",' + VESSEL + b',"r%d"]' % room))
+            sent += len(range(room, len(self.clients), ROOMS))
+            await self.reach(sent * TICK_BYTES)
+        return sent
+
+    async def echo(self) -> int:
+        for number in range(1, ECHOES + 1):
+            for client in self.clients:
+                client.send(ECHO)
+            await self.reach(number * len(self.clients) * ECHO_BYTES)
+        return ECHOES * len(self.clients)
 
 
 def peers() -> list[Peer]:
@@ -199,99 +237,105 @@ def peers() -> list[Peer]:
         Peer("flotta", [sys.executable, str(HERE / "server_flotta.py")]),
         Peer("flotta-asgi", [sys.executable, str(HERE / "server_flotta.py")], {"BENCH_ASGI": "1"}),
     ]
-    if importlib.util.find_spec("socketio"):
+    if is_installed("python-socketio", "socketio"):
         found.append(Peer("python-socketio", [sys.executable, str(HERE / "server_python_socketio.py")]))
-    else:
-        print("SKIP python-socketio: not installed (extra bench)")
     if shutil.which("node") and (NODE_MODULES / "socket.io").exists():
         found.append(Peer("node", ["node", str(HERE / "server_node.js")]))
     else:
-        print("SKIP node: needs node, and npm ci in tests/interop/node")
-    uws_python = os.environ.get("BENCH_UWS_PYTHON", sys.executable)
-    if uws_python != sys.executable or importlib.util.find_spec("socketify"):
-        found.append(Peer("uws", [uws_python, str(HERE / "server_uws.py")]))
-    else:
-        print("SKIP uws: socketify is not installed")
+        skip("node", "needs node, and npm ci in tests/interop/node")
+    if is_installed("uws", "socketify"):
+        found.append(Peer("uws", [sys.executable, str(HERE / "server_uws.py")]))
     return found
 
 
-def report(name: str, unit: str, values: dict[str, list[float]]) -> None:
-    """One line per peer, median of the rounds; the range in a comment."""
-    middle = {peer: statistics.median(rounds) for peer, rounds in values.items()}
-    for peer, rounds in values.items():
-        print(f"#  {name} {peer}: median {middle[peer]:,.1f}, {min(rounds):,.1f} to {max(rounds):,.1f} {unit}")
-    for peer, value in middle.items():
-        if peer != "flotta":
-            print(
-                f"BENCH {name} flotta={middle['flotta']:.1f} {peer}={value:.1f} "
-                f"ratio={middle['flotta'] / value:.2f} unit={unit}",
-                flush=True,
-            )
+def print_all_versions() -> None:
+    others: dict[str, str] = {}
+    package = NODE_MODULES / "socket.io" / "package.json"
+    if shutil.which("node") and package.exists():
+        node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True)
+        others = {"Node": node.stdout.strip(), "socket.io": json.loads(package.read_text())["version"]}
+    print_versions("flotta", "python-socketio", "socketify", "uvicorn", "websockets", "uvloop", **others)
 
 
-async def bench_broadcast(servers: list[Peer], clients: int, events: int, rounds: int) -> None:
-    by_cpu: dict[str, list[float]] = {peer.name: [] for peer in servers}
+async def contest(name: str, unit: str, servers: list[Peer], one_round: Callable[[Peer], Awaitable[int]]) -> None:
+    """Measure by CPU and by the wall in the same rounds."""
     by_wall: dict[str, list[float]] = {peer.name: [] for peer in servers}
+
+    def side(peer: Peer) -> Side:
+        async def measure() -> float:
+            peer.counter.reset()
+            cpu_s, started_s = peer.cpu_s(), time.perf_counter()
+            count = await one_round(peer)
+            by_wall[peer.name].append(count / (time.perf_counter() - started_s))
+            return count / max(peer.cpu_s() - cpu_s, 0.01)
+
+        return measure
+
+    by_cpu = await compete({peer.name: side(peer) for peer in servers}, rounds=rounds_from())
+    report(name, by_cpu, unit=f"{unit}/cpu-s")
+    report(f"{name}-wall", _kept(by_wall), unit=f"{unit}/s")
+
+
+def _kept(rounds: dict[str, list[float]]) -> dict[str, Result]:
+    """What was noted beside a contest, without its first round, which is thrown away there too."""
+    return {name: Result(tuple(values[1:])) for name, values in rounds.items()}
+
+
+async def compare_busy(servers: list[Peer]) -> None:
     try:
         for peer in servers:
-            await peer.start(0)
-            await peer.connect(clients)
-            await peer.broadcast(10)
-        for _ in range(rounds):
-            for peer in servers:
-                cpu, wall = await peer.broadcast(events)
-                by_cpu[peer.name].append(cpu)
-                by_wall[peer.name].append(wall)
+            await peer.start()
+            await peer.connect(CLIENTS)
+            await peer.enter_rooms()
+        if "broadcast" in ONLY:
+            await contest(f"broadcast-{CLIENTS}", "deliveries", servers, Peer.broadcast)
+        if "rooms" in ONLY:
+            await contest(f"rooms-{ROOMS}", "deliveries", servers, Peer.to_rooms)
+        if "echo" in ONLY:
+            await contest("echo", "events", servers, Peer.echo)
     finally:
         for peer in servers:
-            await peer.stop()
-    report(f"broadcast-{clients}", "deliveries/cpu-s", by_cpu)
-    report(f"broadcast-{clients}-wall", "deliveries/s", by_wall)
+            peer.stop()
 
 
-async def bench_idle(servers: list[Peer], clients: int, rounds: int, what: set[str]) -> None:
-    memory: dict[str, list[float]] = {peer.name: [] for peer in servers}
+async def compare_idle(servers: list[Peer]) -> None:
     rate: dict[str, list[float]] = {peer.name: [] for peer in servers}
     cost: dict[str, list[float]] = {peer.name: [] for peer in servers}
-    for _ in range(rounds):
-        for peer in servers:
+
+    def side(peer: Peer) -> Side:
+        async def measure() -> float:
             try:
-                await peer.start(0)
+                await peer.start()
                 await peer.connect(200)
                 await asyncio.sleep(0.3)
                 before_kib, cpu_s, started_s = peer.rss_kib(), peer.cpu_s(), time.perf_counter()
-                await peer.connect(clients)
-                rate[peer.name].append(clients / (time.perf_counter() - started_s))
-                cost[peer.name].append(clients / max(peer.cpu_s() - cpu_s, 0.01))
+                await peer.connect(IDLE)
+                rate[peer.name].append(IDLE / (time.perf_counter() - started_s))
+                cost[peer.name].append(IDLE / max(peer.cpu_s() - cpu_s, 0.01))
                 await asyncio.sleep(1.0)
-                memory[peer.name].append((peer.rss_kib() - before_kib) / clients)
+                return (peer.rss_kib() - before_kib) / IDLE
             finally:
-                await peer.stop()
-    if "idle" in what:
-        report("idle-memory", "KiB/connection", memory)
-    if "connect" in what:
-        report("connect-rate", "connects/s", rate)
-        report("connect-rate-cpu", "connects/cpu-s", cost)
+                peer.stop()
+
+        return measure
+
+    memory = await compete({peer.name: side(peer) for peer in servers}, rounds=rounds_from())
+    if "idle" in ONLY:
+        report("idle-memory", memory, unit="KiB/connection")
+    if "connect" in ONLY:
+        report("connect-rate", _kept(rate), unit="connects/s")
+        report("connect-rate-cpu", _kept(cost), unit="connects/cpu-s")
 
 
 async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clients", type=int, default=1_000)
-    parser.add_argument("--events", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--idle", type=int, default=5_000)
-    parser.add_argument("--only", choices=["broadcast", "idle", "connect"])
-    options = parser.parse_args()
-    what = {options.only} if options.only else {"broadcast", "idle", "connect"}
-    if hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > 1:
-        os.sched_setaffinity(0, {1})
-    if "broadcast" in what:
-        await bench_broadcast(peers(), options.clients, options.events, options.rounds)
-    if what & {"idle", "connect"}:
-        await bench_idle(peers(), options.idle, options.rounds, what)
+    print_all_versions()
+    servers = peers()
+    pin([])
+    if ONLY & {"broadcast", "rooms", "echo"}:
+        await compare_busy(servers)
+    if ONLY & {"idle", "connect"}:
+        await compare_idle(servers)
 
 
 if __name__ == "__main__":
-    import uvloop
-
-    uvloop.run(main())
+    run(main)

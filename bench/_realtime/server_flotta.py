@@ -20,6 +20,21 @@ async def go(_sid: str, event: object, times: int) -> None:
         await asyncio.sleep(0)
 
 
+@sio.event
+async def enter(sid: str, room: str) -> None:
+    await sio.enter_room(sid, room)
+
+
+@sio.event
+async def goroom(_sid: str, event: object, room: str) -> None:
+    await sio.emit("tick", event, room=room)
+
+
+@sio.event
+async def echo(_sid: str, event: object) -> object:
+    return event
+
+
 if __name__ == "__main__":
     uvicorn.run(
         sio.app(),

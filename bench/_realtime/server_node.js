@@ -6,6 +6,12 @@ const http = require("node:http");
 const web = http.createServer();
 const io = new Server(web, { perMessageDeflate: false });
 io.on("connection", (socket) => {
+  socket.on("enter", (room, done) => {
+    socket.join(room);
+    done();
+  });
+  socket.on("goroom", (event, room) => io.to(room).emit("tick", event));
+  socket.on("echo", (event, done) => done(event));
   socket.on("go", async (event, times) => {
     for (let i = 0; i < times; i++) {
       io.emit("tick", event);

@@ -26,6 +26,14 @@ def message(ws: object, text: str, _opcode: object) -> None:
         packet = "42" + json.dumps(["tick", event], separators=(",", ":"))
         for _ in range(times):
             app.publish("all", packet, OpCode.TEXT)
+    elif text.startswith('421["enter"'):
+        ws.subscribe(json.loads(text[3:])[1])  # type: ignore[attr-defined]
+        ws.send("431[]", OpCode.TEXT)  # type: ignore[attr-defined]
+    elif text.startswith('42["goroom"'):
+        _, event, room = json.loads(text[2:])
+        app.publish(room, "42" + json.dumps(["tick", event], separators=(",", ":")), OpCode.TEXT)
+    elif text.startswith('421["echo"'):
+        ws.send("431" + json.dumps(json.loads(text[3:])[1:], separators=(",", ":")), OpCode.TEXT)  # type: ignore[attr-defined]
 
 
 app.ws("/*", {"open": opened, "message": message, "max_backpressure": 1 << 24, "idle_timeout": 960})
