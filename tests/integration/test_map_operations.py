@@ -37,6 +37,7 @@ from flotta.rmap import (
     MapOptions,
     ModelCodec,
 )
+from flotta.rmap.batch import BYTES_MAX
 
 QUIET = MapOptions(check_interval_s=None)
 
@@ -525,13 +526,184 @@ async def test_a_namespace_keeps_two_fleets_apart(unique: str, valkey_url: str, 
     await staging.aclose()
 
 
+async def deafen(joined: Map[Any], redis: Redis) -> None:
+    """Messages for ``joined`` go nowhere from now on, and nothing tells it."""
+    assert joined._follower._subscription is not None
+    await joined._follower._subscription.aclose()
+    # One message that it misses: after that no reply of its own is the next write.
+    async with await Map.join(joined.name, redis) as another:
+        await another.set("missed", "1")
+
+
 async def test_a_wait_that_cannot_end_is_bounded(unique: str, redis: Redis) -> None:
     async with await Map.join(unique, redis) as joined:
-        await joined._follower._subscription.aclose()  # nothing will come back
+        await deafen(joined, redis)
         with pytest.raises(MapTimeout) as caught:
             await joined.set_and_wait("a", "1", timeout_s=0.05)
         assert caught.value.waited_s == 0.05
         assert await redis.link.call("HGET", f"map:{unique}:content", "a") == b"1"
+
+
+# --- one's own writes -------------------------------------------------------------------------------------------------
+
+
+async def test_an_awaited_write_of_any_kind_is_seen_by_its_writer(fleet_map: Map[str], other: Map[str]) -> None:
+    """While another instance writes into the same map as fast as it can."""
+    busy = asyncio.create_task(keep_writing(other))
+    m = fleet_map
+    for number in range(100):
+        await m.set("a", str(number))
+        assert m["a"] == str(number)
+        assert await m.test_and_set("a", str(number), "swapped")
+        assert m["a"] == "swapped"
+        total = await m.incr("n")
+        assert m["n"] == str(total)
+        assert await m.delete("a") == "swapped"
+        assert "a" not in m
+        assert await m.set_if_absent("a", "new")
+        assert m["a"] == "new"
+        await m.append_values("l", "x", "y")
+        assert m.get_values("l") == ["x", "y"]
+        await m.append_unique_values("l", "x", "z")
+        assert m.get_values("l") == ["x", "y", "z"]
+        await m.remove_values("l", "x", "y", "z")
+        assert "l" not in m
+        assert await m.test_and_delete("a", "new")
+        assert "a" not in m
+    await m.set("last", "1")
+    busy.cancel()
+    await asyncio.wait([busy])
+    await m.reset()
+    assert len(m) == 0
+    assert m.stats.gaps == m.stats.junk == other.stats.gaps == 0
+    assert m.stats.loads == 1
+
+
+async def keep_writing(joined: Map[str]) -> None:
+    while True:
+        await asyncio.gather(*(joined.set(f"noise-{number}", "x") for number in range(20)))
+
+
+async def test_a_failed_test_leaves_the_copy_at_what_it_met(fleet_map: Map[str], other: Map[str]) -> None:
+    """So ``while not await m.test_and_set(key, m[key], ...)`` never tries the same value twice."""
+    await fleet_map.set("n", "0")
+    await other.refresh()
+    tries = 0
+
+    async def add_hundred(one: Map[str]) -> None:
+        nonlocal tries
+        for _ in range(100):
+            while True:
+                tries += 1
+                before = one["n"]
+                found = await one.test_and_set("n", before, str(int(before) + 1))
+                if found:
+                    break
+                assert found.previous != before
+                assert int(one["n"]) >= int(found.previous or 0)
+
+    await asyncio.gather(add_hundred(fleet_map), add_hundred(other))
+    assert fleet_map["n"] == "200" or other["n"] == "200"
+    assert tries <= 400
+
+
+async def test_own_writes_change_nothing_in_the_order_of_events(fleet_map: Map[str]) -> None:
+    """Their messages come later and are known by then; each write is told once."""
+    events = fleet_map.subscribe()
+    await asyncio.gather(*(fleet_map.set("k", str(number)) for number in range(300)))
+    assert fleet_map["k"] == "299"
+    told = 0
+    while told < 300:
+        told += (await asyncio.wait_for(anext(events), 5)).count
+    await fleet_map.incr("n")
+    assert (await asyncio.wait_for(anext(events), 5)).count == 1
+    assert fleet_map.stats.applied == fleet_map.revision == 301
+
+
+async def test_a_lost_message_is_noticed_by_the_next_own_write(unique: str, redis: Redis) -> None:
+    async with await Map.join(unique, redis, options=QUIET) as joined:
+        await deafen(joined, redis)
+        await asyncio.wait_for(joined.set("a", "1"), 5)
+        await joined.refresh()
+        assert joined.snapshot() == {"missed": "1", "a": "1"}
+        assert joined.stats.gaps == 1
+
+
+async def test_a_write_into_lost_data_is_seen_too(unique: str, redis: Redis) -> None:
+    """Revisions begin anew; the reply of the next write shows it."""
+    async with await Map.join(unique, redis, options=QUIET) as joined:
+        for number in range(10):
+            await joined.set(f"old-{number}", "1")
+        await redis.link.call("DEL", f"map:{unique}:content")
+        await joined.set("new", "1")
+        assert joined.snapshot() == {"new": "1"}
+        await redis.link.call("DEL", f"map:{unique}:content")
+        assert await joined.incr("n") == 1
+        assert joined.snapshot() == {"n": "1"}
+
+
+async def test_a_write_does_not_wait_while_the_map_is_deaf(unique: str, redis: Redis) -> None:
+    async with await Map.join(unique, redis, options=QUIET) as joined:
+        joined._follower.on_lost()
+        async with asyncio.timeout(0.9):  # less than it would wait for a message
+            assert await joined.incr("n") == 1
+            assert await joined.set("a", "1") is None
+        assert joined.stale
+        assert len(joined) == 0
+        joined._follower.on_restored()
+        await joined.refresh()
+        assert joined.snapshot() == {"n": "1", "a": "1"}
+
+
+async def test_a_replaced_value_that_cannot_be_read_says_what_became_of_the_write(unique: str, redis: Redis) -> None:
+    async with await Map.join(unique, redis, codec=BYTES) as raw, await Map.join(unique, redis, codec=INT) as typed:
+        await raw.set("k", b"junk")
+        with pytest.raises(WireError, match=r"previous value of key 'k'.*the write is done"):
+            await typed.set("k", 1)
+        assert typed["k"] == 1
+        await raw.set("k", b"junk")
+        with pytest.raises(WireError, match="nothing was written"):
+            await typed.test_and_set("k", 1, 2)
+        with pytest.raises(WireError, match="the write is done"):
+            await typed.delete("k")
+        assert "k" not in typed
+
+
+async def test_large_sets_of_one_turn_leave_in_several_scripts(fleet_map: Map[str], redis: Redis) -> None:
+    """Else a hundred large values are one command, which the server refuses past its query buffer."""
+
+    async def scripts_run() -> int:
+        text = (await redis.link.call("INFO", "commandstats")).decode()
+        line = next((line for line in text.splitlines() if line.startswith("cmdstat_evalsha:")), "calls=0,")
+        return int(line.split("calls=")[1].split(",")[0])
+
+    before = await scripts_run()
+    await asyncio.gather(*(fleet_map.set(f"k{number}", "x" * BYTES_MAX) for number in range(10)))
+    assert await scripts_run() - before >= 10
+    assert len(fleet_map) == 10
+
+
+async def test_arguments_of_a_wrong_type_are_refused_before_they_travel(fleet_map: Map[str]) -> None:
+    with pytest.raises(TypeError, match="delta is an int"):
+        await fleet_map.incr("n", 1.5)  # type: ignore[arg-type]
+    for append in (fleet_map.append_values, fleet_map.append_unique_values, fleet_map.remove_values):
+        with pytest.raises(TypeError, match="not list"):
+            await append("l", ["a", "b"])  # type: ignore[arg-type]
+    assert fleet_map.revision == 0
+
+
+async def test_a_map_whose_redis_was_closed_first_is_stale(unique: str, valkey_url: str) -> None:
+    redis = await Redis.from_url(valkey_url).connect()
+    joined = await Map.join(unique, redis, options=MapOptions(check_interval_s=0.02))
+    await joined.set("a", "1")
+    await redis.aclose()
+    assert joined._follower._task is not None
+    await asyncio.wait_for(asyncio.shield(joined._follower._task), 5)
+    assert joined.stale
+    assert joined["a"] == "1"
+    with pytest.raises(Closed):
+        await joined.set("a", "2")
+    await joined.aclose()
 
 
 # --- time to live ----------------------------------------------------------------------------------------------------

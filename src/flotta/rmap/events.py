@@ -188,6 +188,14 @@ class Board(Generic[V]):
         if self._watches:
             self._ring(key)
 
+    def note_sets(self, revision: int, keys: list[str]) -> None:
+        """Several sets were applied, the last one with ``revision``."""
+        self.note(EventKind.CHANGE, revision, keys[0])
+        self._count += len(keys) - 1
+        if self._watches:
+            for key in keys[1:]:
+                self._ring(key)
+
     def _ring(self, key: str) -> None:
         for watches in [self._watches.get(key, ())] if key else list(self._watches.values()):
             for watch in list(watches):

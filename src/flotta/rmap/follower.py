@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, final
 
-from flotta.errors import CommandError, RedisError, WireError
+from flotta.errors import Closed, CommandError, RedisError, WireError
 from flotta.redis import Redis
 from flotta.redis import Subscription as HubSubscription
 from flotta.rmap.options import MapOptions
@@ -48,7 +48,7 @@ class FollowerStats:
     """Counters since the start, for metrics."""
 
     applied: int = 0
-    """Messages applied."""
+    """Writes applied, one's own included."""
     gaps: int = 0
     """Messages that could not be explained: something was missed, or Redis lost its data."""
     junk: int = 0
@@ -106,6 +106,7 @@ class Follower:
     async def start(self, redis: Redis) -> None:
         """Subscribe and load. Raises RedisError, WireError; nothing is left behind then."""
         self._redis = redis
+        self._new_subscription = True
         self._key = redis.key(content_key(self._name))
         self._subscription = await redis.hub.subscribe(redis.key(updates_channel(self._name)), self)
         self.subscribed = True
@@ -120,14 +121,16 @@ class Follower:
     async def aclose(self) -> None:
         """Stop following; the replica stays as it is. Again: harmless."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
         subscription, self._subscription = self._subscription, None
-        self._apply_inbox()
+        self.apply_inbox()
         self.subscribed = False
-        if subscription is not None:
-            await subscription.aclose()
+        try:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        finally:
+            if subscription is not None:
+                await subscription.aclose()
 
     # --- told by the hub, from the reading loop -----------------------------------------------------------------
 
@@ -141,12 +144,35 @@ class Follower:
         if len(self._inbox) == 1:
             # Turn 1: the writers run; 2: the map queues one command for them; 3: the link sends it; 4: messages.
             soon: Callable[..., object] = asyncio.get_running_loop().call_soon
-            soon(soon, soon, soon, self._apply_inbox)
+            soon(soon, soon, soon, self.apply_inbox)
 
-    def _apply_inbox(self) -> None:
+    def apply_inbox(self) -> None:
+        """Apply what has come and waits for its turn."""
         inbox, self._inbox = self._inbox, []
+        replica = self.replica
         for payload in inbox:
-            self._apply(payload)
+            if not replica.hear_own(payload):
+                self._apply(payload)
+
+    def write_own(self, first: int, keys: list[str], values: list[bytes]) -> bool:
+        """Take sets of one's own as soon as their reply tells their revisions; False if they are not the next ones."""
+        replica = self.replica
+        if self._inbox and first > replica.revision + 1:
+            self.apply_inbox()
+        if not self.subscribed or not replica.write_own(first, keys, values):
+            return False
+        self.stats.applied += len(keys)
+        self._start_ttl()
+        return True
+
+    def note_missing(self) -> None:
+        """A message that must have come has not."""
+        self.stats.gaps += 1
+        self.want_load()
+
+    def _start_ttl(self) -> None:
+        if self._ttl_s is not None and self._expires_at_s is None:
+            self._expect_expiry(self._ttl_s)
 
     def _apply(self, payload: bytes) -> None:
         try:
@@ -160,14 +186,13 @@ class Follower:
         if verdict is Verdict.APPLIED:
             self.stats.applied += 1
             self._on_change(EVENT_OF[change.op], change.revision, change.key)
-            if self._ttl_s is not None and self._expires_at_s is None:
-                self._expect_expiry(self._ttl_s)
+            self._start_ttl()
         elif verdict is Verdict.RELOAD:
             self._note_gap(change)
 
     def on_lost(self) -> None:
         """Messages may be missed from here on; what is here stays readable."""
-        self._apply_inbox()
+        self.apply_inbox()
         self.subscribed = False
         self.stats.lost += 1
         self.replica.distrust()
@@ -193,15 +218,20 @@ class Follower:
     # --- the task ------------------------------------------------------------------------------------------------
 
     async def _keep(self, redis: Redis) -> None:
-        while True:
-            await self._wait_for_cause()
-            if self._load_is_due():
-                try:
-                    await self._load(redis)
-                except (RedisError, WireError) as error:
-                    self._note_failure(error)
-            elif self._check_is_due():
-                await self._check(redis)
+        try:
+            while True:
+                await self._wait_for_cause()
+                if self._load_is_due():
+                    try:
+                        await self._load(redis)
+                    except (RedisError, WireError) as error:
+                        self._note_failure(error)
+                elif self._check_is_due():
+                    await self._check(redis)
+        except Closed:
+            # Whoever gave the Redis has closed it first: nothing more will come, and it shows as stale.
+            self.subscribed = False
+            self._logger.warning("map.redis_closed", map=self._name)
 
     async def _wait_for_cause(self) -> None:
         times_s = [self._check_at_s] if self._check_at_s is not None else []
@@ -233,7 +263,7 @@ class Follower:
         self._load_wanted = False
         self.load_number += 1
         number = self.load_number
-        self._apply_inbox()
+        self.apply_inbox()
         self.replica.begin_load(new_subscription=self._new_subscription)
         self._new_subscription = False
         fields, ttl_ms = await _read(redis, [("HGETALL", self._key), ("PTTL", self._key)], self._options.load_timeout_s)
@@ -253,10 +283,9 @@ class Follower:
             self._on_change(missed, self.replica.revision, "")
 
     def _settle(self, number: int) -> None:
-        self._apply_inbox()
+        self.apply_inbox()
         if number == self.load_number and self.subscribed and self.replica.settle() is Verdict.RELOAD:
-            self.stats.gaps += 1
-            self.want_load()
+            self.note_missing()
 
     # --- what no message tells -----------------------------------------------------------------------------------
 
@@ -281,8 +310,7 @@ class Follower:
 
     def _expect_revision(self, stored: int, load_number: int) -> None:
         if not self.stale and load_number == self.load_number and self.replica.revision < stored:
-            self.stats.gaps += 1
-            self.want_load()
+            self.note_missing()
 
     def _check_is_due(self) -> bool:
         return self._check_at_s is not None and _now_s() >= self._check_at_s

@@ -9,32 +9,32 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Generic, Self, TypeVar, cast, final, overload
 
 import structlog
 
-from flotta.errors import Closed, CommandError, MapTimeout, NotAnInteger, NotStarted, WireError
+from flotta.errors import Closed, CommandError, NotAnInteger, NotStarted, WireError
 from flotta.redis import Link, Redis, Script
 from flotta.rmap import scripts
+from flotta.rmap.arrival import Arrivals
 from flotta.rmap.batch import SetBatch
 from flotta.rmap.codec import TEXT, Codec
-from flotta.rmap.events import Board, Events, Waiters, Watch
+from flotta.rmap.events import Board, Events, Watch
 from flotta.rmap.follower import Follower, FollowerStats
 from flotta.rmap.options import MapOptions, check_ttl
+from flotta.rmap.results import Attempt, Removal, encode_item, list_of
 from flotta.rmap.wire import (
-    REVISION_MAX,
     EventKind,
     check_key,
     check_name,
     content_key,
-    encode_key,
+    decode_key,
     parse_values,
     updates_channel,
 )
 
-__all__ = ["Attempt", "Map", "MapState", "Removal"]
+__all__ = ["Map", "MapState"]
 
 V = TypeVar("V")
 D = TypeVar("D")
@@ -50,38 +50,15 @@ class MapState(Enum):
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Attempt(Generic[V]):
-    """What a tested write found. True in a condition if it was done. ``previous``: the value before, None if none."""
-
-    done: bool
-    previous: V | None
-
-    def __bool__(self) -> bool:
-        return self.done
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Removal:
-    """What ``remove_values`` left. True in a condition if anything was removed. ``values`` are the remaining items."""
-
-    removed: bool
-    values: list[str]
-
-    def __bool__(self) -> bool:
-        return self.removed
-
-
-@final
 class Map(Generic[V]):
     """A map of which every instance holds a copy. ``async with await Map.join("config", redis) as config: ...``.
 
     Options: ``codec`` turns values into bytes (default: text). ``ttl_s``: Redis forgets the whole map so many seconds
     after its first write, or with ``sliding`` after its last one; give every instance the same. ``options``: limits.
 
-    Values that are read are shared: do not change them in place. One event loop; no locks are needed. A write that is
-    cancelled may still happen. Writes raise RedisError: NotApplied, AmbiguousOutcome, CommandError say what is known.
+    When a write returns, this map holds it and all that was written before it by anyone, unless ``stale``. Values that
+    are read are shared: do not change them in place. One event loop; no locks are needed. A write that is cancelled may
+    still happen. Writes raise RedisError: NotApplied, AmbiguousOutcome, CommandError say what is known.
     """
 
     def __init__(
@@ -101,7 +78,6 @@ class Map(Generic[V]):
         self._sliding = sliding
         self._decoded: dict[str, V] = {}
         self._board: Board[V] = Board()
-        self._waiters = Waiters()
         self._follower = Follower(
             name,
             self.options,
@@ -111,12 +87,13 @@ class Map(Generic[V]):
             logger=logger or structlog.get_logger("flotta.rmap"),
         )
         self._replica = self._follower.replica
+        self._arrivals = Arrivals(name, self._follower)
         self._state = MapState.NEW
         self._life = asyncio.Lock()
         self._redis: Redis | None = None
         self._owns_redis = False
         self._script_head: tuple[str | int, ...] = ()
-        self._batch = SetBatch(self._send_many, lambda args: self._run(scripts.SET_MANY, *args))
+        self._batch = SetBatch(self._send_many, lambda args: self._run(scripts.SET_MANY, *args), self._on_written)
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -172,10 +149,12 @@ class Map(Generic[V]):
             redis, self._redis = self._redis, None
             self._state = MapState.CLOSED
             self._board.close()
-            self._waiters.fail(Closed(f"map {self.name!r}"))
-            await self._follower.aclose()
-            if redis is not None and self._owns_redis:
-                await redis.aclose()
+            self._arrivals.close()
+            try:
+                await self._follower.aclose()
+            finally:
+                if redis is not None and self._owns_redis:
+                    await redis.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -308,9 +287,8 @@ class Map(Generic[V]):
         Raises MapTimeout after ``timeout_s`` seconds (default ``wait_timeout_s``), NotStarted, Closed.
         """
         self._link()
-        arrival = self._waiters.add(REVISION_MAX + 1, self._follower.load_number)
-        self._follower.want_load()
-        await self._arrive(arrival, timeout_s, "the map could not be read again")
+        limit_s = self.options.wait_timeout_s if timeout_s is None else timeout_s
+        await self._arrivals.wait_for_load(limit_s, "the map could not be read again")
 
     def _on_change(self, kind: EventKind, revision: int, key: str) -> None:
         if key:
@@ -318,38 +296,55 @@ class Map(Generic[V]):
         else:
             self._decoded = {}
         self._board.note(kind, revision, key)
-        self._waiters.reach(revision)
+        self._arrivals.reach(revision)
+
+    def _on_written(self, first: int, keys: list[str], values: list[bytes]) -> None:
+        if not self._follower.write_own(first, keys, values):
+            return
+        if self._decoded:
+            for key in keys:
+                self._decoded.pop(key, None)
+        last = self._replica.revision
+        self._board.note_sets(last, keys)
+        self._arrivals.reach(last)
 
     def _on_loaded(self, number: int) -> None:
-        self._waiters.loaded(number)
-        self._waiters.reach(self._replica.revision)
+        self._arrivals.loaded(number)
 
     # --- writes: one atomic step each --------------------------------------------------------------------------------
 
     async def set(self, key: str, value: V) -> V | None:
-        """Set ``key``; gives its previous value, None if it had none. Not visible here until its message is back."""
-        previous, _ = await self._set(check_key(key), self._codec.encode(value))
-        return None if previous is None else self._decode_raw(previous, key)
+        """Set ``key``; gives its previous value, None if it had none.
+
+        Raises WireError if that cannot be read: the new one is set.
+        """
+        lowest = self._replica.revision + 1
+        previous, revision = await self._set(key, value)
+        if not lowest <= revision <= self._replica.revision:
+            await self._arrivals.catch_up(lowest, revision)
+        return self._previous(previous, key)
 
     async def set_and_wait(self, key: str, value: V, *, timeout_s: float | None = None) -> V | None:
-        """Like ``set``, and return when this map has it too: a later ``get`` gives this value or a newer one.
+        """Like ``set``, but it never returns before this map has the value, also while the map is stale.
 
         Raises MapTimeout if it is not here after ``timeout_s`` seconds (default ``wait_timeout_s``): it is in Redis.
         """
-        previous, revision = await self._set(check_key(key), self._codec.encode(value))
-        if self._replica.revision < revision:
-            arrival = self._waiters.add(revision, self._follower.load_number)
-            await self._arrive(arrival, timeout_s, f"the new value of {key!r} is in Redis, but not here")
-        return None if previous is None else self._decode_raw(previous, key)
+        lowest = self._replica.revision + 1
+        previous, revision = await self._set(key, value)
+        limit_s = self.options.wait_timeout_s if timeout_s is None else timeout_s
+        otherwise = f"the new value of {key!r} is in Redis, but not here"
+        await self._arrivals.wait_for(lowest, revision, limit_s, otherwise)
+        return self._previous(previous, key)
 
     async def set_if_absent(self, key: str, value: V) -> bool:
         """Set ``key`` unless it has a value; gives whether it was set."""
-        return bool(await self._run(scripts.SET_IF_ABSENT, check_key(key), self._codec.encode(value)))
+        (done,) = await self._step(scripts.SET_IF_ABSENT, check_key(key), self._codec.encode(value))
+        return bool(done)
 
     async def test_and_set(self, key: str, expected: V, value: V) -> Attempt[V]:
         """Set ``key`` to ``value`` if its value is ``expected``. A key without a value is never set."""
         raw = check_key(key)
-        reply = await self._run(scripts.TEST_AND_SET, raw, self._expected(key, expected), self._codec.encode(value))
+        reply = await self._step(scripts.TEST_AND_SET, raw, self._expected(key, expected), self._codec.encode(value))
         return self._tested(reply, key)
 
     async def incr(self, key: str, delta: int = 1) -> int:
@@ -357,57 +352,78 @@ class Map(Generic[V]):
 
         Raises NotAnInteger if its value is no integer, CommandError if the sum does not fit.
         """
+        if not isinstance(delta, int):
+            raise TypeError(f"delta is an int, not {type(delta).__name__}")
         if not -(2**63) <= delta < 2**63:
             raise ValueError(f"delta {delta} does not fit into 64 bits")
         try:
-            return int(await self._run(scripts.INCR, check_key(key), delta))
+            (total,) = await self._step(scripts.INCR, check_key(key), int(delta))
         except CommandError as error:
             if "not an integer" in error.text:
                 raise NotAnInteger(self.name, key) from error
             raise
+        return int(total)
 
     async def append_values(self, key: str, *items: str) -> list[str]:
         """Append ``items`` to the list at ``key``; gives the list. A value that is no list is split at its commas."""
-        return _list_of(await self._run(scripts.APPEND_VALUES, check_key(key), *map(encode_key, items)))
+        (stored,) = await self._step(scripts.APPEND_VALUES, check_key(key), *map(encode_item, items))
+        return list_of(stored)
 
     async def append_unique_values(self, key: str, *items: str) -> list[str]:
         """Append those of ``items`` that the list at ``key`` lacks; gives the list."""
-        return _list_of(await self._run(scripts.APPEND_UNIQUE_VALUES, check_key(key), *map(encode_key, items)))
+        (stored,) = await self._step(scripts.APPEND_UNIQUE_VALUES, check_key(key), *map(encode_item, items))
+        return list_of(stored)
 
     async def remove_values(self, key: str, *items: str) -> Removal:
         """Remove every one of ``items`` from the list at ``key``. With its last item the key goes."""
-        removed, stored = await self._run(scripts.REMOVE_VALUES, check_key(key), *map(encode_key, items))
-        return Removal(bool(removed), _list_of(stored))
+        removed, stored = await self._step(scripts.REMOVE_VALUES, check_key(key), *map(encode_item, items))
+        return Removal(bool(removed), list_of(stored))
 
     async def delete(self, key: str) -> V | None:
-        """Delete ``key``; gives the value it had, None if none (then nothing is announced)."""
-        previous = await self._run(scripts.DELETE, check_key(key))
-        return None if previous is None else self._decode_raw(previous, key)
+        """Delete ``key``; gives the value it had, None if none (then nothing is announced).
+
+        Raises WireError if that value cannot be read: it is deleted.
+        """
+        (previous,) = await self._step(scripts.DELETE, check_key(key))
+        return self._previous(previous, key)
 
     async def test_and_delete(self, key: str, expected: V) -> Attempt[V]:
         """Delete ``key`` if its value is ``expected``."""
-        reply = await self._run(scripts.TEST_AND_DELETE, check_key(key), self._expected(key, expected))
+        reply = await self._step(scripts.TEST_AND_DELETE, check_key(key), self._expected(key, expected))
         return self._tested(reply, key)
 
     async def reset(self) -> None:
         """Empty the map. Revisions go on."""
-        await self._run(scripts.RESET, "reset")
+        await self._step(scripts.RESET, "reset")
 
     async def destroy(self) -> None:
         """Empty the map, and say that it is given up: Redis keeps its revision only. Joined maps stay usable."""
-        await self._run(scripts.RESET, "destroy")
+        await self._step(scripts.RESET, "destroy")
 
     async def test_and_reset(self, expected: Mapping[str, V]) -> bool:
         """Empty the map if every key of ``expected`` has its value; gives whether it did. Nothing expected: it does."""
         pairs: list[bytes] = []
         for key, value in expected.items():
             pairs += (check_key(key), self._expected(key, value))
-        return bool(await self._run(scripts.TEST_AND_RESET, *pairs))
+        (done,) = await self._step(scripts.TEST_AND_RESET, *pairs)
+        return bool(done)
 
-    def _set(self, key: bytes, value: bytes) -> asyncio.Future[tuple[bytes | None, int]]:
+    # --- how a write goes --------------------------------------------------------------------------------------------
+
+    def _set(self, key: str, value: V) -> asyncio.Future[tuple[bytes | None, int]]:
         """Previous value and revision of a set that leaves with the others of this turn of the loop."""
-        self._link()
-        return self._batch.add(key, value)
+        if self._redis is None:
+            self._link()
+        raw = check_key(key)
+        # The name under which the message will come.
+        return self._batch.add(key if key.isascii() else decode_key(raw), raw, self._codec.encode(value))
+
+    async def _step(self, script: Script, *args: bytes | str | int) -> list[Any]:
+        """Run a script that ends with ``finish``; gives its results once the copy holds what it saw."""
+        lowest = self._replica.revision
+        revision, *results = await self._run(script, *args)
+        await self._arrivals.catch_up(lowest, int(revision))
+        return cast("list[Any]", results)
 
     def _send_many(self, args: list[bytes]) -> asyncio.Future[list[Any]]:
         """Straight to the link: a task of its own would cost a turn. What raises here is for every set of the batch."""
@@ -448,15 +464,17 @@ class Map(Generic[V]):
 
     def _tested(self, reply: list[Any], key: str) -> Attempt[V]:
         done, previous = reply
-        return Attempt(bool(done), None if previous is None else self._decode_raw(previous, key))
+        return Attempt(bool(done), self._previous(previous, key, done=bool(done)))
 
-    async def _arrive(self, arrival: asyncio.Future[None], timeout_s: float | None, otherwise: str) -> None:
-        limit_s = self.options.wait_timeout_s if timeout_s is None else timeout_s
+    def _previous(self, raw: bytes | None, key: str, *, done: bool = True) -> V | None:
+        """A previous value; if it cannot be read, the error says what became of the write."""
+        if raw is None:
+            return None
         try:
-            async with asyncio.timeout(limit_s):
-                await arrival
-        except TimeoutError as error:
-            raise MapTimeout(self.name, limit_s, otherwise) from error
+            return self._decode_raw(raw, key)
+        except WireError as error:
+            outcome = "the write is done" if done else "nothing was written"
+            raise WireError(f"previous value of {error.what}", f"{error.reason} ({outcome})", raw) from error
 
 
 class _Missing:
@@ -464,7 +482,3 @@ class _Missing:
 
 
 _MISSING = _Missing()
-
-
-def _list_of(stored: bytes | None) -> list[str]:
-    return [] if stored is None else parse_values(stored)

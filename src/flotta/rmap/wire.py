@@ -30,6 +30,7 @@ __all__ = [
     "Change",
     "EventKind",
     "Op",
+    "announces_set",
     "check_key",
     "check_name",
     "content_key",
@@ -52,6 +53,7 @@ NAME_RULE = "1 to 512 characters, no space, NUL, '*', '?', '[' or ']'"
 KEY_RULE = "not empty, no '='"
 _NAME = re.compile(r"[^ \0*?\[\]]{1,512}", re.DOTALL)
 _LENGTH_BYTES = 4
+_LENGTHS = [length.to_bytes(_LENGTH_BYTES, "little") for length in range(20)]
 _STRING_BYTES_MAX = 2**31 - 1
 """A length is packed as a signed 4-byte integer by other writers."""
 
@@ -173,6 +175,16 @@ def parse(payload: bytes) -> Change:
     if payload.startswith(b"destroy:"):
         return Change(Op.DESTROY, _revision(payload[8:], payload))
     raise WireError("map message", "neither set, del, reset nor destroy", payload)
+
+
+def announces_set(payload: bytes, revision: int) -> bool:
+    """Whether ``payload`` looks like the message of the set that made ``revision``, by its first and last bytes."""
+    digits = b"%d" % revision
+    return (
+        payload.endswith(digits)
+        and payload[-4 - len(digits) : -len(digits)] == _LENGTHS[len(digits)]
+        and (payload[:4] == b"set:")
+    )
 
 
 def _pack(raw: bytes) -> bytes:

@@ -3,29 +3,29 @@
 -- The operation's own arguments begin at ARGV[4].
 -- The channel is no key: on a Cluster a channel belongs to no slot, and the hash is all that the script touches.
 local hash, channel = KEYS[1], ARGV[1]
+local revision = false
 
 -- Lua would write a revision above 1e14 as "1e+14".
-local function next_revision()
-  return string.format("%.0f", redis.call("HINCRBY", hash, "=rev", 1))
+local function raise_revision()
+  revision = string.format("%.0f", redis.call("HINCRBY", hash, "=rev", 1))
 end
 
 local function commit_set(key, value)
-  local revision = next_revision()
+  raise_revision()
   redis.call("HSET", hash, key, value, "=kind", "set")
   redis.call("PUBLISH", channel, "set:" .. struct.pack("<I4c0I4c0I4c0", #key, key, #value, value, #revision, revision))
-  return revision
 end
 
 local function commit_delete(key)
   redis.call("HDEL", hash, key)
-  local revision = next_revision()
+  raise_revision()
   redis.call("HSET", hash, "=kind", "del")
   redis.call("PUBLISH", channel, "del:" .. struct.pack("<I4c0I4c0", #key, key, #revision, revision))
 end
 
 -- The revision outlives the content: a replica must never see it go back.
 local function commit_reset(kind)
-  local revision = next_revision()
+  raise_revision()
   redis.call("DEL", hash)
   redis.call("HSET", hash, "=rev", revision, "=kind", kind)
   redis.call("PUBLISH", channel, kind .. ":" .. revision)
@@ -38,6 +38,12 @@ local function keep_alive()
   if ttl_ms > 0 and (ARGV[3] == "1" or redis.call("PTTL", hash) == -1) then
     redis.call("PEXPIRE", hash, ttl_ms)
   end
+end
+
+-- What an operation returns: the revision that it made or found, so that the caller's copy can catch up, then its own.
+local function finish(...)
+  keep_alive()
+  return {revision or redis.call("HGET", hash, "=rev") or "0", ...}
 end
 
 -- A list value: a JSON array; anything else is items between commas.

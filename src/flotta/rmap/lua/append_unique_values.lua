@@ -15,5 +15,4 @@ if changed then
   stored = cjson.encode(items)
   commit_set(ARGV[4], stored)
 end
-keep_alive()
-return stored
+return finish(stored)

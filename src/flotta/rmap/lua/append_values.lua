@@ -8,5 +8,4 @@ if #ARGV > 4 then
   stored = cjson.encode(items)
   commit_set(ARGV[4], stored)
 end
-keep_alive()
-return stored
+return finish(stored)

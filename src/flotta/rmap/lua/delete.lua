@@ -3,5 +3,4 @@ local previous = redis.call("HGET", hash, ARGV[4])
 if previous then
   commit_delete(ARGV[4])
 end
-keep_alive()
-return previous
+return finish(previous)

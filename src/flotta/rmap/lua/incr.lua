@@ -2,5 +2,4 @@
 redis.call("HINCRBY", hash, ARGV[4], ARGV[5])
 local value = redis.call("HGET", hash, ARGV[4])
 commit_set(ARGV[4], value)
-keep_alive()
-return value
+return finish(value)

@@ -21,5 +21,4 @@ elseif removed then
   stored = cjson.encode(remaining)
   commit_set(ARGV[4], stored)
 end
-keep_alive()
-return {removed and 1 or 0, stored}
+return finish(removed and 1 or 0, stored)

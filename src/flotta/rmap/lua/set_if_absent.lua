@@ -3,5 +3,4 @@ local absent = redis.call("HEXISTS", hash, ARGV[4]) == 0
 if absent then
   commit_set(ARGV[4], ARGV[5])
 end
-keep_alive()
-return absent and 1 or 0
+return finish(absent and 1 or 0)

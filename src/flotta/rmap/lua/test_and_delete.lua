@@ -4,5 +4,4 @@ local equal = previous == ARGV[5]
 if equal then
   commit_delete(ARGV[4])
 end
-keep_alive()
-return {equal and 1 or 0, previous}
+return finish(equal and 1 or 0, previous)

@@ -6,5 +6,4 @@ end
 if equal then
   commit_reset("reset")
 end
-keep_alive()
-return equal and 1 or 0
+return finish(equal and 1 or 0)
