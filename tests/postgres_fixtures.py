@@ -6,12 +6,15 @@ that kills, stops or fills a server starts one of its own, in ``postgres_folder`
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -36,6 +39,16 @@ def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
     yield postgres_server.url_for(name)
     with psycopg.connect(postgres_server.url, autocommit=True) as admin:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def await_end(processes: Iterable[psutil.Process], timeout_s: float = 10.0) -> None:
+    """Wait until all of them have ended. A zombie has: whoever reaps orphans here may take seconds."""
+    deadline_s = time.monotonic() + timeout_s
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() < deadline_s, f"{process} has not ended after {timeout_s:g} s"
+                time.sleep(0.005)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 
 from flotta.errors import DatabaseUnavailable, PostgresError
 from flotta.postgres import EmbeddedPostgres, Pool, PoolOptions
+from postgres_fixtures import await_end
 
 pytestmark = pytest.mark.faults
 
@@ -187,7 +188,7 @@ async def test_pool_outlives_an_outage_and_then_serves_who_waits(server: Embedde
         backends = [p for p in psutil.Process(server.pid).children() if "flotta flotta" in " ".join(p.cmdline())]
         assert backends
         server.kill()
-        await asyncio.to_thread(psutil.wait_procs, backends, timeout=10)
+        await asyncio.to_thread(await_end, backends)
         with pytest.raises(DatabaseUnavailable, match="Nothing listens there now"):
             await pool.fetch("SELECT 1")
         waiters = [asyncio.create_task(pool.fetch("SELECT 1", timeout_s=30)) for _ in range(20)]

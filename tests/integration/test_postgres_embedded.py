@@ -18,6 +18,7 @@ import pytest
 
 from flotta.errors import EmbeddedServerError, NotStarted
 from flotta.postgres import EmbeddedPostgres, cluster
+from postgres_fixtures import await_end
 
 
 def query(server: EmbeddedPostgres, text: str) -> object:
@@ -68,6 +69,17 @@ def test_pid_file_of_a_dead_server_is_no_obstacle(postgres_folder: Path):
         pid_file.write_text("\n".join([str(os.getpid()), *lines[1:]]))
         server.start_sync()
         assert query(server, "SELECT 1") == 1
+
+
+def test_server_that_nobody_has_reaped_is_not_joined(postgres_folder: Path):
+    with EmbeddedPostgres(postgres_folder, durable=False) as first:
+        postmaster = psutil.Process(first.pid)
+        postmaster.kill()
+        await_end([postmaster])  # a zombie until ``first`` asks for it
+        assert postmaster.status() == psutil.STATUS_ZOMBIE
+        with EmbeddedPostgres(postgres_folder, durable=False) as second:
+            assert second.owned
+            assert query(second, "SELECT 1") == 1
 
 
 def test_temporary_folder_is_removed():
@@ -185,9 +197,7 @@ def test_server_ends_when_its_parent_is_killed(postgres_folder: Path, number: si
         everyone = [postmaster, *postmaster.children(recursive=True)]
         assert postmaster.is_running()
         parent.send_signal(number)
-    gone, alive = psutil.wait_procs(everyone, timeout=10)
-    assert not alive
-    assert len(gone) == len(everyone)
+    await_end(everyone)
     with EmbeddedPostgres(postgres_folder, durable=False) as server:
         assert server.owned
         assert query(server, "SELECT 1") == 1

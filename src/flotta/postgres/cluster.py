@@ -254,27 +254,34 @@ class Postmaster:
 
 
 def _runs_here(pid: int, data: Path) -> bool:
-    """Whether ``pid`` is a PostgreSQL server in ``data`` (a process id may have gone to someone else since)."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
+    """Whether ``pid`` is a PostgreSQL server in ``data`` (a process id may have gone to someone else since).
+
+    A zombie is not: in a container nobody may ever reap a killed server.
+    """
+    if not Path("/proc/self").exists():
+        return _is_postgres_by_ps(pid)
     proc = Path(f"/proc/{pid}")
     try:
-        if proc.is_dir():
-            # The postmaster works inside its data folder.
+        try:
+            # The postmaster works inside its data folder. A zombie works nowhere.
             return (proc / "cwd").readlink() == data
-    except OSError:
-        return (proc / "comm").read_text().strip() == "postgres"
+        except PermissionError:
+            # Another user's, and root in a container lacks CAP_SYS_PTRACE. proc(5): pid (comm) state ...
+            named, _, state = (proc / "stat").read_text().rpartition(") ")
+            return named.endswith("(postgres") and not state.startswith("Z")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _is_postgres_by_ps(pid: int) -> bool:
+    """For systems without /proc (macOS)."""
     shown = subprocess.run(  # noqa: S603
-        ["ps", "-o", "comm=", "-p", str(pid)],  # noqa: S607
+        ["ps", "-o", "stat=,comm=", "-p", str(pid)],  # noqa: S607
         capture_output=True,
         text=True,
         check=False,
-    )
-    return "postgres" in shown.stdout
+    ).stdout.strip()
+    return "postgres" in shown and not shown.startswith("Z")
 
 
 def read_postmaster(data: Path) -> Postmaster | None:
