@@ -9,13 +9,21 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trustme
+from structlog.testing import capture_logs
 
-from flotta.errors import AmbiguousOutcome, LinkUnavailable, NotApplied
+from flotta.errors import AmbiguousOutcome, Closed, LinkUnavailable, NotApplied, ServerTooOld
 from flotta.redis import Link, LinkOptions, Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.testing import FaultProxy
 
 pytestmark = pytest.mark.faults
+HELLO_REPLY = b"%3\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$5\r\n7.4.1\r\n$5\r\nproto\r\n:3\r\n"
+SLOW_SCRIPT = """
+local function now() local t = redis.call('TIME'); return t[1] * 1000000 + t[2] end
+local ends = now() + 1500000
+while now() < ends do end
+return 'slow'
+"""
 QUICK = LinkOptions(command_timeout_s=0.6, connect_timeout_s=0.6, heartbeat_s=0.3, reconnect_min_s=0.01)
 
 
@@ -65,7 +73,8 @@ async def test_cut_inside_a_reply_fails_that_call_and_no_later_one(proxy: FaultP
 
 
 async def test_cuts_under_load_explain_every_increment(proxy: FaultProxy) -> None:
-    client = await Redis.from_url(proxy.url, options=LinkOptions(reconnect_min_s=0.01)).connect()
+    options = LinkOptions(reconnect_min_s=0.01, reconnect_max_s=0.02)
+    client = await Redis.from_url(proxy.url, options=options).connect()
     ends: Counter[str] = Counter()
     is_over = asyncio.Event()
 
@@ -146,6 +155,112 @@ async def test_junk_ends_the_connection_with_a_reason() -> None:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(LinkUnavailable, match="does not speak RESP"):
             await Link.connect(f"redis://127.0.0.1:{port}")
+
+
+async def test_patient_call_does_not_take_the_time_limit_from_others(proxy: FaultProxy) -> None:
+    link = await Link.connect(proxy.url, options=QUICK)
+    loop = asyncio.get_running_loop()
+    slow = asyncio.ensure_future(link.call("EVAL", SLOW_SCRIPT, 0, timeout_s=20))
+    started_s = loop.time()
+    with pytest.raises(AmbiguousOutcome, match=r"within 0\.6 s"):
+        await link.call("ECHO", "behind it")
+    assert loop.time() - started_s < 0.6 + 0.5
+    assert await slow == b"slow", "the slow script is no silent peer"
+    assert link.stats.connections == 1
+    await link.aclose()
+
+
+async def test_patience_ends_with_the_call_that_asked_for_it(proxy: FaultProxy) -> None:
+    link = await Link.connect(proxy.url, options=QUICK)
+    assert await link.call("ECHO", "soon answered", timeout_s=60) == b"soon answered"
+    proxy.pause()
+    with pytest.raises(AmbiguousOutcome):
+        await link.call("PING")
+    async with asyncio.timeout(5):
+        while link.connected:
+            await asyncio.sleep(0.01)
+    await link.aclose()
+
+
+async def test_connection_lost_while_closing_is_not_brought_back(proxy: FaultProxy) -> None:
+    link = await Link.connect(proxy.url, options=LinkOptions(reconnect_min_s=0.001, reconnect_max_s=0.001))
+    proxy.pause("down")
+    written = asyncio.ensure_future(link.call("ECHO", 1))
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(link.aclose(drain_s=0.3))
+    await asyncio.sleep(0)
+    accepted = proxy.accepted
+    proxy.cut()
+    proxy.resume()
+    with pytest.raises(AmbiguousOutcome):
+        await written
+    await closing
+    assert proxy.accepted == accepted
+    assert not link.connected
+    with pytest.raises(Closed):
+        link.call("PING")
+
+
+async def test_error_names_the_command_as_written(proxy: FaultProxy) -> None:
+    link = await Link.connect(proxy.url, options=QUICK)
+    await proxy.refuse()
+    while link.connected:
+        await asyncio.sleep(0)
+    for name in ("PING", b"PING"):
+        for timeout_s in (None, 0.05):
+            with pytest.raises(LinkUnavailable, match=r"^PING: no connection") as caught:
+                await link.call(name, timeout_s=timeout_s)
+            assert caught.value.command == "PING"
+    await link.aclose()
+
+
+async def test_flapping_connection_is_tried_less_and_less_and_logged_once() -> None:
+    accepted: list[float] = []
+
+    async def greet_and_hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(asyncio.get_running_loop().time())
+        await reader.read(1000)
+        writer.write(HELLO_REPLY + b"+OK\r\n+OK\r\n+PONG\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(greet_and_hang_up, "127.0.0.1", 0)
+    async with server:
+        with capture_logs() as logs:
+            port = server.sockets[0].getsockname()[1]
+            link = Link(f"redis://127.0.0.1:{port}", options=LinkOptions(reconnect_min_s=0.02, reconnect_max_s=5))
+            await link.start()
+            async with asyncio.timeout(20):
+                while len(accepted) < 6:
+                    await asyncio.sleep(0.01)
+            await link.aclose()
+    assert accepted[5] - accepted[4] >= 0.02 * 2**4 / 2
+    assert [(line["log_level"], line["event"]) for line in logs if line["log_level"] != "debug"] == [
+        ("warning", "redis link lost"),
+        ("info", "redis link is up"),
+    ]
+
+
+async def test_server_that_is_too_old_is_named_with_what_is_needed() -> None:
+    """The greeting of a server that no package index has any more: this one thing is spoken by a peer of ours."""
+
+    async def speak_old(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hello: bytes) -> None:
+        await reader.read(1000)
+        writer.write(hello + b"-ERR\r\n-ERR\r\n+PONG\r\n")
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    # What a 5.0 says quotes the arguments, and so the password.
+    unknown = b"-ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `default`, `c4nary`, \r\n"
+    for hello, version in ((HELLO_REPLY.replace(b"7.4.1", b"6.0.9"), "6.0.9"), (unknown, "older than 6.0")):
+        server = await asyncio.start_server(lambda r, w, h=hello: speak_old(r, w, h), "127.0.0.1", 0)
+        async with server:
+            url = f"redis://:c4nary@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            with pytest.raises(ServerTooOld, match=r"6\.2 or newer is needed") as caught:
+                await Link.connect(url)
+            assert caught.value.version == version
+            assert "c4nary" not in str(caught.value)
 
 
 # --- TLS ----------------------------------------------------------------------------------------------------------

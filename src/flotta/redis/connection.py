@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Protocol, cast, final
 
 import hiredis
@@ -19,7 +19,7 @@ import hiredis
 from flotta.errors import AmbiguousOutcome, CommandError
 from flotta.redis.effects import outcome_of
 
-__all__ = ["NOBODY", "Arg", "Batch", "Connection", "Entry"]
+__all__ = ["NOBODY", "Arg", "Batch", "Connection", "Entry", "shown"]
 
 Arg = bytes | str | int | float | memoryview
 
@@ -81,8 +81,8 @@ NOBODY = _Nobody()
 
 
 def error_reply(text: str) -> CommandError:
-    """An error reply, also one inside an array (EXEC), as its exception."""
-    return CommandError(text, outcome=outcome_of(text))
+    """An error reply as its exception. Here it counts as one inside EXEC; ``_fail`` knows better about all others."""
+    return CommandError(text, outcome=outcome_of(text, "EXEC"))
 
 
 @final
@@ -145,8 +145,8 @@ class Connection(asyncio.Protocol):
         self.bytes_sent += len(data)
         self._transport.write(data)
 
-    def expire(self, written_before_s: float, waited_s: float) -> None:
-        """Fail the callers of everything written before then; their replies, if they come, are swallowed."""
+    def expire(self, written_before_s: float, waited_s: float, *, spared: Container[Entry]) -> None:
+        """Fail the callers of what was written before then and is not ``spared``; replies that come are swallowed."""
         answered = overdue_end = self._sent - len(self._entries)
         for end, written_s in self._written:
             if written_s > written_before_s:
@@ -154,8 +154,8 @@ class Connection(asyncio.Protocol):
             overdue_end = end
         count = overdue_end - answered
         for _, entry, name in zip(range(count), self._entries, self._names, strict=False):
-            if not entry.done():
-                entry.set_exception(AmbiguousOutcome(f"no reply within {waited_s:g} s", command=_shown(name)))
+            if not entry.done() and entry not in spared:
+                entry.set_exception(AmbiguousOutcome(f"no reply within {waited_s:g} s", command=shown(name)))
 
     def end(self, reason: str) -> None:
         """Close the socket at once and fail everything that is due. Later calls do nothing."""
@@ -169,7 +169,7 @@ class Connection(asyncio.Protocol):
         self._entries, self._names = deque(), deque()
         for entry, name in zip(entries, names, strict=True):
             if not entry.done():
-                entry.set_exception(AmbiguousOutcome(reason, command=_shown(name)))
+                entry.set_exception(AmbiguousOutcome(reason, command=shown(name)))
         self._on_end(self, reason)
 
     # --- what the event loop tells ------------------------------------------------------------------------------
@@ -191,7 +191,9 @@ class Connection(asyncio.Protocol):
             while (reply := gets()) is not _NOTHING:
                 kind = reply.__class__
                 if kind is hiredis.PushNotification:
-                    self._receive_push(reply)
+                    if reply[0] in _CONFIRMATIONS:
+                        self._confirm(reply)
+                    self._on_push(reply)
                     continue
                 entry = entries.popleft()
                 name = names.popleft()
@@ -225,18 +227,17 @@ class Connection(asyncio.Protocol):
         """The socket is gone."""
         self.end(f"connection lost: {exc}" if exc else "connection closed")
 
-    def _receive_push(self, push: list[Any]) -> None:
+    def _confirm(self, push: list[Any]) -> None:
         # With RESP3 the answer to SUBSCRIBE and its kin is a push, in the place of the reply.
-        if push and push[0] in _CONFIRMATIONS and self._names and _command(self._names[0]) == push[0]:
+        if self._names and _command(self._names[0]) == push[0]:
             self._names.popleft()
             entry = self._entries.popleft()
             if not entry.done():
                 entry.set_result(push)
-        self._on_push(push)
 
 
 def _fail(entry: Entry, name: Arg, error: CommandError) -> None:
-    error.command = _shown(name)
+    error.command = shown(name)
     error.outcome = outcome_of(error.text, error.command)
     error.args = (f"{error.command}: {error.text}",)
     if entry.__class__ is Batch:
@@ -259,5 +260,6 @@ def _command(name: Arg) -> bytes:
     return name.lower() if isinstance(name, bytes) else str(name).lower().encode()
 
 
-def _shown(name: Arg) -> str:
+def shown(name: Arg) -> str:
+    """A command's name for people."""
     return bytes(name).decode("utf-8", "replace") if isinstance(name, bytes | memoryview) else str(name)

@@ -68,6 +68,8 @@ async def _open_socket(endpoint: Endpoint, connection: Connection) -> None:
 
 async def _greet(endpoint: Endpoint, connection: Connection, pack: Callable[..., bytes]) -> Version:
     commands = _greeting(endpoint, await endpoint.login())
+    if connection.ended is not None:
+        raise LinkUnavailable(endpoint.address, connection.ended)
     future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
     batch = Batch(future, len(commands))
     connection.send([pack(command) for command in commands], [batch] * len(commands), [c[0] for c in commands])

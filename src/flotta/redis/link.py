@@ -1,6 +1,6 @@
 """Many callers, one socket: the commands of one loop tick leave in one write.
 
-Owns: what has not been written yet, the one connection, and the task that brings it back. Invariants:
+Owns: the one connection, the task that brings it back, and when what waits is written. Invariants:
 
 * Commands leave in the order of the calls; a batch leaves contiguously.
 * A command is handed to a socket at most once. Until then its failure is ``NotApplied``, from then on it is ambiguous.
@@ -9,7 +9,8 @@ Owns: what has not been written yet, the one connection, and the task that bring
   commands of earlier ticks wait.
 
 Why so: a write per command costs a system call on both sides; folded per tick the wire carries twenty times as much
-(docs/design/redis.md). Nothing here is thread-safe: a link belongs to one event loop.
+(docs/design/redis.md). A server that has nothing to do gets the first commands of a tick before the tick is over, so
+that the two sides do not take turns. Nothing here is thread-safe: a link belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -26,17 +26,20 @@ import hiredis
 import structlog
 
 from flotta.errors import AmbiguousOutcome, Closed, LinkBusy, LinkUnavailable, RedisError
-from flotta.redis.connection import NOBODY, Arg, Batch, Connection
+from flotta.redis.connection import NOBODY, Arg, Batch, Connection, shown
 from flotta.redis.endpoint import Endpoint
 from flotta.redis.facts import LinkObserver, LinkState, LinkStats
 from flotta.redis.greeting import Version, open_connection
 from flotta.redis.options import LinkOptions
+from flotta.redis.outage import OutageLog
+from flotta.redis.waiting import Waiting
 
 __all__ = ["Arg", "Link", "LinkObserver", "LinkOptions", "LinkStats"]
 
 _pack: Callable[..., bytes] = hiredis.pack_command
 _WATCH_PERIOD_S_MAX = 0.5
 _WRITE_COMMANDS_MAX = 2_000
+_EARLY_COMMANDS = 16
 
 
 @final
@@ -58,20 +61,17 @@ class Link:
         self.endpoint = endpoint
         self.server_version: Version = (0, 0, 0)
         self._observer = observer
+        self._on_push: Callable[[list[Any]], None] = _ignore if observer is None else observer.on_link_push
         self._logger = logger or structlog.get_logger("flotta.redis")
+        self._log = OutageLog(self._logger, endpoint.address)
         self._state = LinkState.IDLE
         self._connection: Connection | None = None
         self._reason = "not connected yet"
-        self._logged_reason = ""
-        # What waits to be written: three lists in step, the oldest first. Entries leave only in _flush.
-        self._packed: list[bytes] = []
-        self._entries: list[Any] = []
-        self._names: list[Arg] = []
-        self._waiting_since: deque[tuple[int, float]] = deque()
-        self._left = 0
+        self._waiting = Waiting()
         self._ticking = False
-        self._patience_until_s = 0.0
-        self._timed: set[Any] = set()
+        self._early_at = _EARLY_COMMANDS if self.options.in_flight_max >= _EARLY_COMMANDS else 0
+        # Calls with a time limit of their own, and until when the watchdog is patient for each.
+        self._timed: dict[Any, float] = {}
         self._create_future: Callable[[], asyncio.Future[Any]] = self._bind_and_create_future
         self._loop: asyncio.AbstractEventLoop
         self._keeper: asyncio.Task[None] | None = None
@@ -101,7 +101,7 @@ class Link:
     def call(self, *args: Arg, timeout_s: float | None = None) -> Awaitable[Any]:
         """Send one command; awaiting gives its raw RESP3 reply (bytes, int, float, bool, None, list, dict).
 
-        It is written with everything else that is called in this tick, whether you await it or not. ``timeout_s``
+        It is written in this tick, with what else is called in it, whether you await it or not. ``timeout_s``
         replaces ``command_timeout_s``, waiting for a connection included. Cancelling is harmless to others: if it is
         not written yet it never will be.
 
@@ -112,14 +112,18 @@ class Link:
         future = self._create_future()
         packed = _pack(args)
         # The three lists must stay in step: nothing may raise from here on.
-        self._names.append(args[0])
-        self._packed.append(packed)
-        self._entries.append(future)
+        waiting = self._waiting
+        waiting.names.append(args[0])
+        waiting.packed.append(packed)
+        entries = waiting.entries
+        entries.append(future)
         if timeout_s is not None:
-            self._limit(future, future, 1, timeout_s, str(args[0]))
+            self._limit(future, future, 1, timeout_s, args[0])
         if not self._ticking:
             self._ticking = True
             self._loop.call_soon(self._flush)
+        elif len(entries) == self._early_at:
+            self._write_early()
         return future
 
     def call_many(self, commands: Sequence[Sequence[Arg]], *, timeout_s: float | None = None) -> Awaitable[list[Any]]:
@@ -134,32 +138,32 @@ class Link:
             return future
         packed = [_pack(tuple(command)) for command in commands]
         batch = Batch(future, len(packed))
-        self._names += [command[0] for command in commands]
-        self._packed += packed
-        self._entries += [batch] * len(packed)
+        waiting = self._waiting
+        waiting.names += [command[0] for command in commands]
+        waiting.packed += packed
+        waiting.entries += [batch] * len(packed)
         if timeout_s is not None:
-            self._limit(future, batch, len(packed), timeout_s, str(commands[0][0]))
+            self._limit(future, batch, len(packed), timeout_s, commands[0][0])
         if not self._ticking:
             self._ticking = True
             self._loop.call_soon(self._flush)
         return future
 
-    def _limit(self, future: asyncio.Future[Any], entry: Any, count: int, timeout_s: float, command: str) -> None:
+    def _limit(self, future: asyncio.Future[Any], entry: Any, count: int, timeout_s: float, command: Arg) -> None:
         """Give the call that was queued last (``count`` commands) its own time limit, in place of the common one."""
-        place = self._left + len(self._entries) - count
         timer = None
         if timeout_s < math.inf:
+            place = self._waiting.end - count
             timer = self._loop.call_later(timeout_s, self._expire_one, future, place, timeout_s, command)
-        self._timed.add(entry)
+        # Only a limit above the common one asks the watchdog for patience.
+        self._timed[entry] = self._loop.time() + timeout_s if timeout_s > self.options.command_timeout_s else 0.0
 
         def release(_: object) -> None:
             if timer is not None:
                 timer.cancel()
-            self._timed.discard(entry)
+            self._timed.pop(entry, None)
 
         future.add_done_callback(release)
-        if timeout_s > self.options.command_timeout_s:
-            self._patience_until_s = max(self._patience_until_s, self._loop.time() + timeout_s)
 
     def _bind_and_create_future(self) -> asyncio.Future[Any]:
         if self._state is LinkState.CLOSED:
@@ -186,9 +190,9 @@ class Link:
         sent, received = self._past_bytes
         return LinkStats(
             connected=connection is not None,
-            commands=self._left,
+            commands=self._waiting.left,
             in_flight=connection.in_flight if connection else 0,
-            waiting=len(self._entries),
+            waiting=len(self._waiting),
             connections=self._connections,
             failed_attempts=self._failed_attempts,
             bytes_sent=sent + (connection.bytes_sent if connection else 0),
@@ -221,11 +225,12 @@ class Link:
         if was_idle:
             return
         try:
+            if self._keeper is not None:
+                self._keeper.cancel()  # first: nothing may bring a new connection up while the old one drains
             await self._drain(drain_s)
         finally:
             self._shut()
             if self._keeper is not None:
-                self._keeper.cancel()
                 await asyncio.wait([self._keeper])
 
     async def _drain(self, drain_s: float) -> None:
@@ -240,8 +245,8 @@ class Link:
         if self._connection is not None:
             self._connection.end("the link was closed")
         address = self.endpoint.address
-        self._fail_newest(
-            len(self._entries), lambda name: LinkUnavailable(address, "the link was closed", command=name)
+        self._waiting.fail_newest(
+            len(self._waiting), lambda name: LinkUnavailable(address, "the link was closed", command=shown(name))
         )
         self._settle_up(Closed(f"the link to {self.endpoint.address}"))
 
@@ -255,15 +260,18 @@ class Link:
         self._watch()
 
     async def _keep(self) -> None:
-        """Bring the connection back, for ever."""
+        """Bring the connection back, for ever. One that ends as soon as it is up counts as an attempt that failed."""
+        options = self.options
         pause_s = 0.0
         while True:
             ended = await self._attempt()
+            up_s = self._loop.time()
             if ended is not None:
-                pause_s = 0.0
                 await ended
+            if self._loop.time() - up_s >= options.reconnect_max_s:
+                pause_s = 0.0
                 continue
-            pause_s = min(max(2 * pause_s, self.options.reconnect_min_s), self.options.reconnect_max_s)
+            pause_s = min(max(2 * pause_s, options.reconnect_min_s), options.reconnect_max_s)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
 
     async def _attempt(self) -> asyncio.Future[None] | None:
@@ -280,14 +288,14 @@ class Link:
         try:
             connection, version = await open_connection(
                 self.endpoint,
-                lambda: Connection(self._loop, on_end=on_end, on_room=self._flush, on_push=self._receive_push),
+                lambda: Connection(self._loop, on_end=on_end, on_room=self._flush, on_push=self._on_push),
                 _pack,
                 timeout_s=self.options.connect_timeout_s,
             )
         except RedisError as error:
             self._failed_attempts += 1
             self._reason = error.reason if isinstance(error, LinkUnavailable) else str(error)
-            self._log_failure()
+            self._log.refused(self._reason)
             self._settle_up(error)
             return None
         if connection.ended is None:
@@ -295,36 +303,33 @@ class Link:
             self._gain(connection, version)
         return ended
 
-    def _log_failure(self) -> None:
-        # An outage of hours is one line for each reason, not one for each attempt.
-        log = self._logger.debug if self._reason == self._logged_reason else self._logger.warning
-        self._logged_reason = self._reason
-        log("redis link cannot connect", address=self.endpoint.address, reason=self._reason)
-
     def _gain(self, connection: Connection, version: Version) -> None:
         self._connection = connection
         self._state = LinkState.CONNECTED
         self.server_version = version
         self._connections += 1
-        if self._connections > 1:
-            self._logger.info("redis link is back", address=self.endpoint.address)
-        self._logged_reason = ""
+        self._log.up(self._loop.time())
         self._settle_up(None)
-        if self._observer is not None:
-            self._observer.on_link_up()
+        self._tell(lambda observer: observer.on_link_up())
         self._flush()
 
     def _lose(self, connection: Connection, reason: str) -> None:
         sent, received = self._past_bytes
         self._past_bytes = (sent + connection.bytes_sent, received + connection.bytes_received)
         self._connection = None
-        self._patience_until_s = 0.0
         self._reason = reason
         if self._state is LinkState.CONNECTED:
             self._state = LinkState.CONNECTING
-            self._logger.warning("redis link lost", address=self.endpoint.address, reason=reason)
-        if self._observer is not None:
-            self._observer.on_link_down(reason)
+            self._log.lost(reason, self._loop.time())
+        self._tell(lambda observer: observer.on_link_down(reason))
+
+    def _tell(self, say: Callable[[LinkObserver], None]) -> None:
+        if self._observer is None:
+            return
+        try:
+            say(self._observer)
+        except Exception:  # an observer's bug must not end the task that brings the connection back
+            self._logger.exception("a link observer raised", address=self.endpoint.address)
 
     def _settle_up(self, error: Exception | None) -> None:
         up, self._up = self._up, None
@@ -336,107 +341,50 @@ class Link:
             up.set_exception(error)
             up.exception()  # start() may have been cancelled: then nobody else asks
 
-    def _receive_push(self, push: list[Any]) -> None:
-        if self._observer is not None:
-            self._observer.on_link_push(push)
-
     # --- writing ------------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
         """Write what waits, as far as the connection takes it."""
         self._ticking = False
-        entries = self._entries
+        waiting = self._waiting
+        count = len(waiting.entries)
         connection = self._connection
         if (
             connection is not None
             and connection.writable
-            and not self._waiting_since
-            and len(entries) <= _WRITE_COMMANDS_MAX
-            and connection.in_flight + len(entries) <= self.options.in_flight_max
+            and waiting.is_fresh
+            and count <= _WRITE_COMMANDS_MAX
+            and connection.in_flight + count <= self.options.in_flight_max
         ):
-            if entries:
-                packed, names = self._packed, self._names
-                self._packed, self._entries, self._names = [], [], []
-                self._left += len(entries)
-                connection.send(packed, entries, names)
+            if count:
+                connection.send(*waiting.take_all())
             return
         self._flush_bounded()
 
+    def _write_early(self) -> None:
+        """In the middle of a tick: let a server that has nothing to do begin, the rest follows when the tick ends."""
+        connection = self._connection
+        if connection is not None and connection.in_flight == 0 and connection.writable and self._waiting.is_fresh:
+            connection.send(*self._waiting.take_all())
+
     def _flush_bounded(self) -> None:
         """Write in pieces up to the limits; what does not fit waits, and what waits too long fails."""
-        self._drop_done()
-        connection = self._connection
-        while connection is not None and connection.writable and self._entries:
+        waiting, connection = self._waiting, self._connection
+        waiting.drop_done()
+        while connection is not None and connection.writable and waiting.entries:
             room = self.options.in_flight_max - connection.in_flight
             if room <= 0:
                 break
-            self._send_first(connection, self._end_of_batch(min(room, _WRITE_COMMANDS_MAX)))
-        self._note_waiting()
-        if connection is not None and connection.ended is None:
-            connection.wants_room = bool(self._entries)
-
-    def _send_first(self, connection: Connection, count: int) -> None:
-        packed, entries, names = self._packed[:count], self._entries[:count], self._names[:count]
-        self._forget_first(count)
-        if any(entry.done() for entry in entries):
-            live = [place for place, entry in enumerate(entries) if not entry.done()]
-            packed, names = [packed[place] for place in live], [names[place] for place in live]
-            entries = [entries[place] for place in live]
-        if entries:
-            connection.send(packed, entries, names)
-
-    def _forget_first(self, count: int) -> None:
-        del self._packed[:count], self._entries[:count], self._names[:count]
-        self._left += count
-        while self._waiting_since and self._waiting_since[0][0] <= self._left:
-            self._waiting_since.popleft()
-
-    def _end_of_batch(self, count: int) -> int:
-        """``count``, or a little more: up to the end of the batch that it would cut."""
-        entries = self._entries
-        while 0 < count < len(entries) and entries[count] is entries[count - 1]:
-            count += 1
-        return min(count, len(entries))
-
-    def _drop_done(self) -> None:
-        """Take out from the front what nobody waits for any more: it is never written."""
-        count = 0
-        for entry in self._entries:
-            if not entry.done():
-                break
-            count += 1
-        if count:
-            self._forget_first(count)
-
-    def _note_waiting(self) -> None:
-        options = self.options
-        excess = len(self._entries) - options.waiting_max
+            commands = waiting.take(min(room, _WRITE_COMMANDS_MAX))
+            if commands[0]:
+                connection.send(*commands)
+        excess = len(waiting) - self.options.waiting_max
         if excess > 0:
-            busy = self._connection.in_flight if self._connection else 0
-            self._fail_newest(excess, lambda name: LinkBusy(busy, 0.0, command=name))
-        end = self._left + len(self._entries)
-        if self._entries and (not self._waiting_since or self._waiting_since[-1][0] < end):
-            self._waiting_since.append((end, self._loop.time()))
-
-    def _fail_newest(self, count: int, make_error: Callable[[str], RedisError]) -> None:
-        keep = len(self._entries) - count
-        while keep > 0 and self._entries[keep] is self._entries[keep - 1]:
-            keep -= 1
-        for entry, name in zip(self._entries[keep:], self._names[keep:], strict=True):
-            if not entry.done():
-                entry.set_exception(make_error(str(name)))
-        del self._packed[keep:], self._entries[keep:], self._names[keep:]
-        self._trim_marks()
-
-    def _trim_marks(self) -> None:
-        """After the newest were taken out: no mark may reach past the end, or later calls would inherit its time."""
-        end = self._left + len(self._entries)
-        since_s = None
-        while self._waiting_since and self._waiting_since[-1][0] > end:
-            _, since_s = self._waiting_since.pop()
-        before = self._waiting_since[-1][0] if self._waiting_since else self._left
-        if since_s is not None and end > before:
-            self._waiting_since.append((end, since_s))
+            busy = connection.in_flight if connection else 0
+            waiting.fail_newest(excess, lambda name: LinkBusy(busy, 0.0, command=shown(name)))
+        waiting.note_age(self._loop.time())
+        if connection is not None and connection.ended is None:
+            connection.wants_room = bool(waiting.entries)
 
     # --- time ---------------------------------------------------------------------------------------------------
 
@@ -455,46 +403,46 @@ class Link:
         heartbeat_s = self.options.heartbeat_s
         oldest_s = connection.oldest_written_s
         if oldest_s is None:
-            self._patience_until_s = 0.0
             if now_s - connection.heard_at_s >= heartbeat_s:
                 connection.send([_pack(("PING",))], [NOBODY], ["PING"])
             return
         silent_s = now_s - max(connection.heard_at_s, oldest_s)
-        if now_s < self._patience_until_s:
-            return
         if now_s - oldest_s >= limit_s:
-            if silent_s >= min(limit_s, 1.0):
+            # A call with a longer limit of its own, perhaps a slow script, may be what the server is silent about.
+            is_patient = any(until_s > now_s for until_s in self._timed.values())
+            if silent_s >= min(limit_s, 1.0) and not is_patient:
                 connection.end(f"no reply within {limit_s:g} s")
             else:
-                connection.expire(now_s - limit_s, limit_s)
+                connection.expire(now_s - limit_s, limit_s, spared=self._timed)
         elif silent_s >= heartbeat_s and not connection.awaited():
             connection.end(f"no answer to a heartbeat within {heartbeat_s:g} s")
 
     def _expire_waiting(self, now_s: float) -> None:
         limit_s = self.options.command_timeout_s
-        while self._waiting_since and now_s - self._waiting_since[0][1] >= limit_s:
-            count = self._waiting_since.popleft()[0] - self._left
-            # They stay in their place, done, and are never written.
-            for entry, name in zip(self._entries[:count], self._names[:count], strict=True):
-                if not entry.done() and entry not in self._timed:
-                    entry.set_exception(self._waited_too_long(limit_s, str(name)))
-            self._drop_done()
+        for entry, name in self._waiting.overdue(now_s - limit_s):
+            if entry not in self._timed:
+                entry.set_exception(self._waited_too_long(limit_s, name))
+        self._waiting.drop_done()
 
-    def _expire_one(self, future: asyncio.Future[Any], place: int, timeout_s: float, command: str) -> None:
+    def _expire_one(self, future: asyncio.Future[Any], place: int, timeout_s: float, command: Arg) -> None:
         if future.done():
             return
-        if place >= self._left:
+        if place >= self._waiting.left:
             future.set_exception(self._waited_too_long(timeout_s, command))
             return
-        future.set_exception(AmbiguousOutcome(f"no reply within {timeout_s:g} s", command=command))
+        future.set_exception(AmbiguousOutcome(f"no reply within {timeout_s:g} s", command=shown(command)))
         # While a patient call is out the watchdog is patient too, so a silent peer is noticed here.
         limit_s = self.options.command_timeout_s
         connection = self._connection
         if timeout_s > limit_s and connection is not None and self._loop.time() - connection.heard_at_s >= limit_s:
             connection.end(f"no reply within {timeout_s:g} s")
 
-    def _waited_too_long(self, waited_s: float, command: str) -> RedisError:
-        connection = self._connection
+    def _waited_too_long(self, waited_s: float, name: Arg) -> RedisError:
+        connection, command = self._connection, shown(name)
         if connection is None:
             return LinkUnavailable(self.endpoint.address, f"{self._reason}; waited {waited_s:g} s", command=command)
         return LinkBusy(connection.in_flight, waited_s, command=command)
+
+
+def _ignore(push: list[Any]) -> None:
+    """A push that nobody asked for."""
