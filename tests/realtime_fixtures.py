@@ -27,13 +27,21 @@ WAIT_S = 10.0
 
 @asynccontextmanager
 async def serving(
-    sio: Server, *, native: bool, port: int = 0, other: Any = None, drain: bool = True, **uvicorn_options: Any
+    sio: Server,
+    *,
+    native: bool,
+    port: int = 0,
+    other: Any = None,
+    whole: Any = None,
+    drain: bool = True,
+    **uvicorn_options: Any,
 ) -> AsyncIterator[int]:
-    """Serve ``sio`` by uvicorn in this loop, natively or through ASGI; gives the port."""
+    """Serve ``sio`` by uvicorn in this loop, natively or through ASGI; gives the port. ``whole``: an app that
+    holds it."""
     listening = socket.create_server(("127.0.0.1", port))
     web = _Web(
         uvicorn.Config(
-            sio.app(other),
+            whole or sio.app(other),
             ws=ws_protocol_class() if native else "websockets-sansio",
             lifespan="on",
             log_level="warning",
