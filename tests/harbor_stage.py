@@ -150,6 +150,7 @@ class PageSocket:
         self.events: list[tuple[str, Any]] = []
         self.refusal: str | None = None
         self.closed = asyncio.Event()
+        self.answer: Any = None
         self._news = asyncio.Event()
 
     async def read(self) -> None:
@@ -160,6 +161,8 @@ class PageSocket:
                 elif message.startswith("42"):
                     name, *data = json.loads(message[2:])
                     self.events.append((name, data[0] if data else None))
+                elif message.startswith("431"):
+                    self.answer = json.loads(message[3:])
                 elif message.startswith("44"):
                     self.refusal = json.loads(message[2:])["message"]
                 elif message.startswith("41"):
@@ -169,6 +172,12 @@ class PageSocket:
             pass
         self.closed.set()
         self._news.set()
+
+    async def ask(self, event: str, *data: Any) -> Any:
+        """What the service answers; one question at a time."""
+        self.answer = None
+        await self._connection.send("421" + json.dumps([event, *data]))
+        return await self.wait(lambda page: page.answer, f"the answer to {event}")
 
     def fixes(self, device: str) -> list[Any]:
         """The fixes of a device that have come so far."""

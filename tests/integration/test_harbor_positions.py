@@ -206,6 +206,34 @@ def test_the_figures_of_the_status_are_those_of_the_database(harbor: Stage) -> N
     wait_until(lambda: harbor.status()["positions_per_second"] > 0, "positions per second are told")
 
 
+ADMITS = """
+import asyncio, os, sys
+from harbor.config import HarborConfig
+from harbor.parts import Harbor
+
+async def main():
+    harbor = Harbor(HarborConfig.load(os.environ))
+    async with harbor.fleet:
+        for token in sys.argv[1:]:
+            await harbor.registry.admit_demo_gateway(token)
+            await harbor.registry.credentials_mirror.reconcile()
+
+asyncio.run(main())
+"""
+
+
+def test_later_demonstrations_leave_the_last_eight_feeds_alone(harbor: Stage) -> None:
+    def may_report(token: str) -> bool:
+        return harbor.ask("GET", "/api/devices", token=token).status_code == 200
+
+    assert may_report(harbor.token)
+    environ = {**os.environ, **harbor.environ, "FLOTTA_INSTANCE": "harbor-later"}
+    starts = [f"start {number}" for number in range(8)]
+    subprocess.run([sys.executable, "-c", ADMITS, *starts], env=environ, check=True, timeout=60)
+    assert all(wait_until(lambda token=start: may_report(token), start) for start in starts)
+    wait_until(lambda: not may_report(harbor.token), "the ninth last has ended")
+
+
 CRASHER = """
 import asyncio, os, signal
 from flotta.streaming.sink import Sink

@@ -95,10 +95,20 @@ async def test_a_connection_ends_with_its_token_unless_it_is_renewed(harbor: Sta
 
     harbor.account()
     account_id = harbor.rows("SELECT max(id) FROM accounts")[0][0]
-    short = sign_token(Claims(account_id=account_id, signed_in_s=time.time(), ends_s=time.time() + 2), SECRET.encode())
-    async with harbor.page(short) as page:
-        await page.hello()
-        await page.wait(lambda page: page.closed.is_set(), "the end of the connection")
+
+    def token(ttl_s: float, account_id: int = account_id) -> str:
+        now_s = time.time()
+        return sign_token(Claims(account_id=account_id, signed_in_s=now_s, ends_s=now_s + ttl_s), SECRET.encode())
+
+    async with harbor.page(token(2.0)) as renewed, harbor.page(token(3.5)) as left_alone:
+        await renewed.hello()
+        assert await renewed.ask("renew", token(60, account_id - 1)) == [False], "another account's"
+        assert await renewed.ask("renew", "\ud800") == [False]
+        assert await renewed.ask("renew", token(60)) == [True]
+        await left_alone.wait(lambda page: page.closed.is_set(), "the end of the connection")
+        assert not renewed.closed.is_set(), "its first token ended long before"
+        (status,) = await renewed.ask("status")
+        assert len(status["instances"]) == 3
 
 
 async def test_a_page_without_a_good_token_is_refused(harbor: Stage) -> None:
