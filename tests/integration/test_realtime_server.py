@@ -483,6 +483,8 @@ async def test_order_of_life_is_enforced() -> None:
         {"cors_origins": "https://a.example.com"},
         {"cors_origins": ("a.example.com",)},
         {"cors_origins": ("https://a.example.com/path",)},
+        {"cors_origins": ("https://A.example.com",)},
+        {"cors_origins": ("https://a.example.com:443",)},
         {"connections_max": 0},
         {"ping_interval_s": 0},
         {"transports": ()},

@@ -99,6 +99,8 @@ class ServerOptions:
             parts = urlsplit(origin)
             if origin != "null" and (not parts.scheme or not parts.netloc or parts.path or parts.query):
                 raise _wrong("cors_origins", origin, "origins like https://app.example.com, or null")
+            if origin != origin.lower() or origin.endswith({"http": ":80", "https": ":443"}.get(parts.scheme, "/")):
+                raise _wrong("cors_origins", origin, "what browsers send: lower case, without a scheme's own port")
 
     def _check_numbers(self) -> None:
         positive = (
