@@ -6,19 +6,20 @@ that kills, stops or fills a server starts one of its own, in ``postgres_folder`
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
 import psycopg
 import pytest
 
-from flotta.postgres import EmbeddedPostgres
+from flotta.postgres import EmbeddedPostgres, Pool, PoolStats
 
 _numbers = itertools.count(1)
 
@@ -39,6 +40,13 @@ def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
     yield postgres_server.url_for(name)
     with psycopg.connect(postgres_server.url, autocommit=True) as admin:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def settled(pool: Pool, reached: Callable[[PoolStats], bool]) -> PoolStats:
+    """Wait for the pool's own signal that its books have changed."""
+    async with asyncio.timeout(10):
+        await pool._keeper.until(lambda: reached(pool.stats))
+    return pool.stats
 
 
 def await_end(processes: Iterable[psutil.Process], timeout_s: float = 10.0) -> None:
