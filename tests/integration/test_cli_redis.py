@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from flotta.cli import cli
+from flotta.cli._redis import log
 from flotta.redis import Redis
 from flotta.rmap import TEXT, Map
 from flotta.streaming import BYTES, Stream
@@ -140,6 +141,15 @@ def test_without_a_server_the_error_names_the_variable_and_the_option(tmp_path: 
     assert "REDIS_URL" in done.stderr
     assert "--redis" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_the_parts_log_goes_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    log().debug("not told")
+    log().warning("redis link lost", address="cache:6379")
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert "redis link lost" in told.err
+    assert "not told" not in told.err
 
 
 def test_a_server_that_cannot_be_reached_is_named_without_its_password(tmp_path: Path) -> None:

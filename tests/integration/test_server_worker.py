@@ -180,6 +180,18 @@ def test_plain_asgi_without_lifespan_needs_no_fleet(folder: Path) -> None:
         assert worker.wait() == 0
 
 
+def test_parts_that_the_application_does_not_use_are_not_imported(folder: Path) -> None:
+    (folder / "modules.py").write_text(
+        "import sys\nfrom fastapi import FastAPI\nfrom flotta import Fleet\nfleet = Fleet()\napp = FastAPI()\n"
+        "@app.get('/')\nasync def modules():\n    return sorted(m for m in sys.modules if m.startswith('flotta.'))\n"
+    )
+    with WorkerProcess(folder, "modules:app") as worker:
+        worker.wait_for("ready")
+        with worker.client() as http:
+            imported = {name.split(".")[1] for name in http.get("/").json()}
+    assert not imported & {"realtime", "postgres", "migrations", "streaming", "rmap", "redis"}
+
+
 def test_inherited_socket_is_used_and_left_open_for_others(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = {"fds": [listener.fileno()]}

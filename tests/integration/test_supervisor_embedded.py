@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -22,14 +24,12 @@ REDIS = [kind for kind in KINDS if kind.name == "redis"]
 
 
 @pytest.fixture
-def open_folder(tmp_path: Path) -> Path:
-    """A folder that the server's own user may enter when the tests run as root."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == "root" and folder != Path("/tmp"):
-            folder.chmod(folder.stat().st_mode | 0o711)
-        if folder == Path("/tmp"):
-            break
-    return tmp_path
+def open_folder() -> Iterator[Path]:
+    """A folder that the server's own user may enter when the tests run as root. Not one of pytest's: every pytest that
+    starts on the machine closes those to others again."""
+    with tempfile.TemporaryDirectory(prefix="flotta-") as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
 
 
 def _ping(url: str) -> bool:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import structlog
 
 from flotta.errors import ConfigError
 from flotta.redis import LinkOptions, Redis
 from flotta.settings import Settings
 from flotta.supervisor import running_url
 
-__all__ = ["connected", "redis_option", "run_until_interrupt"]
+__all__ = ["connected", "log", "redis_option", "run_until_interrupt"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _EMBEDDED_DIR = Path(".flotta")
@@ -35,6 +38,13 @@ def redis_option(command: F) -> F:
     return option(command)
 
 
+def log() -> Any:
+    """For the parts that a command uses: warnings and worse, on standard error. Standard output is the command's."""
+    return structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr), wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING)
+    )
+
+
 @contextlib.asynccontextmanager
 async def connected(url: str | None) -> AsyncIterator[Redis]:
     """A client for the length of one command. Raises ConfigError if no server is named, LinkUnavailable if it does not
@@ -45,7 +55,7 @@ async def connected(url: str | None) -> AsyncIterator[Redis]:
     if found is None:
         raise ConfigError("REDIS_URL", None, "the URL of a Redis server, also by --redis redis://host:6379/0")
     options = LinkOptions(connect_timeout_s=_TIMEOUT_S, command_timeout_s=_TIMEOUT_S, client_name="flotta-cli")
-    redis = Redis.from_url(found, namespace=settings.namespace, options=options)
+    redis = Redis.from_url(found, namespace=settings.namespace, options=options, logger=log())
     try:
         await redis.connect()
         yield redis

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import AsyncIterator
 
 import click
 
-from flotta.cli._redis import connected, redis_option, run_until_interrupt
+from flotta.cli._redis import connected, log, redis_option, run_until_interrupt
 from flotta.rmap import TEXT, Map
 
 __all__ = ["map_group"]
@@ -36,7 +38,7 @@ def get(*, name: str, key: str, url: str | None, as_json: bool) -> None:
     """Print the value of KEY in map NAME. Exit code 1 if there is none."""
 
     async def main() -> int:
-        async with connected(url) as redis, await Map.join(name, redis, codec=TEXT) as shared:
+        async with _joined(name, url) as shared:
             value = shared.get(key)
         if as_json:
             click.echo(json.dumps(value))
@@ -58,7 +60,7 @@ def set_(*, name: str, key: str, value: str, if_absent: bool, url: str | None, a
     """Set KEY in map NAME to VALUE. With --json, print the value that it had."""
 
     async def main() -> int:
-        async with connected(url) as redis, await Map.join(name, redis, codec=TEXT) as shared:
+        async with _joined(name, url) as shared:
             if if_absent:
                 done = await shared.set_if_absent(key, value)
                 if as_json:
@@ -81,7 +83,7 @@ def delete(*, name: str, keys: tuple[str, ...], url: str | None, as_json: bool) 
     """Delete KEYs from map NAME. Exit code 1 if none of them was there. With --json, print the values they had."""
 
     async def main() -> int:
-        async with connected(url) as redis, await Map.join(name, redis, codec=TEXT) as shared:
+        async with _joined(name, url) as shared:
             had = {key: await shared.delete(key) for key in keys}
         if as_json:
             click.echo(json.dumps(had))
@@ -99,7 +101,7 @@ def keys_(*, name: str, long: bool, url: str | None, as_json: bool) -> None:
     """List the keys of map NAME, sorted, one a line."""
 
     async def main() -> int:
-        async with connected(url) as redis, await Map.join(name, redis, codec=TEXT) as shared:
+        async with _joined(name, url) as shared:
             content = shared.snapshot()
         if as_json:
             click.echo(json.dumps(content if long else sorted(content), sort_keys=True))
@@ -124,7 +126,7 @@ def watch(*, name: str, key: str | None, url: str | None, as_json: bool) -> None
     """
 
     async def main() -> int:
-        async with connected(url) as redis, await Map.join(name, redis, codec=TEXT) as shared:
+        async with _joined(name, url) as shared:
             shown: dict[str, str] = {}
             events = shared.subscribe()
             while True:
@@ -134,6 +136,12 @@ def watch(*, name: str, key: str | None, url: str | None, as_json: bool) -> None
                 await anext(events)
 
     sys.exit(run_until_interrupt(main()))
+
+
+@contextlib.asynccontextmanager
+async def _joined(name: str, url: str | None) -> AsyncIterator[Map[str]]:
+    async with connected(url) as redis, await Map.join(name, redis, codec=TEXT, logger=log()) as shared:
+        yield shared
 
 
 def _show_difference(before: dict[str, str], now: dict[str, str], *, as_json: bool) -> None:

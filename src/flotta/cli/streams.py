@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
+from collections.abc import AsyncIterator
 
 import click
 
-from flotta.cli._redis import connected, redis_option, run_until_interrupt
+from flotta.cli._redis import connected, log, redis_option, run_until_interrupt
 from flotta.streaming import BYTES, Event, Stream, StreamInfo
 
 __all__ = ["stream_group"]
@@ -52,8 +54,7 @@ def tail(
     async def main() -> int:
         left = count
         async with (
-            connected(url) as redis,
-            await Stream.open(name, redis, codec=BYTES) as stream,
+            _opened(name, url) as stream,
             stream.reader(start=start, topic=topic, pattern=pattern) as reader,
         ):
             async for event in reader:
@@ -80,7 +81,7 @@ def add(
     data = sys.stdin.buffer.read() if payload in (None, "-") else str(payload).encode()
 
     async def main() -> int:
-        async with connected(url) as redis, await Stream.open(name, redis, codec=BYTES) as stream:
+        async with _opened(name, url) as stream:
             event_id = await stream.add(event, data, topic=topic, only_if_exists=only_if_exists)
         if event_id is None:
             return 1
@@ -98,7 +99,7 @@ def info(*, name: str, url: str | None, as_json: bool) -> None:
     """Print how long stream NAME is and, for each sink, its consumers, lag and pending events."""
 
     async def main() -> int:
-        async with connected(url) as redis, await Stream.open(name, redis, codec=BYTES) as stream:
+        async with _opened(name, url) as stream:
             found = await stream.info()
         if as_json:
             click.echo(json.dumps(dataclasses.asdict(found), default=str))
@@ -109,6 +110,12 @@ def info(*, name: str, url: str | None, as_json: bool) -> None:
         return 0 if found.exists else 1
 
     sys.exit(run_until_interrupt(main()))
+
+
+@contextlib.asynccontextmanager
+async def _opened(name: str, url: str | None) -> AsyncIterator[Stream[bytes]]:
+    async with connected(url) as redis, await Stream.open(name, redis, codec=BYTES, logger=log()) as stream:
+        yield stream
 
 
 def _as_text(event: Event[bytes]) -> str:

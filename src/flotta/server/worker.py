@@ -106,6 +106,7 @@ class _Worker:
         self._sockets = listening_sockets(self._config)
         loaded = load_app(self._config)
         self._app = self._asgi(loaded)
+        self._ws = _ws_class()
         self._lifespan = Lifespan(self._app) if loaded.interface == "asgi" else None
         self._gate = Gate(
             self._app,
@@ -203,7 +204,7 @@ class _Worker:
             port=config.port,
             uds=config.uds,
             http="httptools",
-            ws=_ws_class(),
+            ws=self._ws,
             interface="asgi3",
             lifespan="off",
             log_config=None,
@@ -384,11 +385,12 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _ws_class() -> Any:
-    """The protocol that serves Socket.IO natively and everything else as uvicorn does."""
-    try:
-        from flotta.realtime.transports.native import ws_protocol_class  # noqa: PLC0415
-    except ImportError:
+    """The protocol that serves Socket.IO natively and everything else as uvicorn does. Where the application, which
+    has been imported, uses no realtime part, uvicorn's own: what is not used is not imported."""
+    if "flotta.realtime" not in sys.modules:
         return "websockets-sansio"
+    from flotta.realtime.transports.native import ws_protocol_class  # noqa: PLC0415
+
     return ws_protocol_class()
 
 

@@ -30,6 +30,8 @@ __all__ = ["KINDS", "EmbeddedServers", "Kind", "running_url", "wanted"]
 _START_TIMEOUT_S = 90.0
 _STOP_TIMEOUT_S = 20.0
 _POLL_S = 0.02
+# Not `-m`: the package imports the module first, runpy warns of that, and a warning may be an error (PYTHONWARNINGS).
+_KEEPER = "import sys; from flotta.supervisor.keeper import main; sys.exit(main())"
 _IGNORE_ALL = "# Data of embedded servers: nothing here belongs into a repository.\n*\n"
 
 
@@ -203,7 +205,7 @@ def _running(paths: Paths, deadline_s: float) -> dict[str, Any] | None:
 def _start(kind: Kind, paths: Paths, deadline_s: float) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
     with paths.log.open("wb") as log:
         keeper = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "flotta.supervisor.keeper", kind.name, str(paths.folder)],
+            [sys.executable, "-c", _KEEPER, kind.name, str(paths.folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

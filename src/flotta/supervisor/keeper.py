@@ -1,6 +1,6 @@
 """The keeper: the process that owns one embedded server for everybody who works in one folder.
 
-Started by :mod:`flotta.supervisor.embedded` as ``python -m flotta.supervisor.keeper redis .flotta``, never by hand.
+Started by :mod:`flotta.supervisor.embedded`, never by hand; its arguments are the kind of server and the folder.
 
 Invariants
 
@@ -171,7 +171,3 @@ def _tell(news: dict[str, object]) -> None:
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     os.close(devnull)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
