@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -182,3 +184,55 @@ async def test_a_listener_that_raises_harms_no_other(hub: Hub, redis: Redis, uni
     await redis.publish(unique, "x")
     assert await ear.next() == (unique.encode(), b"x")
     assert hub.connected
+
+
+async def test_a_listener_that_leaves_while_being_told_harms_no_other(hub: Hub, redis: Redis, unique: str) -> None:
+    class Leaver(Ear):
+        def on_message(self, channel: bytes, payload: bytes) -> None:
+            super().on_message(channel, payload)
+            leaving.append(asyncio.ensure_future(subscription.aclose()))
+
+    leaving: list[asyncio.Future[None]] = []
+    leaver, ear = Leaver(), Ear()
+    subscription = await hub.subscribe(unique, leaver)
+    await hub.subscribe(unique, ear)
+    await redis.publish(unique, "x")
+    assert await leaver.next() == await ear.next() == (unique.encode(), b"x")
+    await asyncio.gather(*leaving)
+    await redis.publish(unique, "y")
+    assert await ear.next() == (unique.encode(), b"y")
+    assert leaver.heard.empty()
+
+
+async def test_restoring_goes_on_until_a_server_that_refuses_for_now_confirms(own_valkey: EmbeddedRedis) -> None:
+    hub = Hub(own_valkey.url, options=LinkOptions(retries=0, reconnect_min_s=0.01, reconnect_max_s=0.02))
+    ear, refused = Ear(), asyncio.Event()
+    await hub.subscribe("c", ear)
+    admin = await Redis.from_url(own_valkey.url).connect()
+    await admin.config_set("busy-reply-threshold", 1)
+    up, refuse = hub.on_link_up, hub._refuse
+
+    def up_when_a_script_has_just_begun() -> None:
+        with socket.create_connection(("127.0.0.1", own_valkey.port)) as busy:
+            busy.sendall(b"EVAL 'while true do end' 0\r\n")
+            with socket.create_connection(("127.0.0.1", own_valkey.port)) as probe:
+                answer = b""
+                while b"BUSY" not in answer:
+                    probe.sendall(b"PING\r\n")
+                    answer = probe.recv(1000)
+        up()
+
+    def note(topic: Any, error: Exception) -> None:
+        refuse(topic, error)
+        refused.set()
+
+    hub.on_link_up, hub._refuse = up_when_a_script_has_just_begun, note  # type: ignore[method-assign]
+    await admin.client_kill_filter(_type="pubsub")
+    assert await ear.next() == "lost"
+    async with asyncio.timeout(10):
+        await refused.wait()
+    await admin.script_kill()
+    assert await ear.next() == "restored"
+    assert hub._link.stats.connections == 2
+    await admin.aclose()
+    await hub.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import signal
@@ -117,6 +118,42 @@ def test_server_ends_when_its_owner_is_killed(how: signal.Signals) -> None:
     server.wait(10)
     child.communicate()
     assert not server.is_running()
+
+
+def test_folder_of_a_killed_owner_is_free_only_when_its_server_has_ended(tmp_path: Path) -> None:
+    child, pid, *_ = start_child(str(tmp_path))
+    os.kill(pid, signal.SIGSTOP)  # it cannot end yet
+    child.kill()
+    child.communicate()
+    lock = (tmp_path / "flotta-redis.lock").open("w")
+    with lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.kill(pid, signal.SIGCONT)
+    with EmbeddedRedis(tmp_path) as server:
+        assert server.owned
+        assert server.pid != pid
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_start_after_a_kill_starts_it_again(own_valkey: EmbeddedRedis) -> None:
+    port, pid = own_valkey.port, own_valkey.pid
+    await ask(port, "SET", "k", "v")
+    own_valkey.kill()
+    await own_valkey.start()
+    assert own_valkey.running
+    assert (own_valkey.port, own_valkey.pid != pid) == (port, True)
+    os.kill(own_valkey.pid, signal.SIGKILL)  # not by us: it crashed
+    psutil.Process(own_valkey.pid).wait(10)
+    assert not own_valkey.running
+    await own_valkey.start()
+    assert await ask(port, "GET", "k") == b"v"
+
+
+async def test_password_with_special_characters_is_quoted_in_the_url() -> None:
+    async with EmbeddedRedis(password="p@ss/w:rd %?#é") as server:
+        link = await Link.connect(server.url)
+        assert await link.call("PING") == b"PONG"
+        await link.aclose()
 
 
 def test_ctrl_c_in_the_terminal_does_not_reach_the_server() -> None:

@@ -5,6 +5,9 @@ it; the server ends when this process ends, however it ends; data in the folder 
 
 Why a watching shell: the kernel's "signal me when my parent dies" belongs to the parent's *thread* and exists on Linux
 only. A shell that reads from a pipe, whose other end only this process holds, sees our death everywhere.
+
+Why the server inherits the lock of its folder: when we are killed it takes a moment to end, and a new owner must not
+start another on the same files in that moment. The lock is free when the last process that holds it has gone.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import IO, Any, Literal, Self, cast, final
+from urllib.parse import quote
 
 import hiredis
 
@@ -84,7 +88,7 @@ class EmbeddedRedis:
     @property
     def url(self) -> str:
         """Its Redis URL (with the password, if it has one)."""
-        login = f":{self._password}@" if self._password else ""
+        login = f":{quote(self._password, safe='')}@" if self._password else ""
         return f"redis://{login}127.0.0.1:{self.port}/0"
 
     @property
@@ -155,16 +159,17 @@ class EmbeddedRedis:
 
     def start_sync(self) -> Self:
         """``start`` for code without an event loop; blocks for about 50 ms."""
-        if self._process is not None or self._joined is not None:
+        if self._joined is not None or self.running:
+            return self
+        if self._lock is not None:  # ours, but killed or crashed
+            self.restart_sync()
             return self
         binary = _find_binary()
         self._folder = self._asked_folder or Path(tempfile.mkdtemp(prefix="flotta-redis-"))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            if self._take_folder():
+            if self._take_or_join():
                 self._run(binary)
-            else:
-                self._join()
         except OSError as error:
             self.stop_sync()
             raise EmbeddedServerError(_NAME, f"{self._asked_folder or 'temporary folder'}: {error}") from error
@@ -225,8 +230,18 @@ class EmbeddedRedis:
         if self._joined is not None:
             raise EmbeddedServerError(_NAME, "it was started by another process, which alone may do this")
 
+    def _take_or_join(self) -> bool:
+        """Whether this folder is ours now; False if a server of another process was joined."""
+        deadline_s = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            if self._take_folder():
+                return True
+            if self._join():
+                return False
+            time.sleep(_POLL_S)
+        raise EmbeddedServerError(_NAME, f"another process holds {self._folder} but its server does not answer")
+
     def _take_folder(self) -> bool:
-        """Whether this folder is ours now; False if another process runs a server in it."""
         assert self._folder is not None
         lock = (self._folder / "flotta-redis.lock").open("w")
         try:
@@ -237,16 +252,14 @@ class EmbeddedRedis:
         self._lock = lock
         return True
 
-    def _join(self) -> None:
-        deadline_s = time.monotonic() + _START_TIMEOUT_S
-        while time.monotonic() < deadline_s:
-            with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-                found = json.loads(self._record.read_text())
-                if _answers(int(found["port"]), int(found["pid"]), self._password):
-                    self._joined = found
-                    return
-            time.sleep(_POLL_S)
-        raise EmbeddedServerError(_NAME, f"another process holds {self._folder} but its server does not answer")
+    def _join(self) -> bool:
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            found = json.loads(self._record.read_text())
+            # A server whose owner has died is about to end.
+            if _is_alive(int(found["owner"])) and _answers(int(found["port"]), int(found["pid"]), self._password):
+                self._joined = found
+                return True
+        return False
 
     def _run(self, binary: Path) -> None:
         for attempt in range(_PORT_ATTEMPTS_MAX):
@@ -255,7 +268,7 @@ class EmbeddedRedis:
             reason = self._wait_until_ready(port)
             if reason is None:
                 self._port = port
-                self._record.write_text(json.dumps({"pid": self.pid, "port": port}))
+                self._record.write_text(json.dumps({"owner": os.getpid(), "pid": self.pid, "port": port}))
                 return
             tail = self._log_tail()
             self._end_process(signal.SIGKILL)
@@ -265,6 +278,7 @@ class EmbeddedRedis:
 
     def _spawn(self, binary: Path, port: int) -> None:
         assert self._folder is not None
+        assert self._lock is not None
         options = {
             "port": str(port),
             "bind": "127.0.0.1",
@@ -289,6 +303,7 @@ class EmbeddedRedis:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=[self._lock.fileno()],
             )
         self._watcher = subprocess.Popen(  # noqa: S603
             ["/bin/sh", "-c", _WATCHER, "flotta-watch", str(self._process.pid)],

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, Protocol, final
 
 import structlog
 
-from flotta.errors import Closed, CommandError, LinkUnavailable, RedisError
+from flotta.errors import Closed, CommandError, LinkUnavailable, Outcome, RedisError
 from flotta.redis.effects import Effect
 from flotta.redis.endpoint import Endpoint
 from flotta.redis.link import Link
@@ -30,8 +30,7 @@ __all__ = ["Hub", "Kind", "Listener", "Subscription"]
 Kind = Literal["channel", "pattern", "shard"]
 _SUBSCRIBE: Final[dict[Kind, str]] = {"channel": "SUBSCRIBE", "pattern": "PSUBSCRIBE", "shard": "SSUBSCRIBE"}
 _UNSUBSCRIBE: Final[dict[Kind, str]] = {"channel": "UNSUBSCRIBE", "pattern": "PUNSUBSCRIBE", "shard": "SUNSUBSCRIBE"}
-_MESSAGE: Final[dict[bytes, Kind]] = {b"message": "channel", b"pmessage": "pattern", b"smessage": "shard"}
-
+_MESSAGE: Final[dict[Kind, bytes]] = {"channel": b"message", "pattern": b"pmessage", "shard": b"smessage"}
 _CONFIRMED: Final[dict[bytes, Kind]] = {b"subscribe": "channel", b"psubscribe": "pattern", b"ssubscribe": "shard"}
 
 
@@ -66,7 +65,7 @@ class _Topic:
         self.channel = channel
         self.state = TopicState.ASKED
         self.ready = ready
-        self.listeners: list[Listener] = []
+        self.listeners: tuple[Listener, ...] = ()  # replaced, never changed: a listener may leave while others are told
 
 
 @final
@@ -95,7 +94,9 @@ class Hub:
         self._logger = logger or structlog.get_logger("flotta.redis")
         self._link = Link(url, options=options, observer=self, logger=logger)
         self._options = self._link.options
-        self._topics: dict[tuple[Kind, bytes], _Topic] = {}
+        self._topics: dict[Kind, dict[bytes, _Topic]] = {kind: {} for kind in _MESSAGE}
+        # The same dictionaries by the first word of a message, for the reading loop.
+        self._topics_of_message = {word: self._topics[kind] for kind, word in _MESSAGE.items()}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -113,12 +114,12 @@ class Hub:
         if self._closed:
             raise Closed("the hub")
         name = channel.encode() if isinstance(channel, str) else bytes(channel)
-        topic = self._topics.get((kind, name))
+        topic = self._topics[kind].get(name)
         if topic is None:
             topic = _Topic(kind, name, asyncio.get_running_loop().create_future())
-            self._topics[kind, name] = topic
+            self._topics[kind][name] = topic
             self._spawn(self._ask(topic), f"flotta-hub subscribe {name!r}")
-        topic.listeners.append(listener)
+        topic.listeners += (listener,)
         try:
             await self._wait_until_live(topic)
         except BaseException:
@@ -139,15 +140,18 @@ class Hub:
     async def aclose(self) -> None:
         """Close the connection and forget every subscription; listeners hear nothing more. Again: harmless."""
         self._closed = True
-        topics, self._topics = list(self._topics.values()), {}
-        for task in self._tasks:
+        tasks = [*self._tasks]
+        for task in tasks:
             task.cancel()
-        for topic in topics:
-            topic.listeners.clear()
+        for topic in self._all():
+            self._forget(topic)
+            topic.listeners = ()
             if not topic.ready.done():
                 topic.ready.set_exception(Closed("the hub"))
                 topic.ready.exception()
         await self._link.aclose(drain_s=0.0)
+        if tasks:
+            await asyncio.wait(tasks)
 
     # --- one topic ----------------------------------------------------------------------------------------------
 
@@ -159,11 +163,19 @@ class Hub:
     async def _ask(self, topic: _Topic) -> None:
         """Subscribe on the server. Its confirmation arrives as a push; only failures are of interest here."""
         command = (_SUBSCRIBE[topic.kind], topic.channel)
-        try:
-            await call_repeating(self._link, command, self._options, effect=Effect.READ)
-        except (RedisError, Closed) as error:
-            self._refuse(topic, error)
-        if (topic.kind, topic.channel) not in self._topics and self._link.connected:
+        while True:
+            try:
+                await call_repeating(self._link, command, self._options, effect=Effect.READ)
+            except (RedisError, Closed) as error:
+                self._refuse(topic, error)
+                is_answer = isinstance(error, Closed) or error.outcome is Outcome.APP
+                if not is_answer and topic.state is TopicState.LOST and self._link.connected and self._is_wanted(topic):
+                    await asyncio.sleep(
+                        self._options.reconnect_max_s
+                    )  # without a new connection nobody else asks again
+                    continue
+            break
+        if topic.channel not in self._topics[topic.kind] and self._link.connected:
             await self._unsubscribe(topic)  # everybody left while the server was being asked
 
     def _refuse(self, topic: _Topic, error: Exception) -> None:
@@ -181,16 +193,24 @@ class Hub:
         if was is TopicState.LOST:
             self._tell(topic, lambda listener: listener.on_restored())
 
+    def _all(self) -> list[_Topic]:
+        return [topic for topics in self._topics.values() for topic in topics.values()]
+
+    def _is_wanted(self, topic: _Topic) -> bool:
+        return self._topics[topic.kind].get(topic.channel) is topic
+
     def _forget(self, topic: _Topic) -> bool:
         """Whether it was still wanted."""
-        if self._topics.get((topic.kind, topic.channel)) is not topic:
+        if not self._is_wanted(topic):
             return False
-        del self._topics[topic.kind, topic.channel]
+        del self._topics[topic.kind][topic.channel]
         return True
 
     def _leave(self, topic: _Topic, listener: Listener) -> None:
-        if listener in topic.listeners:
-            topic.listeners.remove(listener)
+        listeners = list(topic.listeners)
+        if listener in listeners:
+            listeners.remove(listener)
+        topic.listeners = tuple(listeners)
         if topic.listeners or not self._forget(topic):
             return
         if topic.state is TopicState.LIVE and not self._closed:
@@ -206,13 +226,13 @@ class Hub:
 
     def on_link_up(self) -> None:
         """Subscribe to everything that was lost, as one write."""
-        lost = [topic for topic in self._topics.values() if topic.state is TopicState.LOST]
+        lost = [topic for topic in self._all() if topic.state is TopicState.LOST]
         for topic in lost:
             self._spawn(self._ask(topic), f"flotta-hub restore {topic.channel!r}")
 
     def on_link_down(self, reason: str) -> None:  # noqa: ARG002 - the observer's signature
         """Tell every listener of a channel that was live."""
-        for topic in list(self._topics.values()):
+        for topic in self._all():
             self._lose(topic)
 
     def _lose(self, topic: _Topic) -> None:
@@ -223,13 +243,13 @@ class Hub:
 
     def on_link_push(self, push: list[Any]) -> None:
         """Hand a message to the listeners of its channel or pattern, or take note of a confirmation."""
-        kind = _MESSAGE.get(push[0])
-        topic = self._topics.get((kind, push[1])) if kind is not None else None
+        topics = self._topics_of_message.get(push[0])
+        topic = topics.get(push[1]) if topics is not None else None
         if topic is None:
             self._take_note(push)
             return
         channel, payload = push[-2], push[-1]
-        for listener in tuple(topic.listeners):
+        for listener in topic.listeners:
             try:
                 listener.on_message(channel, payload)
             except Exception:  # a listener's bug must not end the connection of all
@@ -237,16 +257,16 @@ class Hub:
 
     def _take_note(self, push: list[Any]) -> None:
         kind = _CONFIRMED.get(push[0])
-        topic = self._topics.get((kind, push[1])) if kind is not None else None
+        topic = self._topics[kind].get(push[1]) if kind is not None else None
         if topic is not None:
             self._confirm(topic)
-        elif push[0] == b"sunsubscribe" and (topic := self._topics.get(("shard", push[1]))) is not None:
+        elif push[0] == b"sunsubscribe" and (topic := self._topics["shard"].get(push[1])) is not None:
             # Nobody here asked for it: the slot has moved to another server.
             self._lose(topic)
             self._spawn(self._ask(topic), f"flotta-hub restore {topic.channel!r}")
 
     def _tell(self, topic: _Topic, say: Callable[[Listener], None]) -> None:
-        for listener in tuple(topic.listeners):
+        for listener in topic.listeners:
             try:
                 say(listener)
             except Exception:

@@ -174,15 +174,16 @@ class FaultProxy:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        self._writers.add(client)  # from here on a cut reaches it
         try:
             server_reader, server = await asyncio.open_connection(self.upstream_host, self.upstream_port)
-        except OSError:
+        except BaseException as error:
+            self._writers.discard(client)
             client.transport.abort()
-            return
-        except BaseException:
-            client.transport.abort()
+            if isinstance(error, OSError):
+                return
             raise
-        self._writers |= {client, server}
+        self._writers.add(server)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump(client_reader, server, "up"), name=f"proxy up {self.address}")
