@@ -110,7 +110,7 @@ class Server:
         self._redis_owned: Redis | None = None
         self._adapter = adapter
         self._core = Core(self.options, connections_max=self._cap_connections(), logger=self._log)
-        self._starting = asyncio.Lock()
+        self._changing = asyncio.Lock()  # start and aclose, one at a time
 
     def _cap_connections(self) -> int:
         wanted = self.options.connections_max
@@ -130,7 +130,7 @@ class Server:
             LinkUnavailable: Redis cannot be reached.
             Closed: after `aclose`.
         """
-        async with self._starting:
+        async with self._changing:
             if self._core.state is State.CLOSED:
                 raise Closed("the realtime server")
             if self._core.state is not State.NEW:
@@ -172,9 +172,10 @@ class Server:
 
     async def aclose(self) -> None:
         """Close every connection and stop. Idempotent; before `start` it only marks the server as closed."""
-        registry.remove(self._core)
-        await self._core.aclose()
-        await self._close_redis()
+        async with self._changing:
+            registry.remove(self._core)
+            await self._core.aclose()
+            await self._close_redis()
 
     async def __aenter__(self) -> Server:
         await self.start()
