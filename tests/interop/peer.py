@@ -1,8 +1,8 @@
 """The real Go Pulse, driven from Python.
 
 Owns: finding or building the Go program in ``go/``, starting it, and speaking its line protocol (see ``go/main.go``).
-The binary is ``FLOTTA_PULSE_PEER`` if that is set; else it is built from the Go module index, once per test run. Where
-neither can be had the tests skip and say why, or fail if ``FLOTTA_REQUIRE_INTEROP=1`` or ``FLOTTA_REQUIRE`` names go.
+The binary is ``FLOTTA_PULSE_PEER`` if that is set; else it is built from the Go module index, once per process. Where
+neither can be had the tests skip and say why, or fail if ``FLOTTA_REQUIRE`` names go (see ``peers.py``).
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from peers import missing
 
@@ -40,21 +38,29 @@ class PeerError(Exception):
     """The Go program answered with an error."""
 
 
-@functools.cache
 def peer_binary() -> Path:
     """The finished Go program. Raises PeerMissingError with the exact reason."""
+    found = _find_or_build()
+    if isinstance(found, str):
+        raise PeerMissingError(found)
+    return found
+
+
+@functools.cache
+def _find_or_build() -> Path | str:
+    """The program, or why there is none: a failed build too is tried only once."""
     given = os.environ.get("FLOTTA_PULSE_PEER")
     if given:
         if not os.access(given, os.X_OK):
-            raise PeerMissingError(f"FLOTTA_PULSE_PEER={given} is no program")
+            return f"FLOTTA_PULSE_PEER={given} is no program"
         return Path(given)
     go = shutil.which("go")
     if go is None:
-        raise PeerMissingError("Go is not installed and FLOTTA_PULSE_PEER is not set")
+        return "Go is not installed and FLOTTA_PULSE_PEER is not set"
     return _build(go)
 
 
-def _build(go: str) -> Path:
+def _build(go: str) -> Path | str:
     """Builds outside the checkout: the module files are copied, because the build completes go.sum."""
     folder = Path(tempfile.mkdtemp(prefix="flotta-peer-"))
     shutil.copy(GO_DIR / "go.mod", folder / "go.mod")
@@ -63,20 +69,25 @@ def _build(go: str) -> Path:
     command = [go, "build", "-mod=mod", f"-modfile={folder / 'go.mod'}", "-o", str(binary), "."]
     try:
         done = subprocess.run(command, cwd=GO_DIR, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise PeerMissingError(f"building the Go peer took more than {BUILD_TIMEOUT_S} s") from error
-    if done.returncode != 0:
-        raise PeerMissingError(f"the Go peer does not build: {done.stderr.strip()[-500:]}")
-    return binary
+    except subprocess.TimeoutExpired:
+        return f"building it took more than {BUILD_TIMEOUT_S} s"
+    return binary if done.returncode == 0 else build_failure(done.stderr)
+
+
+def build_failure(stderr: str) -> str:
+    """The first error of ``go build`` on one line: it repeats a missing module for every import, over two lines."""
+    lines = [
+        line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith(("go: downloading", "#"))
+    ]
+    said = [line for line in lines[1:2] if line.startswith("server response:")]
+    return "go build: " + " ".join([*lines[:1], *said]) if lines else "go build failed and said nothing"
 
 
 def require_peer() -> Path:
-    """For fixtures: the program, or skip with the reason (fail where FLOTTA_REQUIRE_INTEROP=1)."""
+    """For fixtures: the program, or skip with the reason (fail where FLOTTA_REQUIRE names go)."""
     try:
         return peer_binary()
     except PeerMissingError as reason:
-        if os.environ.get("FLOTTA_REQUIRE_INTEROP") == "1":
-            pytest.fail(f"FLOTTA_REQUIRE_INTEROP=1, but {reason}", pytrace=False)
         missing("go", f"no Go Pulse: {reason}")
 
 

@@ -17,7 +17,7 @@ from flotta.redis import Redis
 from flotta.rmap import Map
 from flotta.rmap.wire import decode_key
 from interop.map_calls import EVERY_OPERATION, PYTHON, Call, Recorder, by_go, by_python
-from interop.peer import GoPeer, require_peer
+from interop.peer import GoPeer, build_failure, pack, require_peer, unpack
 
 pytestmark = pytest.mark.interop
 ROUNDS = 300
@@ -187,6 +187,17 @@ async def test_a_ttl_set_in_either_language_is_the_same(sliding: bool, peer: GoP
 
 
 def test_the_line_protocol_carries_any_bytes() -> None:
-    from interop.peer import pack, unpack
-
     assert unpack(json.loads(json.dumps(pack([b"\xff", b"ok", "ü"])))) == [b"\xff", "ok", "ü"]
+
+
+def test_a_module_that_the_index_refuses_is_told_in_one_line() -> None:
+    refused = (
+        "go: downloading example.org/m v1.0.0\n"
+        "main.go:9:2: example.org/m@v1.0.0: reading https://index/m/@v/v1.0.0.zip: 403 Forbidden\n"
+        "\tserver response: This module version is not available.\n"
+        "map.go:9:2: example.org/m@v1.0.0: reading https://index/m/@v/v1.0.0.zip: 403 Forbidden\n"
+    )
+    told = build_failure(refused)
+    assert told.count("403 Forbidden") == 1
+    assert told.endswith("server response: This module version is not available.")
+    assert build_failure("# peer\n./map.go:3:1: syntax error\n") == "go build: ./map.go:3:1: syntax error"
