@@ -223,7 +223,9 @@ class LinkBusy(NotApplied):
     def __init__(self, in_flight: int, waited_s: float, *, command: str = "") -> None:
         self.in_flight = in_flight
         self.waited_s = waited_s
-        super().__init__(f"{in_flight} commands in flight, no place after {waited_s:g} s", command=command)
+        found = f"no place after {waited_s:g} s" if waited_s > 0 else "and waiting_max more wait"
+        cure = "make fewer calls at a time or raise in_flight_max or waiting_max"
+        super().__init__(f"{in_flight} commands in flight, {found}: {cure}", command=command)
 
 
 class AmbiguousOutcome(RedisError):
