@@ -13,7 +13,7 @@ import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as ws_connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed
 
 from flotta.errors import AckTimeout
 from flotta.realtime import Server
@@ -298,16 +298,44 @@ async def test_what_cannot_travel_is_refused_before_anybody_gets_it(native: bool
         await socket.close()
 
 
-async def test_full_server_or_drain_between_handshake_and_accept_is_noticed() -> None:
-    sio = Server(connections_max=3)
-    async with serving(sio, native=False) as port:
-        results = await asyncio.gather(*(_open(port) for _ in range(10)), return_exceptions=True)
-        assert sio.stats.connections == 3
-        assert sum(isinstance(result, ClientConnection) for result in results) == 3
-        for result in results:
-            assert isinstance(result, (ClientConnection, ConnectionClosed, InvalidStatus)), result
-            if isinstance(result, ClientConnection):
-                await result.close()
+@pytest.mark.parametrize("why", ["full", "draining"])
+async def test_who_became_one_too_many_while_its_accept_was_sent_is_closed_with_1008(why: str) -> None:
+    sio = Server(connections_max=1)
+    app, gate, leaving = sio.app(), asyncio.Event(), asyncio.Event()
+    headers = [(b"host", b"x")]
+    scope = {"type": "websocket", "path": "/socket.io/", "query_string": QUERY.encode(), "headers": headers}
+
+    async def connect(sent: list[dict[str, Any]]) -> None:
+        messages = iter([{"type": "websocket.connect"}])
+
+        async def receive() -> dict[str, Any]:
+            message = next(messages, None)
+            if message is None:
+                await leaving.wait()
+            return message or {"type": "websocket.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+            if message["type"] == "websocket.accept":
+                await gate.wait()  # a web server may take its time
+
+        await app(dict(scope), receive, send)  # type: ignore[arg-type]
+
+    await sio.start()
+    logs: list[list[dict[str, Any]]] = [[], []]
+    connecting = [asyncio.create_task(connect(sent)) for sent in logs]
+    await until(lambda: all(logs))
+    if why == "draining":
+        await sio.drain(0.1)
+    gate.set()
+    await until(lambda: all(len(sent) > 1 for sent in logs))
+    refused = [sent[1] for sent in logs if sent[1]["type"] == "websocket.close"]
+    reason = "Server at capacity" if why == "full" else "Server is draining"
+    assert refused == [{"type": "websocket.close", "code": 1008, "reason": reason}] * (1 if why == "full" else 2)
+    assert sio.stats.opened == 2 - len(refused)
+    leaving.set()
+    await asyncio.gather(*connecting)
+    await sio.aclose()
 
 
 async def test_wrong_websocket_version_learns_the_right_one() -> None:
