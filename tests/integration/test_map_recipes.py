@@ -10,7 +10,7 @@ import pytest
 from flotta.errors import ConfigError, NotStarted, RedisError
 from flotta.redis import LinkOptions, Redis
 from flotta.redis.embedded import EmbeddedRedis
-from flotta.rmap import MSGPACK
+from flotta.rmap import MSGPACK, Map
 from flotta.rmap.recipes import Cache, FeatureFlags, Flag, Members, RateLimit
 
 
@@ -33,6 +33,16 @@ async def test_a_flag_set_here_is_on_there(redis: Redis, unique: str) -> None:
         await until(lambda: not here.is_on("new"))
         await there.switch("unheard-of", on=True)
         await until(lambda: here.is_on("unheard-of"))
+
+
+async def test_a_flag_that_cannot_be_read_answers_its_default(redis: Redis, unique: str) -> None:
+    """Asking never fails, whatever another program has put there."""
+    async with await FeatureFlags.join(redis, unique) as flags, await Map.join(unique, redis) as raw:
+        for junk in ("no JSON", '{"percent": 900}', '{"percent": "many"}', "[]"):
+            await raw.set("bad", junk)
+            await flags.map.refresh()
+            assert not flags.is_on("bad")
+            assert flags.is_on("bad", default=True)
 
 
 async def test_a_percentage_grows_without_taking_anyone_out(redis: Redis, unique: str) -> None:

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, final
 
-from flotta.errors import ConfigError, MapError
+from flotta.errors import ConfigError, MapError, WireError
 from flotta.redis import Redis
 from flotta.rmap.codec import DataclassCodec
 from flotta.rmap.map import Map
@@ -51,9 +51,13 @@ class FeatureFlags:
     def is_on(self, flag: str, *, subject: str | None = None, default: bool = False) -> bool:
         """Whether ``flag`` is on for ``subject`` (a user, a tenant; None: only a flag for all is on). Local.
 
-        ``default`` stands where nobody has set the flag. Raises NotStarted.
+        ``default`` stands where nobody has set the flag, or another program has put something unreadable there. Raises
+        NotStarted.
         """
-        found = self.map.get(flag)
+        try:
+            found = self.map.get(flag)
+        except WireError:
+            return default
         if found is None:
             return default
         if not found.enabled or found.percent >= 100:
@@ -73,7 +77,8 @@ class FeatureFlags:
                     return
             elif await self.map.test_and_set(flag, before, replace(before, enabled=on)):
                 return
-            await self.map.refresh()
+            if self.map.stale:
+                await self.map.refresh()  # else the failed test has brought the copy up to what it met
         raise MapError(self.map.name, f"flag {flag!r} was changed by others {SWITCH_TRIES} times in a row")
 
     async def aclose(self) -> None:
