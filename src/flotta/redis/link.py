@@ -9,8 +9,7 @@ Owns: the one connection, the task that brings it back, and when what waits is w
   commands of earlier ticks wait.
 
 Why so: a write per command costs a system call on both sides; folded per tick the wire carries twenty times as much
-(docs/design/redis.md). A server that has nothing to do gets the first commands of a tick before the tick is over, so
-that the two sides do not take turns. Nothing here is thread-safe: a link belongs to one event loop.
+(docs/design/redis.md). Nothing here is thread-safe: a link belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ __all__ = ["Arg", "Link", "LinkObserver", "LinkOptions", "LinkStats"]
 _pack: Callable[..., bytes] = hiredis.pack_command
 _WATCH_PERIOD_S_MAX = 0.5
 _WRITE_COMMANDS_MAX = 2_000
-_EARLY_COMMANDS = 16
 
 
 @final
@@ -69,7 +67,6 @@ class Link:
         self._reason = "not connected yet"
         self._waiting = Waiting()
         self._ticking = False
-        self._early_at = _EARLY_COMMANDS if self.options.in_flight_max >= _EARLY_COMMANDS else 0
         # Calls with a time limit of their own, and until when the watchdog is patient for each.
         self._timed: dict[Any, float] = {}
         self._create_future: Callable[[], asyncio.Future[Any]] = self._bind_and_create_future
@@ -101,7 +98,7 @@ class Link:
     def call(self, *args: Arg, timeout_s: float | None = None) -> Awaitable[Any]:
         """Send one command; awaiting gives its raw RESP3 reply (bytes, int, float, bool, None, list, dict).
 
-        It is written in this tick, with what else is called in it, whether you await it or not. ``timeout_s``
+        It is written with everything else that is called in this tick, whether you await it or not. ``timeout_s``
         replaces ``command_timeout_s``, waiting for a connection included. Cancelling is harmless to others: if it is
         not written yet it never will be.
 
@@ -115,15 +112,12 @@ class Link:
         waiting = self._waiting
         waiting.names.append(args[0])
         waiting.packed.append(packed)
-        entries = waiting.entries
-        entries.append(future)
+        waiting.entries.append(future)
         if timeout_s is not None:
             self._limit(future, future, 1, timeout_s, args[0])
         if not self._ticking:
             self._ticking = True
             self._loop.call_soon(self._flush)
-        elif len(entries) == self._early_at:
-            self._write_early()
         return future
 
     def call_many(self, commands: Sequence[Sequence[Arg]], *, timeout_s: float | None = None) -> Awaitable[list[Any]]:
@@ -360,12 +354,6 @@ class Link:
                 connection.send(*waiting.take_all())
             return
         self._flush_bounded()
-
-    def _write_early(self) -> None:
-        """In the middle of a tick: let a server that has nothing to do begin, the rest follows when the tick ends."""
-        connection = self._connection
-        if connection is not None and connection.in_flight == 0 and connection.writable and self._waiting.is_fresh:
-            connection.send(*self._waiting.take_all())
 
     def _flush_bounded(self) -> None:
         """Write in pieces up to the limits; what does not fit waits, and what waits too long fails."""

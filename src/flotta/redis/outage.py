@@ -1,7 +1,8 @@
 """What a link logs about its connection: the beginning and the end of an outage, not its attempts.
 
-Owns: the choice of level. Invariants: an outage of hours is one warning for each different reason and one line when it
-is over; a connection that comes and goes again at once belongs to the outage before.
+Owns: what is worth a line; ``LinkStats`` counts the rest. Invariants: an outage of hours is one warning for each
+different reason and one line when it is over; a connection that comes and goes again at once belongs to the outage
+before.
 """
 
 from __future__ import annotations
@@ -37,13 +38,12 @@ class OutageLog:
     def up(self, now_s: float) -> None:
         """A connection is up."""
         self._up_since_s = now_s
-        log = self._logger.info if self._is_down_told else self._logger.debug
-        self._is_down_told = False
-        log("redis link is up", address=self._address)
+        if self._is_down_told:
+            self._is_down_told = False
+            self._logger.info("redis link is up", address=self._address)
 
     def _tell(self, event: str, reason: str) -> None:
-        is_new = reason not in self._told
-        self._told.add(reason)
-        self._is_down_told = self._is_down_told or is_new
-        log = self._logger.warning if is_new else self._logger.debug
-        log(event, address=self._address, reason=reason)
+        if reason not in self._told:
+            self._told.add(reason)
+            self._is_down_told = True
+            self._logger.warning(event, address=self._address, reason=reason)
