@@ -123,6 +123,21 @@ async def test_one_segment_full_of_events_is_not_taken_apart_before_its_turn() -
         writer.close()
 
 
+async def test_client_that_was_not_read_gets_its_time_for_the_pong_again(native: bool) -> None:
+    sio = Server(ping_interval_s=0.05, ping_timeout_s=30)
+    async with serving(sio, native=native) as port:
+        socket = await _open(port)
+        (client,) = sio._core.clients.values()
+        client.pause()
+        await until(lambda: client.pinged)
+        due_s, began_s = client.due_s, sio._core.now()
+        await until(lambda: sio._core.now() > began_s + 0.01)
+        client.resume()
+        assert client.due_s > due_s
+        assert sio._core._pinged.next_due_s() == pytest.approx(client.due_s, abs=0.005)
+        await socket.close()
+
+
 async def test_client_that_pings_and_does_not_read_is_cut() -> None:
     sio = Server(send_bytes_max=100_000, volatile_bytes_max=20_000)
     async with serving(sio, native=True) as port:

@@ -168,7 +168,7 @@ async def test_events_of_one_client_are_handled_in_order_and_of_two_beside_each_
 
 
 async def test_client_that_sends_faster_than_handlers_run_is_read_no_further(native: bool) -> None:
-    sio = Server(backlog_max=8, ping_interval_s=0.2, ping_timeout_s=0.3)
+    sio = Server(backlog_max=8, ping_interval_s=0.2, ping_timeout_s=0.7)
     gate, done = asyncio.Event(), []
 
     @sio.event

@@ -264,9 +264,12 @@ class Client:
             self.transport.pause()
 
     def resume(self) -> None:
-        """Undo one `pause`."""
+        """Undo one `pause`. A pong may lie behind all that was not read: the client gets its time again."""
         self.pauses -= 1
         if self.pauses == 0:
+            if self.pinged:
+                self._session.excuse(self._owner.now())
+                self._owner.reschedule(self)
             self.transport.resume()
 
 
