@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from flotta.rmap.codec import BYTES, JSON, MSGPACK, TEXT, Codec, DataclassCodec
+from flotta.streaming.deadletters import DeadLetter
+from flotta.streaming.description import SinkInfo, StreamInfo
 from flotta.streaming.event import Event, Start, TopicFilter
 from flotta.streaming.options import ReaderOptions, ReaderStats, SinkOptions, SinkStats
 from flotta.streaming.reader import Reader
 from flotta.streaming.retention import RetentionPolicy, RetentionStats
 from flotta.streaming.sink import Sink
-from flotta.streaming.stream import DeadLetter, Item, SinkInfo, Stream, StreamInfo
+from flotta.streaming.stream import Item, Stream
 
 __all__ = [
     "BYTES",

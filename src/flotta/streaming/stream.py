@@ -1,9 +1,9 @@
 """A stream: where events are added, and the handle from which readers and sinks are made.
 
-Owns adding (with its retention and time to live), removing, destroying, describing, and the way back from the
-dead-letter stream. Invariants: what ``add`` has returned is on the server; an add is written once, so an error that
-does not say ``AmbiguousOutcome`` means that the event is not there; a URL given to ``start`` makes a client that
-``aclose`` closes, a client given to it is left open.
+Owns adding (with its retention and time to live), removing and destroying; what a stream tells of itself is in
+``description.py``, the way back from the dead-letter stream in ``deadletters.py``. Invariants: what ``add`` has
+returned is on the server; an add is written once, so an error that does not say ``AmbiguousOutcome`` means that the
+event is not there; a URL given to ``start`` makes a client that ``aclose`` closes, a client given to it is left open.
 
 The keys, fields and maps are those of Go Pulse (``flotta.streaming.event``), so both may use one stream.
 """
@@ -11,7 +11,6 @@ The keys, fields and maps are those of Go Pulse (``flotta.streaming.event``), so
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Generic, Self, TypeVar, cast, final
 
 import structlog
@@ -20,74 +19,31 @@ from flotta.errors import Closed, CommandError, NotStarted, PayloadTooLarge
 from flotta.redis import Redis
 from flotta.rmap import Map
 from flotta.rmap.codec import BYTES, Codec
+from flotta.streaming.deadletters import DeadLetter, list_letters, redrive_letters
+from flotta.streaming.description import StreamInfo, describe
 from flotta.streaming.event import (
     Start,
     check_name,
     dead_stream_name,
     event_fields,
-    format_id,
     parse_id,
     sinks_map_name,
     stream_key,
 )
 from flotta.streaming.options import ReaderOptions, SinkOptions
 from flotta.streaming.reader import Reader, newest_id
-from flotta.streaming.retention import Overflow, Retain, Retention, RetentionPolicy, RetentionStats
-from flotta.streaming.scripts import EXPIRE_ONCE, REDRIVE
+from flotta.streaming.retention import Overflow, Retain, Retention, RetentionPolicy
+from flotta.streaming.scripts import EXPIRE_ONCE
 from flotta.streaming.sink import Sink
 
-__all__ = ["DeadLetter", "Item", "SinkInfo", "Stream", "StreamInfo"]
+__all__ = ["Item", "Stream"]
 
 E = TypeVar("E")
 
-_REDRIVE_PER_STEP: Final = 100
+_HEADS_MAX: Final = 256  # event names whose command is kept ready
 
 Item = tuple[str, E] | tuple[str, E, str | None]
 """What ``add_many`` takes: (name, payload) or (name, payload, topic)."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SinkInfo:
-    """One sink as the server sees it."""
-
-    consumers: int
-    pending: int
-    """Events handed out and not acked."""
-    lag: int | None
-    """Events not handed out yet; None where the server cannot tell (before 7.0, or after ``remove``)."""
-    last_delivered_id: str
-    oldest_pending_id: str | None
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StreamInfo:
-    """A stream as the server sees it. ``retention`` is this process's part, None unless ``retain="until_acked"``."""
-
-    exists: bool
-    length: int
-    first_id: str | None
-    last_id: str | None
-    added: int | None
-    """Events ever added; None before Redis 7.0."""
-    memory_bytes: int
-    sinks: dict[str, SinkInfo]
-    retention: RetentionStats | None
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DeadLetter:
-    """An event that a sink could not process. ``id`` is its place in the dead-letter stream."""
-
-    id: str
-    origin_id: str
-    reason: str
-    deliveries: int
-    name: str
-    data: bytes
-    topic: str | None
 
 
 @final
@@ -141,7 +97,8 @@ class Stream(Generic[E]):
         self._closed = False
         self._retention: Retention | None = None
         self._key = ""
-        self._head: tuple[bytes | str | int, ...] = ()
+        self._head: tuple[bytes, ...] = ()
+        self._heads: dict[str, tuple[bytes, ...]] = {}
 
     @classmethod
     async def open(
@@ -248,7 +205,7 @@ class Stream(Generic[E]):
             data = self.codec.encode(payload)
             if len(name) + len(data) > self.event_bytes_max:
                 raise PayloadTooLarge(self.name, len(name) + len(data), self.event_bytes_max)
-            added: bytes = await link.call(*self._head, b"n", name, b"p", data)
+            added: bytes = await link.call(*(self._heads.get(name) or self._head_of(name)), data)
             return added.decode()
         fields = self._fields(name, payload, topic)
         if only_if_exists:
@@ -279,10 +236,18 @@ class Stream(Generic[E]):
             replies = _raised(await link.call_many(commands))
         return [event_id.decode() for event_id in replies]
 
-    def _command_head(self) -> tuple[bytes | str | int, ...]:
+    def _command_head(self) -> tuple[bytes, ...]:
+        key = self._key.encode()
         if self.policy.retain == "maxlen":
-            return (b"XADD", self._key, b"MAXLEN", b"~", self.policy.maxlen, b"*")
-        return (b"XADD", self._key, b"*")
+            return (b"XADD", key, b"MAXLEN", b"~", b"%d" % self.policy.maxlen, b"*")
+        return (b"XADD", key, b"*")
+
+    def _head_of(self, name: str) -> tuple[bytes, ...]:
+        """The command of an event called ``name`` up to its payload, kept: packing text costs twice what bytes do."""
+        if len(self._heads) >= _HEADS_MAX:
+            self._heads.clear()
+        head = self._heads[name] = (*self._head, b"n", name.encode(), b"p")
+        return head
 
     def _fields(self, name: str, payload: E, topic: str | None) -> list[bytes | str]:
         data = self.codec.encode(payload)
@@ -323,10 +288,10 @@ class Stream(Generic[E]):
         Readers and sinks that run notice, log it and go on with what is added under the name from then on; a sink makes
         its group anew. Raises what ``Link.call`` raises; it may be repeated.
         """
-        await self.redis.link.call("DEL", self.key)
         sinks: Map[str] = await Map.join(sinks_map_name(self.name), self.redis)
         async with sinks:
-            await sinks.destroy()
+            await sinks.destroy()  # first: a sink that runs lists itself again once its group is gone
+        await self.redis.link.call("DEL", self.key)
 
     async def remove_sink(self, sink: str) -> bool:
         """Delete the consumer group of ``sink`` here, so that nothing is kept for it any more; True if there was one.
@@ -351,41 +316,9 @@ class Stream(Generic[E]):
         return await newest_id(self.redis, self.key) or (0, 0)
 
     async def info(self) -> StreamInfo:
-        """Length, memory, and per sink lag and pending: four cheap commands and one more for each sink."""
-        link, key = self.redis.link, self.key
-        about, groups, memory = await link.call_many(
-            [("XINFO", "STREAM", key), ("XINFO", "GROUPS", key), ("MEMORY", "USAGE", key)]
-        )
+        """Length, memory, and per sink lag and pending: three cheap commands and one more for each sink."""
         retention = self._retention.stats if self._retention is not None else None
-        if isinstance(about, CommandError):
-            if "no such key" not in about.text:
-                raise about
-            return StreamInfo(
-                exists=False,
-                length=0,
-                first_id=None,
-                last_id=None,
-                added=0,
-                memory_bytes=0,
-                sinks={},
-                retention=retention,
-            )
-        _raised([groups, memory])
-        pending = await link.call_many([("XPENDING", key, group[b"name"]) for group in groups])
-        first, last = about[b"first-entry"], about[b"last-entry"]
-        return StreamInfo(
-            exists=True,
-            length=about[b"length"],
-            first_id=first[0].decode() if first else None,
-            last_id=last[0].decode() if last else None,
-            added=about.get(b"entries-added"),
-            memory_bytes=memory or 0,
-            sinks={
-                group[b"name"].decode("utf-8", "replace"): _sink_info(group, summary)
-                for group, summary in zip(groups, pending, strict=True)
-            },
-            retention=retention,
-        )
+        return await describe(self.redis.link, self.key, retention)
 
     # --- consuming ----------------------------------------------------------------------------------------------
 
@@ -447,9 +380,7 @@ class Stream(Generic[E]):
 
     async def dead_letters(self, sink: str, *, after: str = "0-0", max: int = 100) -> list[DeadLetter]:  # noqa: A002
         """What ``sink`` could not process, oldest first, from behind id ``after`` on."""
-        key = self.redis.key(stream_key(dead_stream_name(self.name, sink)))
-        entries = await self.redis.link.call("XRANGE", key, f"({format_id(parse_id(after))}", "+", "COUNT", max)
-        return [_dead_letter(raw_id, fields) for raw_id, fields in entries]
+        return await list_letters(self.redis.link, self._dead_key(sink), after, max)
 
     async def redrive(self, sink: str, *ids: str) -> int:
         """Put dead letters of ``sink`` back: those with these ids, or all that are there now. Gives their number.
@@ -457,23 +388,10 @@ class Stream(Generic[E]):
         They come as new events at the end of the stream, for this sink only (other Flotta readers and sinks pass over
         them, Go consumers do not know that). Each moves in one atomic step; cancelled, some have moved.
         """
-        dead = self.redis.key(stream_key(dead_stream_name(self.name, sink)))
-        wanted = list(ids) if ids else await self._ids_in(dead)
-        moved = 0
-        for first in range(0, len(wanted), _REDRIVE_PER_STEP):
-            part = wanted[first : first + _REDRIVE_PER_STEP]
-            moved += len(await REDRIVE(self.redis.link, keys=[dead, self.key], args=[sink, *part]))
-        return moved
+        return await redrive_letters(self.redis.link, self._dead_key(sink), self.key, sink, ids)
 
-    async def _ids_in(self, key: str) -> list[str]:
-        ids: list[str] = []
-        after = "-"
-        while True:
-            entries = await self.redis.link.call("XRANGE", key, after, "+", "COUNT", 1000)
-            ids += (raw_id.decode() for raw_id, _ in entries)
-            if len(entries) < 1000:
-                return ids
-            after = f"({ids[-1]}"
+    def _dead_key(self, sink: str) -> str:
+        return self.redis.key(stream_key(dead_stream_name(self.name, sink)))
 
     def __repr__(self) -> str:
         return f"<Stream {self.name!r} {self.policy.retain} maxlen={self.policy.maxlen}>"
@@ -484,29 +402,3 @@ def _raised(replies: list[Any]) -> list[Any]:
         if isinstance(reply, CommandError):
             raise reply
     return replies
-
-
-def _sink_info(group: dict[bytes, Any], summary: Any) -> SinkInfo:
-    _raised([summary])
-    oldest = summary[1]
-    return SinkInfo(
-        consumers=group[b"consumers"],
-        pending=group[b"pending"],
-        lag=group.get(b"lag"),
-        last_delivered_id=group[b"last-delivered-id"].decode(),
-        oldest_pending_id=None if oldest is None else oldest.decode(),
-    )
-
-
-def _dead_letter(raw_id: bytes, flat: Sequence[bytes]) -> DeadLetter:
-    fields = dict(zip(flat[::2], flat[1::2], strict=True))
-    topic = fields.get(b"t")
-    return DeadLetter(
-        id=raw_id.decode(),
-        origin_id=fields.get(b"o", b"").decode("utf-8", "replace"),
-        reason=fields.get(b"r", b"").decode("utf-8", "replace"),
-        deliveries=int(fields.get(b"d", b"0")),
-        name=fields.get(b"n", b"").decode("utf-8", "replace"),
-        data=fields.get(b"p", b""),
-        topic=None if topic is None else topic.decode("utf-8", "replace"),
-    )
