@@ -131,9 +131,10 @@ async def test_no_event_is_lost_when_consumers_are_killed_at_random(
             await asyncio.sleep(chance.uniform(0.05, 0.5))
             await herd.kill_one(chance)
         await publishing
-        async with asyncio.timeout(60):
-            while len({number for number, _ in handled(journal)}) < CHAOS_EVENTS:
-                await asyncio.sleep(0.1)
+        with contextlib.suppress(TimeoutError):  # what has not come by then is lost: said below, by its number
+            async with asyncio.timeout(60):
+                while len({number for number, _ in handled(journal)}) < CHAOS_EVENTS:
+                    await asyncio.sleep(0.1)
         async with asyncio.timeout(20):
             while (await stream.info()).sinks["chaos"].pending:
                 await asyncio.sleep(0.05)
@@ -141,12 +142,18 @@ async def test_no_event_is_lost_when_consumers_are_killed_at_random(
     lines = handled(journal)
     times = Counter(number for number, _ in lines)
     duplicates = len(lines) - len(times)
-    print(f"{len(times)} events, {herd.kills} kills, {duplicates} handled twice, {info.length} still stored")
-    assert set(times) == set(range(CHAOS_EVENTS)), "lost"
+    lost = sorted(set(range(CHAOS_EVENTS)) - set(times))
+    unmarked = sorted(number for number, count in Counter(n for n, tried in lines if tried == 1).items() if count > 1)
+    print(
+        f"handled {len(times)} of {CHAOS_EVENTS} events over {herd.kills} kills; {info.length} still stored\n"
+        f"lost {len(lost)}{': ' + str(lost[:20]) if lost else ''}\n"
+        f"doubled {duplicates}: handled, and killed before the ack (at most {BATCH} a kill: {herd.kills * BATCH}); "
+        f"of them not marked as a repetition {len(unmarked)}{': ' + str(unmarked[:20]) if unmarked else ''}"
+    )
+    assert not lost
     # Explained: handled, then killed before the ack. So every repetition says that it is one, and a kill repeats at
     # most the batch that its process had in hand.
-    firsts = Counter(number for number, deliveries in lines if deliveries == 1)
-    assert all(count == 1 for count in firsts.values()), "one delivery handled twice"
+    assert not unmarked, "one delivery handled twice"
     assert duplicates <= herd.kills * BATCH
     assert info.retention is not None
     assert info.retention.dropped == 0
