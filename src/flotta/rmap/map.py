@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from enum import Enum
 from typing import Any, Generic, Self, TypeVar, cast, final, overload
 
 import structlog
@@ -23,7 +22,7 @@ from flotta.rmap.codec import TEXT, Codec
 from flotta.rmap.events import Board, Events, Watch
 from flotta.rmap.follower import Follower, FollowerStats
 from flotta.rmap.options import MapOptions, check_ttl
-from flotta.rmap.results import Attempt, Removal, encode_item, list_of
+from flotta.rmap.results import MISSING, Attempt, MapState, Removal, Values, encode_item, list_of
 from flotta.rmap.wire import (
     EventKind,
     check_key,
@@ -34,19 +33,11 @@ from flotta.rmap.wire import (
     updates_channel,
 )
 
-__all__ = ["Map", "MapState"]
+__all__ = ["Map"]
 
 V = TypeVar("V")
 D = TypeVar("D")
 W = TypeVar("W")
-
-
-class MapState(Enum):
-    """Where a map is in its life."""
-
-    NEW = "new"
-    RUNNING = "running"
-    CLOSED = "closed"
 
 
 @final
@@ -61,6 +52,28 @@ class Map(Generic[V]):
     still happen. Writes raise RedisError: NotApplied, AmbiguousOutcome, CommandError say what is known.
     """
 
+    @overload
+    def __init__(
+        self: Map[str],
+        name: str,
+        *,
+        codec: None = None,
+        ttl_s: float | None = None,
+        sliding: bool = False,
+        options: MapOptions | None = None,
+        logger: Any = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str,
+        *,
+        codec: Codec[V] | None,
+        ttl_s: float | None = None,
+        sliding: bool = False,
+        options: MapOptions | None = None,
+        logger: Any = None,
+    ) -> None: ...
     def __init__(
         self,
         name: str,
@@ -76,6 +89,7 @@ class Map(Generic[V]):
         self._codec: Codec[V] = codec if codec is not None else cast("Codec[V]", TEXT)
         self._ttl_ms = check_ttl(ttl_s, sliding=sliding)
         self._sliding = sliding
+        self._values = Values(self._codec, name)
         self._decoded: dict[str, V] = {}
         self._board: Board[V] = Board()
         self._follower = Follower(
@@ -97,20 +111,46 @@ class Map(Generic[V]):
 
     # --- life ----------------------------------------------------------------------------------------------------
 
+    @overload
     @classmethod
     async def join(
         cls,
         name: str,
         redis: str | Redis,
         *,
-        codec: Codec[V] | None = None,
+        codec: None = None,
         ttl_s: float | None = None,
         sliding: bool = False,
         options: MapOptions | None = None,
         logger: Any = None,
-    ) -> Map[V]:
+    ) -> Map[str]: ...
+    @overload
+    @classmethod
+    async def join(
+        cls,
+        name: str,
+        redis: str | Redis,
+        *,
+        codec: Codec[W],
+        ttl_s: float | None = None,
+        sliding: bool = False,
+        options: MapOptions | None = None,
+        logger: Any = None,
+    ) -> Map[W]: ...
+    @classmethod
+    async def join(
+        cls,
+        name: str,
+        redis: str | Redis,
+        *,
+        codec: Codec[Any] | None = None,
+        ttl_s: float | None = None,
+        sliding: bool = False,
+        options: MapOptions | None = None,
+        logger: Any = None,
+    ) -> Map[Any]:
         """A map that has its content. You owe it ``aclose`` (``async with`` does it). Raises like ``start``."""
-        joined = cls(name, codec=codec, ttl_s=ttl_s, sliding=sliding, options=options, logger=logger)
+        joined: Map[Any] = cls(name, codec=codec, ttl_s=ttl_s, sliding=sliding, options=options, logger=logger)
         await joined.start(redis)
         return joined
 
@@ -199,8 +239,8 @@ class Map(Generic[V]):
             return self._decode(key, default)
 
     def __getitem__(self, key: str) -> V:
-        value = self.get(key, _MISSING)
-        if value is _MISSING:
+        value = self.get(key, MISSING)
+        if value is MISSING:
             raise KeyError(key)
         return cast("V", value)
 
@@ -208,14 +248,8 @@ class Map(Generic[V]):
         raw = self._content().get(key)
         if raw is None:
             return default
-        value = self._decoded[key] = self._decode_raw(raw, key)
+        value = self._decoded[key] = self._values.decode(raw, key)
         return value
-
-    def _decode_raw(self, raw: bytes, key: str) -> V:
-        try:
-            return self._codec.decode(raw)
-        except WireError as error:
-            raise WireError(f"key {key!r} of map {self.name!r}: {error.what}", error.reason, raw) from error
 
     def _content(self) -> dict[str, bytes]:
         if self._state is MapState.NEW:
@@ -244,7 +278,7 @@ class Map(Generic[V]):
         decoded = self._decoded
         for key, raw in self._content().items():
             if key not in decoded:
-                decoded[key] = self._decode_raw(raw, key)
+                decoded[key] = self._values.decode(raw, key)
         return decoded.copy()
 
     def __len__(self) -> int:
@@ -274,7 +308,7 @@ class Map(Generic[V]):
         def read() -> bytes | None:
             return self._replica.content.get(key)
 
-        return self._ended_if_closed(self._board.watch(key, Watch(read, lambda raw: self._decode_raw(raw, key))))
+        return self._ended_if_closed(self._board.watch(key, Watch(read, lambda raw: self._values.decode(raw, key))))
 
     def _ended_if_closed(self, iterator: W) -> W:
         if self._state is MapState.CLOSED:
@@ -301,12 +335,10 @@ class Map(Generic[V]):
     def _on_written(self, first: int, keys: list[str], values: list[bytes]) -> None:
         if not self._follower.write_own(first, keys, values):
             return
-        if self._decoded:
-            for key in keys:
-                self._decoded.pop(key, None)
-        last = self._replica.revision
-        self._board.note_sets(last, keys)
-        self._arrivals.reach(last)
+        for key in keys:
+            self._decoded.pop(key, None)
+        self._board.note_sets(self._replica.revision, keys)
+        self._arrivals.reach(self._replica.revision)
 
     def _on_loaded(self, number: int) -> None:
         self._arrivals.loaded(number)
@@ -322,7 +354,7 @@ class Map(Generic[V]):
         previous, revision = await self._set(key, value)
         if not lowest <= revision <= self._replica.revision:
             await self._arrivals.catch_up(lowest, revision)
-        return self._previous(previous, key)
+        return self._values.previous(previous, key)
 
     async def set_and_wait(self, key: str, value: V, *, timeout_s: float | None = None) -> V | None:
         """Like ``set``, but it never returns before this map has the value, also while the map is stale.
@@ -334,7 +366,7 @@ class Map(Generic[V]):
         limit_s = self.options.wait_timeout_s if timeout_s is None else timeout_s
         otherwise = f"the new value of {key!r} is in Redis, but not here"
         await self._arrivals.wait_for(lowest, revision, limit_s, otherwise)
-        return self._previous(previous, key)
+        return self._values.previous(previous, key)
 
     async def set_if_absent(self, key: str, value: V) -> bool:
         """Set ``key`` unless it has a value; gives whether it was set."""
@@ -385,7 +417,7 @@ class Map(Generic[V]):
         Raises WireError if that value cannot be read: it is deleted.
         """
         (previous,) = await self._step(scripts.DELETE, check_key(key))
-        return self._previous(previous, key)
+        return self._values.previous(previous, key)
 
     async def test_and_delete(self, key: str, expected: V) -> Attempt[V]:
         """Delete ``key`` if its value is ``expected``."""
@@ -464,21 +496,4 @@ class Map(Generic[V]):
 
     def _tested(self, reply: list[Any], key: str) -> Attempt[V]:
         done, previous = reply
-        return Attempt(bool(done), self._previous(previous, key, done=bool(done)))
-
-    def _previous(self, raw: bytes | None, key: str, *, done: bool = True) -> V | None:
-        """A previous value; if it cannot be read, the error says what became of the write."""
-        if raw is None:
-            return None
-        try:
-            return self._decode_raw(raw, key)
-        except WireError as error:
-            outcome = "the write is done" if done else "nothing was written"
-            raise WireError(f"previous value of {error.what}", f"{error.reason} ({outcome})", raw) from error
-
-
-class _Missing:
-    """Stands for no value where None is one."""
-
-
-_MISSING = _Missing()
+        return Attempt(bool(done), self._values.previous(previous, key, done=bool(done)))

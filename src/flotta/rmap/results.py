@@ -1,15 +1,29 @@
-"""What writes of a map give back, and the lists among its values. Owns no state."""
+"""What a map gives back: states, results of writes, values out of bytes. Owns how an unreadable value is told."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Generic, TypeVar, final
 
+from flotta.errors import WireError
+from flotta.rmap.codec import Codec
 from flotta.rmap.wire import encode_key, parse_values
 
-__all__ = ["Attempt", "Removal", "encode_item", "list_of"]
+__all__ = ["MISSING", "Attempt", "MapState", "Removal", "Values", "encode_item", "list_of"]
 
 V = TypeVar("V")
+
+MISSING = object()
+"""Stands for no value where None is one."""
+
+
+class MapState(Enum):
+    """Where a map is in its life."""
+
+    NEW = "new"
+    RUNNING = "running"
+    CLOSED = "closed"
 
 
 @final
@@ -34,6 +48,34 @@ class Removal:
 
     def __bool__(self) -> bool:
         return self.removed
+
+
+@final
+class Values(Generic[V]):
+    """Bytes of one map into values."""
+
+    __slots__ = ("_codec", "_name")
+
+    def __init__(self, codec: Codec[V], name: str) -> None:
+        self._codec = codec
+        self._name = name
+
+    def decode(self, raw: bytes, key: str) -> V:
+        """The value at ``key``. Raises WireError that names key and map."""
+        try:
+            return self._codec.decode(raw)
+        except WireError as error:
+            raise WireError(f"key {key!r} of map {self._name!r}: {error.what}", error.reason, raw) from error
+
+    def previous(self, raw: bytes | None, key: str, *, done: bool = True) -> V | None:
+        """The value before a write; if it cannot be read, the error says what became of the write."""
+        if raw is None:
+            return None
+        try:
+            return self.decode(raw, key)
+        except WireError as error:
+            outcome = "the write is done" if done else "nothing was written"
+            raise WireError(f"previous value of {error.what}", f"{error.reason} ({outcome})", raw) from error
 
 
 def encode_item(item: object) -> bytes:
