@@ -7,7 +7,20 @@ from typing import Final
 
 from flotta.redis import Script
 
-__all__ = ["BURY", "COUNT", "EXPIRE_ONCE", "FORGET", "LEASE", "LEAVE", "REDRIVE", "TAKEOVER", "TOUCH", "TRIM"]
+__all__ = [
+]
+    "BURY",
+    "COUNT",
+    "DESTROY",
+    "EXPIRE_ONCE",
+    "FORGET",
+    "LEASE",
+    "LEAVE",
+    "REDRIVE",
+    "TAKEOVER",
+    "TOUCH",
+    "TRIM",
+]
 
 
 def _load(name: str) -> Script:
@@ -17,6 +30,7 @@ def _load(name: str) -> Script:
 
 BURY: Final = _load("bury")
 COUNT: Final = _load("count")
+DESTROY: Final = _load("destroy")
 EXPIRE_ONCE: Final = _load("expire_once")
 FORGET: Final = _load("forget")
 LEASE: Final = _load("lease")

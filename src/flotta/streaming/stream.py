@@ -10,6 +10,7 @@ The keys, fields and maps are those of Go Pulse (``flotta.streaming.event``), so
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, Generic, Self, TypeVar, cast, final
 
@@ -33,13 +34,14 @@ from flotta.streaming.event import (
 from flotta.streaming.options import ReaderOptions, SinkOptions
 from flotta.streaming.reader import Reader, newest_id
 from flotta.streaming.retention import Overflow, Retain, Retention, RetentionPolicy
-from flotta.streaming.scripts import EXPIRE_ONCE
+from flotta.streaming.scripts import DESTROY, EXPIRE_ONCE
 from flotta.streaming.sink import Sink
 
 __all__ = ["Item", "Stream"]
 
 E = TypeVar("E")
 
+_DESTROY_TRIES: Final = 50
 _HEADS_MAX: Final = 256  # event names whose command is kept ready
 
 Item = tuple[str, E] | tuple[str, E, str | None]
@@ -291,7 +293,11 @@ class Stream(Generic[E]):
         sinks: Map[str] = await Map.join(sinks_map_name(self.name), self.redis)
         async with sinks:
             await sinks.destroy()  # first: a sink that runs lists itself again once its group is gone
-        await self.redis.link.call("DEL", self.key)
+        for _ in range(_DESTROY_TRIES):
+            if await DESTROY(self.redis.link, keys=[self.key]):
+                return
+            await asyncio.sleep(0.001)
+        await self.redis.link.call("DEL", self.key)  # added to in every millisecond, or its ids lie in the future
 
     async def remove_sink(self, sink: str) -> bool:
         """Delete the consumer group of ``sink`` here, so that nothing is kept for it any more; True if there was one.
