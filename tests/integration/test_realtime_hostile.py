@@ -150,6 +150,9 @@ async def test_client_that_pings_and_does_not_read_is_cut() -> None:
                 writer.write(ping)
                 await writer.drain()
         await until(lambda: sio.stats.ended == {"slow client": 1})
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 async def test_peer_that_closes_and_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
