@@ -8,7 +8,6 @@ from typing import Final
 from flotta.redis import Script
 
 __all__ = [
-]
     "BURY",
     "COUNT",
     "DESTROY",
