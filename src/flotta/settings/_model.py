@@ -39,7 +39,6 @@ _OTHER_VARIABLES: Final = frozenset(
         "FLOTTA_EMBEDDED",
         "FLOTTA_PULSE_PEER",
         "FLOTTA_REQUIRE",
-        "FLOTTA_REQUIRE_INTEROP",
         "FLOTTA_SERVE",
         "FLOTTA_URL",
     }
