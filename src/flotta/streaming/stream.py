@@ -42,7 +42,6 @@ __all__ = ["Item", "Stream"]
 E = TypeVar("E")
 
 _DESTROY_TRIES: Final = 50
-_HEADS_MAX: Final = 256  # event names whose command is kept ready
 
 Item = tuple[str, E] | tuple[str, E, str | None]
 """What ``add_many`` takes: (name, payload) or (name, payload, topic)."""
@@ -100,7 +99,6 @@ class Stream(Generic[E]):
         self._retention: Retention | None = None
         self._key = ""
         self._head: tuple[bytes, ...] = ()
-        self._heads: dict[str, tuple[bytes, ...]] = {}
 
     @classmethod
     async def open(
@@ -207,7 +205,7 @@ class Stream(Generic[E]):
             data = self.codec.encode(payload)
             if len(name) + len(data) > self.event_bytes_max:
                 raise PayloadTooLarge(self.name, len(name) + len(data), self.event_bytes_max)
-            added: bytes = await link.call(*(self._heads.get(name) or self._head_of(name)), data)
+            added: bytes = await link.call(*self._head, b"n", name, b"p", data)
             return added.decode()
         fields = self._fields(name, payload, topic)
         if only_if_exists:
@@ -243,13 +241,6 @@ class Stream(Generic[E]):
         if self.policy.retain == "maxlen":
             return (b"XADD", key, b"MAXLEN", b"~", b"%d" % self.policy.maxlen, b"*")
         return (b"XADD", key, b"*")
-
-    def _head_of(self, name: str) -> tuple[bytes, ...]:
-        """The command of an event called ``name`` up to its payload, kept: packing text costs twice what bytes do."""
-        if len(self._heads) >= _HEADS_MAX:
-            self._heads.clear()
-        head = self._heads[name] = (*self._head, b"n", name.encode(), b"p")
-        return head
 
     def _fields(self, name: str, payload: E, topic: str | None) -> list[bytes | str]:
         data = self.codec.encode(payload)
