@@ -73,6 +73,7 @@ def test_the_demo_says_ready_once_when_positions_flow_and_leaves_nothing_behind(
         wait_until(lambda: not [child for child in family if child.is_running()], "every process has ended")
     finally:
         process.kill()
+        process.communicate(timeout=40)
         for child in family:
             if child.is_running():
                 child.kill()

@@ -61,7 +61,8 @@ def _fleet_routes(harbor: Harbor) -> APIRouter:
     async def flowing(instances: int = 1) -> dict[str, Any]:
         """200 when that many instances serve and positions are being stored, else 503: what a start can wait for."""
         now = await harbor.board.status()
-        if len(now["instances"]) < instances or not now["positions_per_second"]:
+        flows = now["positions_per_second"] and now["positions_stored"]
+        if len(now["instances"]) < instances or not flows:
             raise Problem(503, "not_flowing", "Not all instances serve yet, or no positions are being stored.")
         return now
 

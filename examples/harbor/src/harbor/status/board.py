@@ -81,10 +81,10 @@ class Board:
         }
 
     async def _positions_stored(self) -> int:
-        """Asked at most twice a second, however many ask."""
+        """Asked at most twice a second, however many ask; a zero is asked anew, for it ends with the first position."""
         async with self._counting:
             count, asked = self._stored
-            if time.monotonic() - asked > COUNT_AGE_S:
+            if count == 0 or time.monotonic() - asked > COUNT_AGE_S:
                 row = await self._fleet.postgres.fetch_one("SELECT coalesce(sum(stored), 0)::bigint FROM persisted")
                 count = int(row[0]) if row is not None else 0
                 self._stored = (count, time.monotonic())
