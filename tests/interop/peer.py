@@ -13,6 +13,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -22,7 +23,7 @@ from typing import Any
 
 from peers import missing
 
-__all__ = ["GoPeer", "PeerError", "PeerMissingError", "peer_binary", "require_peer"]
+__all__ = ["GoPeer", "PeerError", "PeerMissingError", "peer_binary", "pulse_version", "require_peer"]
 
 GO_DIR = Path(__file__).parent / "go"
 BUILD_TIMEOUT_S = 300
@@ -44,6 +45,13 @@ def peer_binary() -> Path:
     if isinstance(found, str):
         raise PeerMissingError(found)
     return found
+
+
+def pulse_version() -> str:
+    """The version of Pulse that ``go.mod`` asks for, such as "1.6.5"."""
+    asked = re.search(r"^\s*goa\.design/pulse v(\S+)", (GO_DIR / "go.mod").read_text(), re.MULTILINE)
+    assert asked is not None, "go.mod names no version of Pulse"
+    return asked[1]
 
 
 @functools.cache
