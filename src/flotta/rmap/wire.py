@@ -54,8 +54,6 @@ KEY_RULE = "not empty, no '='"
 _NAME = re.compile(r"[^ \0*?\[\]]{1,512}", re.DOTALL)
 _LENGTH_BYTES = 4
 _LENGTHS = [length.to_bytes(_LENGTH_BYTES, "little") for length in range(20)]
-_STRING_BYTES_MAX = 2**31 - 1
-"""A length is packed as a signed 4-byte integer by other writers."""
 
 
 class EventKind(IntEnum):
