@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -20,6 +20,7 @@ from flotta.supervisor import KINDS, Companion, EmbeddedServers, RunOptions, Sup
 __all__ = ["dev", "embedded_command", "run"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[Any], Any]
 _YES = frozenset({"1", "true", "yes", "on"})
 _NO = frozenset({"", "0", "false", "no", "off"})
 
@@ -41,82 +42,96 @@ def _mode(_context: click.Context, _parameter: click.Parameter, value: str) -> i
     return mode
 
 
+_FOLDER: Final = click.Path(file_okay=False, path_type=Path)
+_ADDRESS: Final[tuple[Decorator, ...]] = (
+    click.argument("app", metavar="MODULE:APP"),
+    click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on."),
+    click.option(
+        "-p",
+        "--port",
+        type=int,
+        default=8000,
+        show_default=True,
+        envvar="PORT",
+        show_envvar=True,
+        help="Port to serve on; 0 takes any free one.",
+    ),
+    click.option("--uds", metavar="PATH", help="Serve on this Unix socket instead."),
+    click.option("--uds-mode", default="660", show_default=True, callback=_mode, help="Its file mode, octal."),
+    click.option("--fd", type=click.IntRange(min=0), metavar="N", help="Serve on this inherited socket instead."),
+)
+"""What is served, and where."""
+_APPLICATION: Final[tuple[Decorator, ...]] = (
+    click.option("--app-dir", type=_FOLDER, default=".", show_default=True, help="Where MODULE is looked for."),
+    click.option("--factory", is_flag=True, help="APP is a function that returns the application."),
+    click.option(
+        "--interface",
+        type=click.Choice(["auto", "asgi", "wsgi"]),
+        default="auto",
+        show_default=True,
+        help="What the application speaks; auto looks at it.",
+    ),
+    click.option(
+        "--name",
+        metavar="NAME",
+        help="Name of the service, in prefixes and metrics.  [default: FLOTTA_SERVICE, or the first part of MODULE]",
+    ),
+)
+"""How the application is found and what it is called."""
+_LIFE: Final[tuple[Decorator, ...]] = (
+    click.option(
+        "--drain",
+        type=click.FloatRange(0, 3600),
+        metavar="SECONDS",
+        help="What running requests get to end after the order to stop.  [default: FLOTTA_DRAIN_S, 25]",
+    ),
+    click.option(
+        "--with",
+        "companions",
+        multiple=True,
+        metavar="NAME=COMMAND",
+        help="Run this beside the instances, too: started when all are ready, again when it crashes, "
+        "stopped first. FLOTTA_URL tells it where they serve. May be repeated.",
+    ),
+    click.option("--ready-path", metavar="PATH", help="Say `ready` only when this path answers 2xx."),
+    click.option(
+        "--reload-dir",
+        "reload_dirs",
+        type=_FOLDER,
+        multiple=True,
+        help="Watch this folder for changes instead of --app-dir. May be repeated.",
+    ),
+)
+"""How the instances live, and what lives beside them."""
+_TLS: Final[tuple[Decorator, ...]] = (
+    click.option("--ssl-certfile", metavar="FILE", help="PEM certificate chain: serve TLS."),
+    click.option("--ssl-keyfile", metavar="FILE", help="Its key, if not in the same file."),
+    click.option(
+        "--ssl-keyfile-password",
+        envvar="SSL_KEYFILE_PASSWORD",
+        show_envvar=True,
+        metavar="TEXT",
+        help="The key's password.",
+    ),
+)
+"""Serving TLS."""
+_OUTPUT: Final[tuple[Decorator, ...]] = (
+    click.option("--access-log/--no-access-log", default=None, help="Log every request.  [default: no]"),
+    click.option(
+        "--embedded-dir",
+        type=_FOLDER,
+        default=".flotta",
+        show_default=True,
+        help="Where embedded servers keep their data.",
+    ),
+    click.option("--json", is_flag=True, help="Write one JSON record per line and no footer."),
+)
+"""What is written, and where."""
+
+
 def _serving(command: F) -> F:
-    """The options that both commands have."""
-    folder = click.Path(file_okay=False, path_type=Path)
-    options = [
-        click.argument("app", metavar="MODULE:APP"),
-        click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on."),
-        click.option(
-            "-p",
-            "--port",
-            type=int,
-            default=8000,
-            show_default=True,
-            envvar="PORT",
-            show_envvar=True,
-            help="Port to serve on; 0 takes any free one.",
-        ),
-        click.option("--uds", metavar="PATH", help="Serve on this Unix socket instead."),
-        click.option("--uds-mode", default="660", show_default=True, callback=_mode, help="Its file mode, octal."),
-        click.option("--fd", type=click.IntRange(min=0), metavar="N", help="Serve on this inherited socket instead."),
-        click.option("--app-dir", type=folder, default=".", show_default=True, help="Where MODULE is looked for."),
-        click.option("--factory", is_flag=True, help="APP is a function that returns the application."),
-        click.option(
-            "--interface",
-            type=click.Choice(["auto", "asgi", "wsgi"]),
-            default="auto",
-            show_default=True,
-            help="What the application speaks; auto looks at it.",
-        ),
-        click.option(
-            "--name",
-            metavar="NAME",
-            help="Name of the service, in prefixes and metrics.  "
-            "[default: FLOTTA_SERVICE, or the first part of MODULE]",
-        ),
-        click.option(
-            "--drain",
-            type=click.FloatRange(0, 3600),
-            metavar="SECONDS",
-            help="What running requests get to end after the order to stop.  [default: FLOTTA_DRAIN_S, 25]",
-        ),
-        click.option(
-            "--with",
-            "companions",
-            multiple=True,
-            metavar="NAME=COMMAND",
-            help="Run this beside the instances, too: started when all are ready, again when it crashes, "
-            "stopped first. FLOTTA_URL tells it where they serve. May be repeated.",
-        ),
-        click.option("--ready-path", metavar="PATH", help="Say `ready` only when this path answers 2xx."),
-        click.option(
-            "--reload-dir",
-            "reload_dirs",
-            type=folder,
-            multiple=True,
-            help="Watch this folder for changes instead of --app-dir. May be repeated.",
-        ),
-        click.option("--ssl-certfile", metavar="FILE", help="PEM certificate chain: serve TLS."),
-        click.option("--ssl-keyfile", metavar="FILE", help="Its key, if not in the same file."),
-        click.option(
-            "--ssl-keyfile-password",
-            envvar="SSL_KEYFILE_PASSWORD",
-            show_envvar=True,
-            metavar="TEXT",
-            help="The key's password.",
-        ),
-        click.option("--access-log/--no-access-log", default=None, help="Log every request.  [default: no]"),
-        click.option(
-            "--embedded-dir",
-            type=folder,
-            default=".flotta",
-            show_default=True,
-            help="Where embedded servers keep their data.",
-        ),
-        click.option("--json", is_flag=True, help="Write one JSON record per line and no footer."),
-    ]
-    for option in reversed(options):
+    """The options that both commands have, in the order in which the help shows them."""
+    for option in reversed((*_ADDRESS, *_APPLICATION, *_LIFE, *_TLS, *_OUTPUT)):
         command = option(command)
     return command
 
