@@ -9,11 +9,11 @@ BENCH_STAMP := $(VENV)/.installed-bench
 PORT   ?= 8000
 WORKERS ?= auto
 
-.PHONY: help demo web test check bench chaos interop docs format lint types contracts clean constraints
+.PHONY: help demo web test coverage check bench chaos interop docs format lint types contracts clean constraints
 .DEFAULT_GOAL := help
 
 help: ## what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Flotta needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
@@ -61,6 +61,12 @@ test: $(STAMP) $(NODE_STAMP) ## every test that this machine can run; says what 
 	@$(MAKE) --no-print-directory web || echo "Harbor's page could not be built: the tests in a browser will skip"
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
+coverage: $(STAMP) $(NODE_STAMP) ## the tests once more, with the branches that they do not reach
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest tests/unit tests/property tests/integration $(PYTEST)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
 interop: $(STAMP) $(NODE_STAMP) ## only the tests against peers in other languages
 	$(PY) -m pytest tests/interop $(PYTEST)
 
@@ -70,6 +76,11 @@ chaos: $(STAMP) ## the fault runs at full length: kills while 200,000 events and
 
 bench-%: $(BENCH_STAMP) ## one benchmark: link, map, stream, broadcast
 	$(PY) bench/$*.py
+
+bench-broadcast: bench/_realtime/.peers
+bench/_realtime/.peers: $(NODE_STAMP) tests/interop/node/package-lock.json
+	@cd tests/interop/node && $(NPM) ci --no-audit --no-fund --loglevel=error
+	@touch $@
 
 bench: $(addprefix bench-,$(filter-out _%,$(basename $(notdir $(wildcard bench/*.py))))) ## all benchmarks, one after the other
 
