@@ -478,6 +478,26 @@ async def test_namespace_and_service_reach_the_parts(with_postgres: Settings, un
         assert await fleet.redis.exists(f"{unique}:map:own:content")
 
 
+@pytest.mark.parametrize(
+    ("service", "instance", "shown"),
+    [("tracker", "api-1", "flotta:tracker:api-1"), ("my tracker", "api\n1 ü", "flotta:my_tracker:api_1__")],
+)
+async def test_redis_sees_whose_each_connection_is(
+    settings: Settings, unique: str, service: str, instance: str, shown: str
+) -> None:
+    fleet = Fleet(replace(settings, instance=f"{instance}-{unique}"), service=service)
+    fleet.map("flags")
+    stream = fleet.stream("events")
+    async with fleet, stream.sink("persister") as sink:
+        await stream.add("moved", b"")
+        await sink.ack(await anext(sink))
+        clients = await fleet.redis.link.call("CLIENT", "LIST")
+        names = [field.removeprefix("name=") for field in clients.decode().split() if field.startswith("name=")]
+        link = f"{shown}-{unique}"
+        # The link, the connection of the subscriptions, and the sink's own.
+        assert sorted(name for name in names if unique in name) == [link, link, f"{link}:sink-persister"]
+
+
 async def test_realtime_server_starts_and_drains_with_the_fleet(settings: Settings) -> None:
     fleet = Fleet(settings)
     sio = fleet.realtime()

@@ -20,12 +20,18 @@ if TYPE_CHECKING:
     from flotta.postgres import Pool
     from flotta.redis import Redis
 
-__all__ = ["Connections"]
+__all__ = ["Connections", "client_name"]
 
 RETRY_S: Final = 0.5
 WAIT_SHARE: Final = 0.9
 """Of the step's time, so that the reason is raised and not a time-out."""
 _REFUSED_FOR_GOOD: Final = re.compile(r"\b(WRONGPASS|NOAUTH|NOPERM|invalid password|certificate)\b", re.IGNORECASE)
+_NOT_IN_CLIENT_NAMES: Final = re.compile(r"[^!-~]")
+
+
+def client_name(instance: Instance) -> str:
+    """``flotta:<service>:<instance>``: what CLIENT LIST shows. Redis takes printable ASCII only; the rest is ``_``."""
+    return _NOT_IN_CLIENT_NAMES.sub("_", f"flotta:{instance.service}:{instance.id}")
 
 
 @final
@@ -45,7 +51,7 @@ class Connections:
         options = LinkOptions(
             command_timeout_s=settings.redis_command_timeout_s,
             connect_timeout_s=settings.redis_connect_timeout_s,
-            client_name=instance.id,
+            client_name=client_name(instance),
         )
         url = settings.require_redis()
         self.redis = Redis.from_url(url, namespace=settings.namespace, options=options, logger=self._logger)
