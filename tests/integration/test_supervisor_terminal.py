@@ -119,9 +119,9 @@ def _own_terminal() -> None:
 
 @contextmanager
 def terminal(
-    folder: Path, *arguments: str, env: dict[str, str] | None = None, columns: int = 120
+    folder: Path, *arguments: str, env: dict[str, str] | None = None, columns: int = 120, app: str = APP
 ) -> Iterator[Terminal]:
-    (folder / "app.py").write_text(APP)
+    (folder / "app.py").write_text(app)
     running = Terminal(folder, "run", "app:app", "--port", "0", "--name", "api", *arguments, env=env, columns=columns)
     try:
         yield running
@@ -228,6 +228,19 @@ def test_no_line_of_the_footer_is_wider_than_a_narrow_terminal(tmp_path: Path) -
         seen.resize(100)
         os.kill(seen.process.pid, signal.SIGWINCH)
         seen.wait_screen(r"flotta  http.{40,}2/2 ready")
+
+
+def test_each_instance_has_a_prefix_in_a_colour_of_its_own(tmp_path: Path) -> None:
+    with terminal(tmp_path, "-n", "2", app=f'print("imported", flush=True)\n{APP}') as seen:
+        for name in ("api.1", "api.2"):
+            seen.wait_screen(rf"^{name} +\| imported$")
+        painted = re.findall(r"\x1b\[([0-9;]+)m(api\.\d) +\|\x1b\[0m imported\r", seen.raw)
+        assert sorted(name for _, name in painted) == ["api.1", "api.2"]
+        colours = {code for code, _ in painted}
+        assert len(colours) == 2
+        # Colours of the foreground, and not red: that one says "error".
+        assert all(re.fullmatch(r"(3|9)[02-6]", code) for code in colours)
+        assert re.search(r"\x1b\[2mflotta \|\x1b\[0m app:app on ", seen.raw)
 
 
 def test_no_color_and_json_are_honoured_on_a_terminal(tmp_path: Path) -> None:
