@@ -11,7 +11,7 @@ const PULL_PX = 36;
 export class Panel {
   private readonly panel = byId("panel");
   private readonly grip = byId("grip");
-  private readonly narrow = matchMedia("(max-width: 760px)");
+  private readonly narrow = matchMedia("(max-width: 760px) and (min-height: 481px), (max-width: 520px)");
   private fromY: number | null = null;
 
   constructor(private readonly moved: () => void) {
