@@ -287,8 +287,8 @@ async def test_busy_server_did_not_run_what_it_refused(own_valkey: EmbeddedRedis
     await client.config_set("busy-reply-threshold", 20)
     endless = Script("while true do end", name="endless")
     blocked = await Link.connect(own_valkey.url)
-    running = asyncio.ensure_future(endless(blocked))
     killer = await Link.connect(own_valkey.url)
+    running = asyncio.ensure_future(endless(blocked))
 
     async def increment_until_refused() -> None:
         while True:

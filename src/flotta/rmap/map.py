@@ -452,9 +452,9 @@ class Map(Generic[V]):
 
     async def _step(self, script: Script, *args: bytes | str | int) -> list[Any]:
         """Run a script that ends with ``finish``; gives its results once the copy holds what it saw."""
-        lowest = self._replica.revision
-        revision, *results = await self._run(script, *args)
-        await self._arrivals.catch_up(lowest, int(revision))
+        known = self._replica.revision
+        revision, made, *results = await self._run(script, *args)
+        await self._arrivals.catch_up(known + made, int(revision))
         return cast("list[Any]", results)
 
     def _send_many(self, args: list[bytes]) -> asyncio.Future[list[Any]]:

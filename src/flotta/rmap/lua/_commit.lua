@@ -40,10 +40,11 @@ local function keep_alive()
   end
 end
 
--- What an operation returns: the revision that it made or found, so that the caller's copy can catch up, then its own.
+-- What an operation returns: the revision that it made or found and which of the two (1: made), so that the caller's copy
+-- can catch up, then its own.
 local function finish(...)
   keep_alive()
-  return {revision or redis.call("HGET", hash, "=rev") or "0", ...}
+  return {revision or redis.call("HGET", hash, "=rev") or "0", revision and 1 or 0, ...}
 end
 
 -- A list value: a JSON array; anything else is items between commas.
