@@ -95,12 +95,6 @@ export class HarborMap {
     this.go({ centre: vessel.motion.at(performance.now()), zoom: Math.max(this.camera.zoom, SELECT_ZOOM) });
   }
 
-  /** Where a vessel is drawn now, in pixels of the map; for tests and tools. */
-  pixelOf(id: string): Point | null {
-    const vessel = this.store.get(id);
-    return vessel === undefined ? null : this.camera.toScreen(vessel.motion.at(performance.now()));
-  }
-
   private go(target: { centre: Point; zoom: number }): void {
     if (this.still.matches) this.camera.jumpTo(target);
     else this.camera.flyTo(target, performance.now());
