@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flotta.errors import FlottaError
     from flotta.fleet import Fleet
     from flotta.migrations import Migrations
+    from flotta.pool import WorkerPool
     from flotta.postgres import Pool
     from flotta.realtime import Server
     from flotta.redis import Link, Redis
@@ -33,6 +34,7 @@ __all__ = [
     "Server",
     "Settings",
     "Stream",
+    "WorkerPool",
     "__version__",
 ]
 
@@ -47,6 +49,7 @@ _HOMES = {
     "Server": "flotta.realtime",
     "Settings": "flotta.settings",
     "Stream": "flotta.streaming",
+    "WorkerPool": "flotta.pool",
 }
 
 

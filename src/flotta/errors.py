@@ -6,6 +6,7 @@
     ├── ConfigError                a setting, argument or file is wrong (also ValueError)
     ├── InvalidName                a name breaks the rule of its kind (also ValueError)
     ├── WireError                  bytes from outside are not what the protocol says (also ValueError)
+    ├── PayloadTooLarge            an event, job or task is larger than its stream or pool allows (also ValueError)
     ├── StateError                 (also RuntimeError)
     │   ├── NotStarted             used before it was started
     │   └── Closed                 used after it was closed
@@ -21,7 +22,6 @@
     │   ├── NotAnInteger           incr on a value that is no integer
     │   └── MapTimeout             something has not arrived here in time (also TimeoutError)
     ├── StreamError
-    │   ├── PayloadTooLarge        an event is larger than the stream allows
     │   └── StreamFull             the backlog that some sink still needs has reached its maximum
     ├── PostgresError
     │   ├── DatabaseUnavailable    no connection could be made
@@ -39,10 +39,26 @@
     │   ├── LifespanFailed         the application refused to start or failed to stop
     │   ├── AppLoadError           the application could not be found or imported
     │   └── CannotListen           the address to serve on cannot be had
-    └── RealtimeError
-        ├── PacketError            an Engine.IO or Socket.IO packet breaks its protocol (also WireError)
-        ├── ConnectRefused         a handler refuses a connection (raise it in ``connect``)
-        └── AckTimeout             the other side did not acknowledge in time
+    ├── RealtimeError
+    │   ├── PacketError            an Engine.IO or Socket.IO packet breaks its protocol (also WireError)
+    │   ├── ConnectRefused         a handler refuses a connection (raise it in ``connect``)
+    │   └── AckTimeout             the other side did not acknowledge in time
+    └── WorkerPoolError
+        ├── PoolShutdown           the pool is being stopped everywhere
+        ├── QueueFull              as much waits as may wait: nothing was accepted
+        ├── JobError
+        │   ├── JobExists          a job with this key is there already
+        │   ├── NoWorkers          no live worker could take the job: it was not accepted
+        │   ├── StartFailed        the job ended before it was ready
+        │   ├── DispatchTimeout    no worker has started the job in time (also TimeoutError)
+        │   ├── StopUnconfirmed    the job has not ended in time; it stays marked as stopping (also TimeoutError)
+        │   ├── NotRunning         there is no job with this key
+        │   └── Fenced             this worker does not own the job or task any more
+        └── TaskError
+            ├── TaskFailed         the task has failed for good
+            ├── TaskCancelled      the task was cancelled before it was done
+            ├── ResultTimeout      the task is not done yet (also TimeoutError)
+            └── NoResult           nothing is known of the task: unknown, expired, or its result is not kept
 
 Each carries its facts as attributes; the sentence is for people. Driver errors are mapped to these once, where the
 driver is called, with ``from``.
@@ -64,10 +80,14 @@ __all__ = [
     "ConnectRefused",
     "DatabaseUnavailable",
     "DirectConnectionNeeded",
+    "DispatchTimeout",
     "EmbeddedServerError",
+    "Fenced",
     "FleetError",
     "FlottaError",
     "InvalidName",
+    "JobError",
+    "JobExists",
     "LifespanFailed",
     "LinkBusy",
     "LinkUnavailable",
@@ -77,25 +97,37 @@ __all__ = [
     "MigrationFailed",
     "MigrationMismatch",
     "MigrationTimeout",
+    "NoResult",
+    "NoWorkers",
     "NotAnInteger",
     "NotApplied",
+    "NotRunning",
     "NotStarted",
     "Outcome",
     "PacketError",
     "PayloadTooLarge",
     "PoolFull",
+    "PoolShutdown",
     "PoolTimeout",
     "PostgresError",
+    "QueueFull",
     "RealtimeError",
     "RedisError",
+    "ResultTimeout",
     "SeedChanged",
     "ServerTooOld",
+    "StartFailed",
     "StartTimeout",
     "StateError",
     "StopTimeout",
+    "StopUnconfirmed",
     "StreamError",
     "StreamFull",
+    "TaskCancelled",
+    "TaskError",
+    "TaskFailed",
     "WireError",
+    "WorkerPoolError",
 ]
 
 
@@ -133,6 +165,17 @@ class WireError(FlottaError, ValueError):
         self.reason = reason
         self.data = data[:64]
         super().__init__(f"{what}: {reason}" + (f" in {self.data!r}" if data else ""))
+
+
+class PayloadTooLarge(FlottaError, ValueError):
+    """``what`` (an event, job or task) has ``size`` bytes; ``size_max`` is the most that ``option`` allows."""
+
+    def __init__(self, what: str, size: int, size_max: int, *, option: str) -> None:
+        self.what = what
+        self.size = size
+        self.size_max = size_max
+        self.option = option
+        super().__init__(f"{what}: {size:,} bytes, {option} is {size_max:,}")
 
 
 class StateError(FlottaError, RuntimeError):
@@ -280,15 +323,6 @@ class StreamError(FlottaError):
     def __init__(self, stream_name: str, message: str) -> None:
         self.stream_name = stream_name
         super().__init__(f"stream {stream_name!r}: {message}")
-
-
-class PayloadTooLarge(StreamError):
-    """An event of ``size`` bytes (payload, name and topic); ``size_max`` is the most that may be."""
-
-    def __init__(self, stream_name: str, size: int, size_max: int) -> None:
-        self.size = size
-        self.size_max = size_max
-        super().__init__(stream_name, f"an event of {size:,} bytes, event_bytes_max is {size_max:,}")
 
 
 class StreamFull(StreamError):
@@ -477,3 +511,152 @@ class AckTimeout(RealtimeError):
         self.event = event
         self.waited_s = waited_s
         super().__init__(f"{event!r} was not acknowledged within {waited_s:g} s")
+
+
+# --- Worker pools ----------------------------------------------------------------------------------------------------
+
+
+class WorkerPoolError(FlottaError):
+    """A worker pool refuses an operation. ``pool`` names it."""
+
+    def __init__(self, pool: str, message: str) -> None:
+        self.pool = pool
+        super().__init__(f"pool {pool!r}: {message}")
+
+
+class PoolShutdown(WorkerPoolError):
+    """The pool is being stopped everywhere, or was stopped while this call waited."""
+
+    def __init__(self, pool: str) -> None:
+        super().__init__(pool, "it is shutting down, or was shut down: nothing is accepted")
+
+
+class QueueFull(WorkerPoolError):
+    """``queued`` jobs, tasks or notifications (``what``) wait already; ``limit`` is the most that may. Nothing was
+    accepted and nothing was dropped."""
+
+    def __init__(self, pool: str, queued: int, limit: int, *, what: str = "jobs") -> None:
+        self.queued = queued
+        self.limit = limit
+        self.what = what
+        super().__init__(
+            pool, f"{queued:,} {what} wait already, the limit is {limit:,}: try again later, or add workers"
+        )
+
+
+class JobError(WorkerPoolError):
+    """Something about the job ``key``."""
+
+    def __init__(self, pool: str, key: str, message: str) -> None:
+        self.key = key
+        super().__init__(pool, f"job {key!r}: {message}")
+
+
+class JobExists(JobError):
+    """A job with this key is there already: queued, running, waiting after a crash, or stopping."""
+
+    def __init__(self, pool: str, key: str) -> None:
+        super().__init__(pool, key, "it exists already")
+
+
+class NoWorkers(JobError):
+    """No live worker could take the job. It was not accepted."""
+
+    def __init__(self, pool: str, key: str) -> None:
+        super().__init__(pool, key, "no worker is there to take it (start one: pool.work() or node.add_worker())")
+
+
+class StartFailed(JobError):
+    """The job ended before it was ready; its record is gone. ``reason`` is what the handler said."""
+
+    def __init__(self, pool: str, key: str, reason: str) -> None:
+        self.reason = reason
+        super().__init__(pool, key, f"it did not start: {reason}")
+
+
+class DispatchTimeout(JobError, TimeoutError):
+    """No worker has started the job within ``waited_s`` seconds. ``withdrawn`` True: it was still queued and is gone,
+    it will not start; False: a worker was starting it and has been told to stop it."""
+
+    def __init__(self, pool: str, key: str, waited_s: float, *, withdrawn: bool) -> None:
+        self.waited_s = waited_s
+        self.withdrawn = withdrawn
+        after = "it was withdrawn and will not start" if withdrawn else "its worker was told to stop it"
+        super().__init__(pool, key, f"not started after {waited_s:g} s; {after}")
+
+
+class StopUnconfirmed(JobError, TimeoutError):
+    """The job has not ended within ``waited_s`` seconds. It stays marked as stopping: it will not run anywhere else."""
+
+    def __init__(self, pool: str, key: str, waited_s: float) -> None:
+        self.waited_s = waited_s
+        super().__init__(pool, key, f"told to stop, not ended after {waited_s:g} s; it stays marked as stopping")
+
+
+class NotRunning(JobError):
+    """There is no job with this key."""
+
+    def __init__(self, pool: str, key: str) -> None:
+        super().__init__(pool, key, "there is none")
+
+
+class Fenced(JobError):
+    """This worker does not own the job or task (``key``) any more: its lease has ended or another owner has a higher
+    fencing token than ``fence``. Whatever still runs must stop writing."""
+
+    def __init__(self, pool: str, key: str, fence: int) -> None:
+        self.fence = fence
+        super().__init__(pool, key, f"the fencing token {fence} is not its owner's any more")
+
+
+class TaskError(WorkerPoolError):
+    """Something about the task ``id``."""
+
+    def __init__(self, pool: str, id: str, message: str) -> None:  # noqa: A002 - it is its id
+        self.id = id
+        super().__init__(pool, f"task {id!r}: {message}")
+
+
+class TaskFailed(TaskError):
+    """The task ``name`` has failed for good after ``attempts``. ``error_type`` and ``reason`` say what it raised, and
+    ``trace`` where (text)."""
+
+    def __init__(
+        self,
+        pool: str,
+        id: str,  # noqa: A002
+        *,
+        name: str,
+        attempts: int,
+        error_type: str,
+        reason: str,
+        trace: str = "",
+    ) -> None:
+        self.name = name
+        self.attempts = attempts
+        self.error_type = error_type
+        self.reason = reason
+        self.trace = trace
+        super().__init__(pool, id, f"{name} failed after {attempts} attempts: {error_type}: {reason}")
+
+
+class TaskCancelled(TaskError):
+    """The task was cancelled before it was done."""
+
+    def __init__(self, pool: str, id: str) -> None:  # noqa: A002
+        super().__init__(pool, id, "it was cancelled")
+
+
+class ResultTimeout(TaskError, TimeoutError):
+    """The task is not done after ``waited_s`` seconds. It goes on."""
+
+    def __init__(self, pool: str, id: str, waited_s: float) -> None:  # noqa: A002
+        self.waited_s = waited_s
+        super().__init__(pool, id, f"not done after {waited_s:g} s; it goes on")
+
+
+class NoResult(TaskError):
+    """Nothing is known of the task: it never was, its result has expired, or results of its kind are not kept."""
+
+    def __init__(self, pool: str, id: str) -> None:  # noqa: A002
+        super().__init__(pool, id, "nothing is known of it: wrong id, or its result has expired or is not kept")

@@ -10,7 +10,8 @@ import pytest
 import flotta
 
 TOP = {
-    "Fleet", "FlottaError", "Link", "Map", "Migrations", "Pool", "Redis", "Server", "Settings", "Stream", "__version__",
+    "Fleet", "FlottaError", "Link", "Map", "Migrations", "Pool", "Redis", "Server", "Settings", "Stream",
+    "WorkerPool", "__version__",
 }  # fmt: skip
 
 

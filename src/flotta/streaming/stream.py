@@ -204,7 +204,7 @@ class Stream(Generic[E]):
         if topic is None and self.ttl_s is None and not only_if_exists:  # the usual add, kept short
             data = self.codec.encode(payload)
             if len(name) + len(data) > self.event_bytes_max:
-                raise PayloadTooLarge(self.name, len(name) + len(data), self.event_bytes_max)
+                raise self._too_large(len(name) + len(data))
             added: bytes = await link.call(*self._head, b"n", name, b"p", data)
             return added.decode()
         fields = self._fields(name, payload, topic)
@@ -246,8 +246,14 @@ class Stream(Generic[E]):
         data = self.codec.encode(payload)
         size = len(name) + len(data) + (len(topic) if topic else 0)
         if size > self.event_bytes_max:
-            raise PayloadTooLarge(self.name, size, self.event_bytes_max)
+            raise PayloadTooLarge(
+                f"an event of stream {self.name!r}", size, self.event_bytes_max, option="event_bytes_max"
+            )
         return event_fields(name, data, topic)
+
+    def _too_large(self, size: int) -> PayloadTooLarge:
+        what = f"an event of stream {self.name!r}"
+        return PayloadTooLarge(what, size, self.event_bytes_max, option="event_bytes_max")
 
     async def _add_with_ttl(self, commands: Sequence[Sequence[bytes | str | int]]) -> list[Any]:
         link = self.redis.link

@@ -1,0 +1,5 @@
+"""Short tasks: run once by any worker, with retries, delays, priorities and results."""
+
+from __future__ import annotations
+
+__all__: list[str] = []
