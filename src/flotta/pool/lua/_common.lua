@@ -1,0 +1,149 @@
+-- Stands before every script of this folder. Owns: the names of a pool's keys, the clock, fencing tokens, liveness, the
+-- doorbells, and the two ways in which the record of a job leaves its place: drop_job and requeue_job.
+--
+-- KEYS[1] is the hash "meta" of the pool. Every other key is made from its prefix P and lies in the same slot, because
+-- all of them share the hash tag {pool}. (A reaper learns which keys it needs only inside the script.)
+-- Numbers may be passed to redis.call as they are; beside ".." they must go through int(): Lua writes 1e+15 otherwise.
+local P = string.sub(KEYS[1], 1, -5)
+local META, LEASES, SLOTS, SLOTJOBS = KEYS[1], P .. 'leases', P .. 'slots', P .. 'slotjobs'
+local QUEUED, PARKED, DEAD = P .. 'queued', P .. 'parked', P .. 'dead'
+local JOB, OWNED, INBOX, REPLIES, NOTES, PLAN = P .. 'job:', P .. 'owned:', P .. 'inbox:', P .. 'replies:', P .. 'notes:',
+  P .. 'plan:'
+
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+-- The server's clock, read once in a script. It decides everything that two processes must agree about.
+local clock_us
+local function now_us()
+  if not clock_us then
+    local time = redis.call('TIME')
+    clock_us = time[1] * 1000000 + time[2]
+  end
+  return clock_us
+end
+
+local function now_ms()
+  return math.floor(now_us() / 1000)
+end
+
+-- The first of `count` (default 1) new fencing tokens that follow each other, as a number. A counter that is missing
+-- starts from the clock in microseconds: tokens also grow across a loss of the data.
+local function next_fence(count)
+  count = count or 1
+  local last = redis.call('HINCRBY', META, 'fence', count)
+  if last <= count then
+    last = now_us() + count
+    redis.call('HSET', META, 'fence', last)
+  end
+  return last - count + 1
+end
+
+-- Whether the lease of a worker is valid now. Looked up once in a script: a script that changes leases asks before.
+local live_workers = {}
+local function is_live(worker)
+  if not worker or worker == '' then
+    return false
+  end
+  local live = live_workers[worker]
+  if live == nil then
+    local until_ms = redis.call('ZSCORE', LEASES, worker)
+    live = until_ms and tonumber(until_ms) > now_ms() or false
+    live_workers[worker] = live
+  end
+  return live
+end
+
+local function any_live()
+  return redis.call('ZCOUNT', LEASES, '(' .. int(now_ms()), '+inf') > 0
+end
+
+-- An entry for a worker, as field, value, ... ('t', type first). No stream, no worker: then it goes nowhere.
+local function ring(worker, ...)
+  return redis.call('XADD', INBOX .. worker, 'NOMKSTREAM', '*', ...)
+end
+
+-- An entry for a node that waits for an answer. '' is a node that does not wait.
+local function reply(node, ...)
+  if node and node ~= '' then
+    return redis.call('XADD', REPLIES .. node, 'NOMKSTREAM', '*', ...)
+  end
+end
+
+-- The live owner of a slot by the table, else ''.
+local function slot_owner(slot)
+  local worker = redis.call('HGET', SLOTS, slot)
+  return is_live(worker) and worker or ''
+end
+
+-- The record of a job without its payload and checkpoint (the fields: keys.py), or nil.
+local function load_job(key)
+  local v = redis.call('HMGET', JOB .. key, 's', 'o', 'g', 'n', 'd', 'f', 'w', 'b', 'y', 'c', 'l', 'm', 'k')
+  if not v[1] then
+    return nil
+  end
+  return {s = v[1], o = v[2], g = v[3], n = v[4], d = v[5], f = v[6], w = v[7], b = v[8], y = v[9],
+    c = tonumber(v[10]), l = tonumber(v[11]), m = tonumber(v[12]), k = v[13]}
+end
+
+local function count_slot(slot, change)
+  if redis.call('HINCRBY', SLOTJOBS, slot, change) <= 0 then
+    redis.call('HDEL', SLOTJOBS, slot)
+  end
+end
+
+-- Tells who waits: nodes that asked for the stop hear `stopped`; the dispatcher of a job that was never started hears
+-- `answer` ('gone', 'failed'; nil: nobody waits), with the reason where there is one.
+local function tell_end(key, job, answer, reason)
+  if job.w then
+    for node in string.gmatch(job.w, '[^,]+') do
+      reply(node, 't', 'stopped', 'k', key)
+    end
+  end
+  if answer and not job.b then
+    reply(job.f, 't', answer, 'd', job.d, 'k', key, 'e', reason or '')
+  end
+end
+
+-- Deletes a record and everything that points to it, and tells who waits.
+local function drop_job(key, job, answer, reason)
+  redis.call('UNLINK', JOB .. key)
+  if job.o ~= '' then
+    redis.call('SREM', OWNED .. job.o, key)
+  else
+    redis.call('SREM', PARKED, key)
+    redis.call('UNLINK', NOTES .. key)
+  end
+  if job.s == 'q' then
+    redis.call('ZREM', QUEUED, key)
+  end
+  count_slot(job.n, -1)
+  if job.y then
+    redis.call('SREM', PLAN .. job.y, key)
+  end
+  tell_end(key, job, answer, reason)
+end
+
+-- Gives a record to another owner ('': nobody, it is parked): queued, under a new fencing token, rung. Notifications that
+-- came while it was parked follow the doorbell. Returns the token as text.
+local function requeue_job(key, job, to)
+  local fence = int(next_fence())
+  if job.o ~= to then
+    redis.call('SREM', job.o == '' and PARKED or OWNED .. job.o, key)
+    redis.call('SADD', to == '' and PARKED or OWNED .. to, key)
+  end
+  redis.call('HSET', JOB .. key, 's', 'q', 'o', to, 'g', fence)
+  redis.call('ZADD', QUEUED, now_ms(), key)
+  if to ~= '' then
+    ring(to, 't', 'start', 'k', key, 'g', fence)
+    if job.o == '' then
+      for _, payload in ipairs(redis.call('LRANGE', NOTES .. key, 0, -1)) do
+        ring(to, 't', 'note', 'k', key, 'p', payload)
+      end
+      redis.call('UNLINK', NOTES .. key)
+    end
+  end
+  return fence
+end
+
