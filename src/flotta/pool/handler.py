@@ -1,0 +1,60 @@
+"""Jobs as an object with ``start``, ``stop`` and, if it wants them, notifications: the form that Go Pulse has.
+
+Owns how such an object becomes a job's function. Invariants: ``stop`` is awaited exactly once for each ``start`` that
+returned, whatever ended the job here, also a hand-over; a start that raises is never stopped. The job is started when
+``start`` has returned; it then runs until it is stopped, handed over or shut down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol, runtime_checkable
+
+import structlog
+
+from flotta.pool.job import Job
+
+__all__ = ["Handler", "NotificationHandler", "run_handler"]
+
+
+class Handler(Protocol):
+    """What ``Node.add_worker`` takes."""
+
+    async def start(self, job: Job[Any]) -> None:
+        """Start the job and return: what it does meanwhile is the handler's own. If it raises, ``dispatch`` raises
+        ``StartFailed`` with its message; if the job had started before (elsewhere), that counts as a crash."""
+
+    async def stop(self, job: Job[Any]) -> None:
+        """End what ``start`` began; ``job.stop_reason`` says why. ``job.checkpoint`` is still allowed."""
+
+
+@runtime_checkable
+class NotificationHandler(Protocol):
+    """What a handler has, too, if it wants notifications."""
+
+    async def notify(self, job: Job[Any], payload: bytes) -> None:
+        """One notification; they come one after the other, in order. If it raises, that is logged and counted, and the
+        job goes on."""
+
+
+async def run_handler(handler: Handler, job: Job[Any], logger: Any = None) -> None:
+    """Run ``job`` with ``handler`` until it is cancelled. Cancelling stops it."""
+    await handler.start(job)
+    job.ready()
+    try:
+        if isinstance(handler, NotificationHandler):
+            async for note in job.notifications():
+                if note is not None:
+                    await _notify(handler, job, note.payload, logger)
+        else:
+            await asyncio.get_running_loop().create_future()
+    finally:
+        await handler.stop(job)
+
+
+async def _notify(handler: NotificationHandler, job: Job[Any], payload: bytes, logger: Any) -> None:
+    try:
+        await handler.notify(job, payload)
+    except Exception:
+        log = logger or structlog.get_logger("flotta.pool")
+        log.exception("a handler failed to take a notification", job=job.key)
