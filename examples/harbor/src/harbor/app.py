@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from flotta.errors import FlottaError
 from harbor import web
 from harbor.accounts.routes import routes as account_routes
+from harbor.areas.routes import alert_routes, area_routes
 from harbor.config import HarborConfig
 from harbor.devices.routes import gateway_routes
 from harbor.devices.routes import routes as device_routes
@@ -43,6 +44,8 @@ def create(config: HarborConfig) -> Any:
     api.include_router(report_routes(config, registry, harbor.ingest))
     api.include_router(view_routes(sessions, registry, grants, latest, harbor.history))
     api.include_router(sharing_routes(sessions, registry, grants, broadcast))
+    api.include_router(area_routes(sessions, harbor.areas, broadcast))
+    api.include_router(alert_routes(sessions, registry, grants, harbor.alerts))
     api.include_router(_fleet_routes(harbor))
     api.include_router(web.routes())
     api.mount("/assets", web.assets())

@@ -12,6 +12,8 @@ from typing import final
 
 from flotta.fleet import Fleet
 from harbor.accounts.sessions import Sessions
+from harbor.areas.alerts import Alerts
+from harbor.areas.areas import Areas
 from harbor.config import HarborConfig
 from harbor.devices.registry import Registry
 from harbor.fence import Fence
@@ -47,6 +49,8 @@ class Harbor:
         self.fence = Fence()
         self.registry = Registry(fleet, self.fence)
         self.grants = Grants(fleet, self.fence)
+        self.areas = Areas(fleet, self.fence)
+        self.alerts = Alerts(fleet)
         self.sessions = Sessions(fleet, config)
         self.latest = Latest(fleet)
         self.history = History(fleet)
@@ -55,7 +59,8 @@ class Harbor:
         self.persister = Persister(fleet, self.ingest.stream, ack_grace_s=config.ack_grace_s)
         self.board = Board(fleet, per_second=lambda: self.persister.per_second)
         self.sockets = Sockets(fleet, self.server, self.sessions, self.board)
-        self._mirrors = (self.registry.devices_mirror, self.registry.credentials_mirror, self.grants.mirror)
+        registry = self.registry
+        self._mirrors = (registry.devices_mirror, registry.credentials_mirror, self.grants.mirror, self.areas.mirror)
         fleet.on_start(self._open)
         fleet.on_stop(self._close)
         for task in (self.persister.run, self.board.beat, self.sockets.sweep, self._keep_mirrors):

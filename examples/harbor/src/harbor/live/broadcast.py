@@ -43,6 +43,15 @@ class Broadcast:
         """The viewer's pages load the whole picture again."""
         await self._server.emit("sharing", room=room_of(viewer_id))
 
+    async def areas_changed(self, owner_id: int) -> None:
+        """The owner's pages load its areas again."""
+        await self._server.emit("areas", room=room_of(owner_id))
+
+    async def alert(self, owner_id: int, area_owner_id: int, alert: dict[str, Any]) -> None:
+        """To the pages of the area's owner, if it may see the vessel now. ``owner_id``: the vessel's."""
+        if self._grants.may_see(area_owner_id, str(alert["device"]), owner_id):
+            await self._server.emit("alert", alert, room=room_of(area_owner_id))
+
     def _groups(self, owner_id: int, device_ids: set[str]) -> list[set[str]]:
         """The devices, together where the same accounts may see them: mostly one group."""
         groups: dict[tuple[int, ...], set[str]] = {}

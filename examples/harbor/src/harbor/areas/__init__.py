@@ -1,0 +1,1 @@
+"""Areas that accounts draw on the map, and the alerts when vessels enter and leave them."""
