@@ -35,6 +35,7 @@ class What(StrEnum):
     REFUSED = "refused"  # by a typed error that says: not accepted, or withdrawn
     UNKNOWN = "unknown"  # no answer: it may run, and if it ever does it is as good as accepted
     STOPPED = "stopped"  # a stop was confirmed
+    NOTIFIED = "notified"  # a notification was accepted; count: its number
     STOPPING = "stopping"  # a stop was not confirmed in time: the job stays marked, and may not start any more
     # Said by the job itself.
     STARTED = "started"  # count: of the checkpoint that it found
@@ -43,6 +44,7 @@ class What(StrEnum):
     SAVE_REFUSED = "save refused"
     WROTE = "wrote"  # an outside store, guarded by the fence, took a write; count: that store's own order
     WRITE_REFUSED = "write refused"
+    NOTED = "noted"  # a notification came; count: its number
     # Tasks; ``lane``: tasks of one lane run one at a time.
     ENQUEUED = "enqueued"
     TASK_REFUSED = "task refused"
@@ -356,6 +358,17 @@ def _is_right_end(span: Span, settled_s: float) -> bool:
     return span.how == "returned" or span.start_s <= settled_s < span.end_s
 
 
+def _accepted_notifications_arrive(history: History) -> Iterator[tuple[str, str]]:
+    """Also after a move; not if the job has ended before it looked."""
+    over = {(event.key, event.dispatch) for event in history.of(What.STOPPED, What.STOPPING, What.DEAD)}
+    over |= {(key, span.dispatch) for key, spans in history.jobs.items() for span in spans if span.how == "returned"}
+    arrived = {(event.key, event.dispatch, event.count) for event in history.of(What.NOTED)}
+    for event in history.of(What.NOTIFIED):
+        run = (event.key, event.dispatch)
+        if run not in over and (*run, event.count) not in arrived:
+            yield (event.key, f"notification {event.count} for dispatch {event.dispatch} never came")
+
+
 def _no_task_is_lost(history: History) -> Iterator[tuple[str, str]]:
     dead = {event.key for event in history.of(What.DEAD)}
     for event in history.of(What.ENQUEUED):
@@ -382,6 +395,7 @@ RULES: Final[dict[str, Callable[[History], Iterator[tuple[str, str]]]]] = {
     "refused never runs": _refused_never_runs,
     "stop really stops": _stop_really_stops,
     "no job is lost": _no_job_is_lost,
+    "accepted notifications arrive": _accepted_notifications_arrive,
     "no task is lost": _no_task_is_lost,
 }
 """Each gives the keys that break it, with the facts."""

@@ -50,6 +50,8 @@ def ordinary() -> Tape:
     tape = Tape().dispatched(1.1).run("a", 5, 1.0, 3.0, "handover").run("b", 6, 3.1, count=1)
     tape.run("c", 8, 9.0, 9.5, "crashed", count=1).run("c", 9, 9.6, count=1).say(5.0, "b", What.KILLED).settled(20.0)
     tape.say(2.0, "a", What.SAVED, key="k", dispatch=1, fence=5, count=1, since_s=1.9)
+    tape.say(2.5, "driver", What.NOTIFIED, key="k", dispatch=1, count=1)
+    tape.say(3.2, "b", What.NOTED, key="k", dispatch=1, fence=6, count=1)
     tape.say(2.1, "a", What.WROTE, key="k", dispatch=1, fence=5, count=70)
     tape.say(4.1, "b", What.WROTE, key="k", dispatch=1, fence=6, count=71)
     return tape.say(1.0, "driver", What.ENQUEUED, key="t").task("a", 1.2, 1.3, "failed").task("b", 2.2, 2.3, "done")
@@ -171,6 +173,15 @@ WRONG: dict[str, Sequence[tuple[str, Tape]]] = {
         (
             "its dispatcher had no answer, and it had started",
             Tape().say(9.0, "driver", What.UNKNOWN, **LATE).run("a", 5, 1.0, 2.0, "handover").settled(20.0),
+        ),
+    ],
+    "accepted notifications arrive": [
+        ("it moved, the notification did not", ordinary().say(2.9, "driver", What.NOTIFIED, **LATE, count=2)),
+        (
+            "another one came",
+            ordinary()
+            .say(2.9, "driver", What.NOTIFIED, **LATE, count=2)
+            .say(9.7, "c", What.NOTED, **LATE, fence=9, count=3),
         ),
     ],
     "no task is lost": [
