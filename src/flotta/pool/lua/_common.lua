@@ -55,8 +55,20 @@ local function is_live(worker)
   return live
 end
 
-local function any_live()
-  return redis.call('ZCOUNT', LEASES, '(' .. int(now_ms()), '+inf') > 0
+-- Whether new work may go to a worker: alive and not about to leave.
+local function takes_work(worker)
+  return is_live(worker) and redis.call('SISMEMBER', P .. 'leaving', worker) == 0
+end
+
+-- Whether there is any such worker. O(workers that leave); asked only where the owner of a slot is none.
+local function any_takes_work()
+  local count = redis.call('ZCOUNT', LEASES, '(' .. int(now_ms()), '+inf')
+  if count > 0 then
+    for _, worker in ipairs(redis.call('SMEMBERS', P .. 'leaving')) do
+      count = is_live(worker) and count - 1 or count
+    end
+  end
+  return count > 0
 end
 
 -- An entry for a worker, as field, value, ... ('t', type first). No stream, no worker: then it goes nowhere.
@@ -71,10 +83,10 @@ local function reply(node, ...)
   end
 end
 
--- The live owner of a slot by the table, else ''.
+-- The owner of a slot by the table if new work may go to it, else ''.
 local function slot_owner(slot)
   local worker = redis.call('HGET', SLOTS, slot)
-  return is_live(worker) and worker or ''
+  return takes_work(worker) and worker or ''
 end
 
 -- The record of a job without its payload and checkpoint (the fields: keys.py), or nil.
@@ -84,7 +96,18 @@ local function load_job(key)
     return nil
   end
   return {s = v[1], o = v[2], g = v[3], n = v[4], d = v[5], f = v[6], w = v[7], b = v[8], y = v[9],
-    c = tonumber(v[10]), l = tonumber(v[11]), m = tonumber(v[12]), k = v[13]}
+    c = tonumber(v[10]) or 0, l = tonumber(v[11]) or 0, m = tonumber(v[12]) or 0, k = v[13]}
+end
+
+-- The record if `worker` owns it under `fence`; else nil and why: 'N' there is none, 'F' it is another's.
+local function load_owned(worker, key, fence)
+  local job = load_job(key)
+  if not job then
+    return nil, 'N'
+  elseif job.o ~= worker or job.g ~= fence then
+    return nil, 'F'
+  end
+  return job
 end
 
 local function count_slot(slot, change)
@@ -108,13 +131,8 @@ end
 
 -- Deletes a record and everything that points to it, and tells who waits.
 local function drop_job(key, job, answer, reason)
-  redis.call('UNLINK', JOB .. key)
-  if job.o ~= '' then
-    redis.call('SREM', OWNED .. job.o, key)
-  else
-    redis.call('SREM', PARKED, key)
-    redis.call('UNLINK', NOTES .. key)
-  end
+  redis.call('UNLINK', JOB .. key, NOTES .. key)
+  redis.call('SREM', job.o == '' and PARKED or OWNED .. job.o, key)
   if job.s == 'q' then
     redis.call('ZREM', QUEUED, key)
   end
@@ -125,24 +143,41 @@ local function drop_job(key, job, answer, reason)
   tell_end(key, job, answer, reason)
 end
 
--- Gives a record to another owner ('': nobody, it is parked): queued, under a new fencing token, rung. Notifications that
--- came while it was parked follow the doorbell. Returns the token as text.
+-- Copies a record to the dead letters, then drops it.
+local function bury_job(key, job, reason, dead_max)
+  local v = redis.call('HMGET', JOB .. key, 'p', 'z')
+  local entry = {'kind', 'job', 'key', key, 'name', job.k, 'payload', v[1], 'error', reason, 'crashes', job.c,
+    'losses', job.l, 'crashes_max', job.m, 'slot', job.n, 'at', int(now_ms())}
+  if v[2] then
+    entry[#entry + 1] = 'checkpoint'
+    entry[#entry + 1] = v[2]
+  end
+  redis.call('XADD', DEAD, 'MAXLEN', '~', dead_max, '*', unpack(entry))
+  drop_job(key, job, 'failed', reason)
+end
+
+-- A notification for a job: behind the doorbells of its owner, or beside the record while it has none.
+local function pass_note(key, owner, payload)
+  if owner == '' or not ring(owner, 't', 'note', 'k', key, 'p', payload) then
+    redis.call('RPUSH', NOTES .. key, payload)
+  end
+end
+
+-- Gives a record to another owner ('': nobody, it is parked): queued, under a new fencing token, rung. Notifications
+-- that were kept beside it follow the doorbell. Returns the token as text.
 local function requeue_job(key, job, to)
   local fence = int(next_fence())
   if job.o ~= to then
     redis.call('SREM', job.o == '' and PARKED or OWNED .. job.o, key)
-    redis.call('SADD', to == '' and PARKED or OWNED .. to, key)
   end
+  redis.call('SADD', to == '' and PARKED or OWNED .. to, key)
   redis.call('HSET', JOB .. key, 's', 'q', 'o', to, 'g', fence)
   redis.call('ZADD', QUEUED, now_ms(), key)
-  if to ~= '' then
-    ring(to, 't', 'start', 'k', key, 'g', fence)
-    if job.o == '' then
-      for _, payload in ipairs(redis.call('LRANGE', NOTES .. key, 0, -1)) do
-        ring(to, 't', 'note', 'k', key, 'p', payload)
-      end
-      redis.call('UNLINK', NOTES .. key)
+  if to ~= '' and ring(to, 't', 'start', 'k', key, 'g', fence, 'n', job.k) then
+    for _, payload in ipairs(redis.call('LRANGE', NOTES .. key, 0, -1)) do
+      ring(to, 't', 'note', 'k', key, 'p', payload)
     end
+    redis.call('UNLINK', NOTES .. key)
   end
   return fence
 end

@@ -1,0 +1,19 @@
+-- A job that says itself when it is ready is ready: starting -> running; its dispatcher hears `started` the first time.
+-- KEYS[1] meta   ARGV: worker, key, fence
+-- Returns 'O' | 'X' it is stopping: end it | 'F' fenced | 'N' gone.   Again: 'O', and nothing changes.
+local job, why = load_owned(ARGV[1], ARGV[2], ARGV[3])
+if not job then
+  return why
+elseif job.s == 'x' then
+  return 'X'
+elseif job.s == 'q' then
+  return 'F'
+elseif job.s == 's' then
+  if job.b then
+    redis.call('HSET', JOB .. ARGV[2], 's', 'r')
+  else
+    redis.call('HSET', JOB .. ARGV[2], 's', 'r', 'b', now_ms())
+    reply(job.f, 't', 'started', 'w', ARGV[1], 'd', job.d, 'k', ARGV[2], 'g', job.g)
+  end
+end
+return 'O'

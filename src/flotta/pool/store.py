@@ -1,0 +1,411 @@
+"""The records of keyed jobs in Redis: one method for each script, typed both ways.
+
+Owns how calls become scripts and answers become values or errors. Invariants: every change of a job is one script, and
+checks the owner and its fencing token where a worker makes it; what is too large or badly named is refused before it
+travels; the dispatches, claims and ends of one turn of the loop share one script each; a step is repeated after a lost
+reply only if its script says that a second run is harmless (the table below).
+
+How a worker uses it: an inbox entry (``wire.parse_bell``) says ``start``: look at the kind, then ``claim`` (or
+``decline``) with the key and fence of the bell. FENCED and GONE are nothing to do: the bell was late. A worker that
+holds a job under that fence already must not claim it: a repeated claim answers OK. A note for a job that the worker
+does not hold, once its claims have their answers, goes to ``notify`` again: the job has moved. Every later step names
+the fence; FENCED means: end the job, write nothing.
+
+How a coordinator uses it: ``sweep`` now and then, ``reap`` until nothing is left and then ``bury_worker`` for each
+worker whose lease is over, ``adopt`` after each change of the slot table and while jobs are parked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final, final
+
+from flotta.errors import (
+    CommandError,
+    Fenced,
+    JobExists,
+    NotRunning,
+    NoWorkers,
+    PayloadTooLarge,
+    PoolShutdown,
+    QueueFull,
+    WorkerPoolError,
+)
+from flotta.pool.keys import PoolKeys, check_key, slot_of
+from flotta.pool.options import PoolOptions
+from flotta.pool.records import (
+    INFO_FIELDS,
+    Adopted,
+    Claim,
+    Counts,
+    Crash,
+    Dispatched,
+    JobInfo,
+    Reaped,
+    Release,
+    ShutdownStep,
+    Swept,
+    Withdrawal,
+    claim_of,
+)
+from flotta.pool.scripts import load_script
+from flotta.pool.states import (
+    Answer,
+    BuryAnswer,
+    CrashAnswer,
+    RedriveAnswer,
+    ReleaseAnswer,
+    StopAnswer,
+    WithdrawAnswer,
+)
+from flotta.pool.turns import Turns
+from flotta.redis import Effect, Redis
+
+__all__ = ["JobStore"]
+
+_DISPATCH: Final = load_script("dispatch", Effect.CHECKED)
+_CLAIM: Final = load_script("claim", Effect.CHECKED)
+_READY: Final = load_script("ready", Effect.CHECKED)
+_START_FAILED: Final = load_script("start_failed", Effect.CHECKED)
+_FINISHED: Final = load_script("finished", Effect.CHECKED)
+_CRASHED: Final = load_script("crashed", Effect.CHECKED)
+_RESTARTED: Final = load_script("restarted", Effect.CHECKED)
+_CHECKPOINT: Final = load_script("checkpoint", Effect.LAST_WRITE_WINS)
+_RESET_CRASHES: Final = load_script("reset_crashes", Effect.LAST_WRITE_WINS)
+_RELEASE: Final = load_script("release", Effect.CHECKED)
+_DECLINE: Final = load_script("decline", Effect.CHECKED)
+_STOP: Final = load_script("stop", Effect.CHECKED)
+_NOTIFY: Final = load_script("notify", Effect.NEVER)
+_WITHDRAW: Final = load_script("withdraw", Effect.CHECKED)
+_LIST: Final = load_script("list", Effect.READ)
+_SWEEP: Final = load_script("sweep", Effect.CHECKED)
+_REAP: Final = load_script("reap", Effect.CHECKED)
+_BURY_WORKER: Final = load_script("bury_worker", Effect.CHECKED)
+_ADOPT: Final = load_script("adopt", Effect.CHECKED)
+_SHUTDOWN_BEGIN: Final = load_script("shutdown_begin", Effect.CHECKED)
+_SHUTDOWN_STEP: Final = load_script("shutdown_step", Effect.CHECKED)
+_REDRIVE: Final = load_script("redrive_jobs", Effect.NEVER)
+
+_REPLY_BYTES_MAX: Final = 1 << 20
+"""Payloads and checkpoints that one claim gives out, about; the rest of the batch asks again."""
+_PARKED_NOTES_MAX: Final = 1_000
+"""Notifications that a job may keep while no worker has it."""
+_ERROR_CHARS_MAX: Final = 4_000
+_PAGE: Final = 100
+
+_Job = tuple[str, str, bytes, int, str, int, str, str]
+"""key, kind, payload, slot, dispatch id, crashes allowed, scheduler; and the node."""
+_Claim = tuple[str, str, int, bool]
+"""worker, key, fence, whether it is explicit."""
+_End = tuple[str, str, int]
+"""worker, key, fence."""
+
+
+@final
+class JobStore:
+    """The jobs of the pool ``name``. All it needs is the client; it owns no connection and nothing outlives its calls.
+
+    Unless a method says otherwise it raises what ``Link.call`` raises, and cancelling it leaves open whether the step
+    was done. Fences are ints, ids and keys str, payloads and checkpoints bytes.
+    """
+
+    def __init__(self, redis: Redis, name: str, *, options: PoolOptions | None = None) -> None:
+        self.name = name
+        self.options = options or PoolOptions()
+        self.keys = PoolKeys(name, namespace=redis.namespace)
+        self._link = redis.link
+        self._meta = (self.keys.meta,)
+        self._dispatches: Turns[_Job, tuple[bytes, Any, Any]] = Turns(self._send_dispatches, name=f"dispatch {name}")
+        self._claims: Turns[_Claim, Claim] = Turns(self._send_claims, name=f"claim {name}")
+        self._ends: Turns[_End, Answer] = Turns(self._send_ends, name=f"finished {name}")
+
+    # --- dispatchers ------------------------------------------------------------------------------------------------
+
+    async def dispatch(
+        self,
+        key: str,
+        kind: str,
+        payload: bytes,
+        *,
+        node: str = "",
+        did: str,
+        crashes_max: int,
+        scheduler: str = "",
+    ) -> Dispatched:
+        """Accept a job for the owner of its slot. ``did`` names this dispatch: unique, the same when it is repeated.
+
+        ``node`` hears in its replies ``started``, ``failed`` or ``gone`` with that id; empty: nobody waits.
+        ``scheduler`` keeps the key in that scheduler's plan as long as the job is there.
+
+        Raises ``JobExists``, ``QueueFull``, ``NoWorkers``, ``PoolShutdown``, ``PayloadTooLarge``, ``InvalidName``: then
+        nothing was accepted.
+        """
+        check_key(key)
+        self._check_size("job", key, payload)
+        job = (key, kind, payload, slot_of(key), did, crashes_max, scheduler, node)
+        code, first, second = await self._dispatches.add(job, len(payload))
+        if code == b"O":
+            return Dispatched(int(first), second.decode())
+        raise self._refused(code, key, first, second)
+
+    async def withdraw(self, key: str, did: str) -> Withdrawal:
+        """Take back a dispatch that took too long. What has started goes on; what is just starting is told to stop."""
+        reply = await _WITHDRAW(self._link, keys=self._meta, args=(key, did))
+        answer = WithdrawAnswer(reply[0].decode())
+        if answer is not WithdrawAnswer.STARTED:
+            return Withdrawal(answer)
+        return Withdrawal(answer, int(reply[1]), reply[2].decode())
+
+    async def stop(self, key: str, node: str = "") -> StopAnswer:
+        """End a job, for good. ``node`` hears ``stopped`` in its replies where the answer is STOPPING."""
+        return StopAnswer((await _STOP(self._link, keys=self._meta, args=(key, node))).decode())
+
+    async def notify(self, key: str, payload: bytes) -> None:
+        """Put a notification into the inbox of the job's owner (beside the record while it has none).
+
+        Raises ``NotRunning`` (also while it stops), ``QueueFull``, ``PayloadTooLarge``. Never repeated by itself: after
+        ``AmbiguousOutcome`` it may have been delivered.
+        """
+        self._check_size("notification for job", key, payload)
+        args = (key, payload, self.options.inbox_max, _PARKED_NOTES_MAX)
+        reply = await _NOTIFY(self._link, keys=self._meta, args=args)
+        if reply[0] == b"N":
+            raise NotRunning(self.name, key)
+        if reply[0] == b"F":
+            raise QueueFull(self.name, reply[1], reply[2], what="notifications")
+
+    async def read(self, key: str) -> JobInfo | None:
+        """The job ``key``, or None."""
+        fields = await self._link.call("HMGET", self.keys.job(key), *INFO_FIELDS)
+        return None if fields[0] is None else JobInfo.from_fields(key, fields)
+
+    async def payload(self, key: str) -> bytes | None:
+        """The payload of the job ``key``; None: there is no such job."""
+        payload: bytes | None = await self._link.call("HGET", self.keys.job(key), "p")
+        return payload
+
+    async def page(self, worker: str, cursor: str = "0") -> tuple[str, list[JobInfo]]:
+        """One page of the jobs of ``worker`` (empty: the parked ones), and the next cursor; ``"0"``: that was all."""
+        following, *rows = await _LIST(self._link, keys=self._meta, args=(worker, cursor, _PAGE))
+        return following.decode(), [JobInfo.from_fields(row[0].decode(), row[1:]) for row in rows]
+
+    async def jobs(self, worker: str) -> AsyncIterator[JobInfo]:
+        """All jobs of ``worker`` (empty: the parked ones). One that is there all the time comes exactly once."""
+        seen: set[str] = set()
+        cursor = "0"
+        while True:
+            cursor, jobs = await self.page(worker, cursor)
+            for job in jobs:
+                if job.key not in seen:
+                    seen.add(job.key)
+                    yield job
+            if cursor == "0":
+                return
+
+    # --- workers ----------------------------------------------------------------------------------------------------
+
+    async def claim(self, worker: str, key: str, fence: int, *, explicit: bool = False) -> Claim:
+        """Take a job that is queued for ``worker``: it is running from now on and its dispatcher hears ``started``.
+
+        ``explicit``: it is only starting; say ``ready``, or ``start_failed``.
+        """
+        return await self._claims.add((worker, key, fence, explicit))
+
+    async def ready(self, worker: str, key: str, fence: int) -> Answer:
+        """An explicit job is ready: its dispatcher hears ``started``. Answers OK, STOPPING, FENCED, GONE."""
+        return Answer((await _READY(self._link, keys=self._meta, args=(worker, key, fence))).decode())
+
+    async def start_failed(self, worker: str, key: str, fence: int, error: str) -> Answer:
+        """An explicit job ended before it was ready: it is gone, its dispatcher hears ``failed`` with ``error``.
+
+        Answers OK, STARTED_BEFORE (say ``crashed``), FENCED, GONE.
+        """
+        args = (worker, key, fence, error[:_ERROR_CHARS_MAX])
+        return Answer((await _START_FAILED(self._link, keys=self._meta, args=args)).decode())
+
+    async def finished(self, worker: str, key: str, fence: int) -> Answer:
+        """A job has ended, also one that was stopping: its record is gone. Answers OK, FENCED, GONE."""
+        return await self._ends.add((worker, key, fence))
+
+    async def crashed(self, worker: str, key: str, fence: int, error: str) -> Crash:
+        """A job raised after it had started. BACKOFF: it stays with ``worker``, under a new fence."""
+        args = (worker, key, fence, error[:_ERROR_CHARS_MAX], self.options.dead_max)
+        reply = await _CRASHED(self._link, keys=self._meta, args=args)
+        answer = CrashAnswer(reply[0].decode())
+        if answer is CrashAnswer.BACKOFF:
+            return Crash(answer, int(reply[1]), int(reply[2]))
+        return Crash(answer, int(reply[1]) if answer is CrashAnswer.DEAD else 0)
+
+    async def restarted(self, worker: str, key: str, fence: int) -> Answer:
+        """A job that backed off runs again. Answers OK, STOPPING (say ``finished``), FENCED, GONE."""
+        return Answer((await _RESTARTED(self._link, keys=self._meta, args=(worker, key, fence))).decode())
+
+    async def checkpoint(self, worker: str, key: str, fence: int, data: bytes) -> None:
+        """Keep ``data`` for the next run. Raises ``Fenced`` (also where there is no record), ``PayloadTooLarge``."""
+        self._check_size("checkpoint of job", key, data)
+        if await _CHECKPOINT(self._link, keys=self._meta, args=(worker, key, fence, data)) != b"O":
+            raise Fenced(self.name, key, fence)
+
+    async def reset_crashes(self, worker: str, key: str, fence: int) -> Answer:
+        """Forget the crashes and losses of a job that has run well for long. Answers OK, FENCED, GONE."""
+        return Answer((await _RESET_CRASHES(self._link, keys=self._meta, args=(worker, key, fence))).decode())
+
+    async def release(self, worker: str, jobs: Sequence[Release]) -> list[ReleaseAnswer]:
+        """Hand jobs over to the owners of their slots; what their notes are in the inbox moves with them.
+
+        At most 100 jobs a call. KEEP: by the table it stays here (unless ``worker`` is leaving: then it is parked).
+        """
+        assert len(jobs) <= _PAGE
+        args: list[Any] = [worker]
+        for job in jobs:
+            args += (job.key, job.fence, len(job.notes), *job.notes)
+        replies = await _RELEASE(self._link, keys=self._meta, args=args) if jobs else []
+        return [ReleaseAnswer(reply.decode()) for reply in replies]
+
+    async def decline(self, worker: str, key: str, fence: int, to: str = "") -> Answer:
+        """``worker`` does not know the kind of a job: queue it for ``to``, or park it where that is empty or not alive.
+
+        Answers OK, STOPPING (it is gone), FENCED, GONE.
+        """
+        return Answer((await _DECLINE(self._link, keys=self._meta, args=(worker, key, fence, to))).decode())
+
+    # --- coordinators -----------------------------------------------------------------------------------------------
+
+    async def sweep(self, workers: Sequence[str] = ()) -> Swept:
+        """Move up to 100 jobs that nobody has claimed for the ack grace to other live workers, or ring again.
+
+        ``workers`` are those that the caller knows; the owner of the slot comes first.
+        """
+        args: list[Any] = [round(self.options.ack_grace_s * 1_000), _PAGE, *workers]
+        return Swept(*await _SWEEP(self._link, keys=self._meta, args=args))
+
+    async def reap(self, worker: str, *, blame: bool) -> Reaped | None:
+        """Take up to 100 jobs back from a worker whose lease is over; None: its lease is valid.
+
+        ``blame``: what a job had begun with counts as a loss of it, and may end it as a dead letter. Call it until
+        nothing is left, then ``bury_worker``.
+        """
+        args = (worker, 1 if blame else 0, _PAGE, self.options.dead_max)
+        left, *done = await _REAP(self._link, keys=self._meta, args=args)
+        return None if left < 0 else Reaped(left, *done)
+
+    async def bury_worker(self, worker: str) -> BuryAnswer:
+        """Delete all that is known of a worker whose lease is over and that has nothing any more; unused notifications
+        follow their jobs, 100 a call: call it again after MORE."""
+        return BuryAnswer((await _BURY_WORKER(self._link, keys=self._meta, args=(worker, _PAGE))).decode())
+
+    async def adopt(self) -> Adopted:
+        """Give up to 100 parked jobs to the owners of their slots, as far as these are alive."""
+        return Adopted(*await _ADOPT(self._link, keys=self._meta, args=(_PAGE,)))
+
+    async def counts(self) -> Counts:
+        """How much there is, in four numbers."""
+        keys = self.keys
+        replies = await self._link.call_many(
+            [("ZCARD", keys.queued), ("SCARD", keys.parked), ("ZCARD", keys.leases), ("XLEN", keys.dead)]
+        )
+        for reply in replies:
+            if isinstance(reply, CommandError):
+                raise reply
+        return Counts(*replies)
+
+    async def shutdown_begin(self, node: str) -> tuple[str, float]:
+        """Stop the whole pool: nothing is accepted any more, every worker and node is told.
+
+        Gives the node that began it and the seconds until jobs are taken from their workers. Again: tells once more.
+        """
+        args = (node, round(self.options.shutdown_ttl_s * 1_000))
+        first, left_ms = await _SHUTDOWN_BEGIN(self._link, keys=self._meta, args=args)
+        return first.decode(), left_ms / 1_000
+
+    async def shutdown_step(self) -> ShutdownStep | None:
+        """Drop up to 100 queued jobs; once the time is over, also those of workers. None: no shutdown was begun."""
+        dropped, *rest = await _SHUTDOWN_STEP(self._link, keys=self._meta, args=(_PAGE,))
+        if dropped < 0:
+            return None
+        queued, owned, workers, left_ms = rest
+        return ShutdownStep(dropped, queued, owned, workers, left_ms / 1_000)
+
+    async def purge(self) -> int:
+        """Delete everything of the pool, tasks and dead letters included; gives the number of keys.
+
+        For a pool that is shut down and that no node is in. It walks the whole key space of the server, in steps.
+        """
+        pattern = re.sub(r"([\[\]*?\\^-])", r"\\\1", self.keys.prefix) + "*"
+        cursor, deleted = b"0", 0
+        while True:
+            cursor, found = await self._link.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1_000)
+            if found:
+                deleted += await self._link.call("UNLINK", *found)
+            if int(cursor) == 0:
+                return deleted
+
+    async def redrive(self, ids: Sequence[str]) -> list[RedriveAnswer]:
+        """Make jobs of up to 100 dead letters again, with their checkpoints and without their crashes.
+
+        No limit of the queue applies. Never repeated by itself: after ``AmbiguousOutcome`` look which letters are left.
+        """
+        assert len(ids) <= _PAGE
+        replies = await _REDRIVE(self._link, keys=self._meta, args=tuple(ids)) if ids else []
+        return [RedriveAnswer(reply.decode()) for reply in replies]
+
+    # --- batches ----------------------------------------------------------------------------------------------------
+
+    async def _send_dispatches(self, jobs: list[_Job]) -> list[tuple[bytes, Any, Any]]:
+        answers: list[tuple[bytes, Any, Any]] = []
+        for first, end in _runs([job[7] for job in jobs]):
+            args: list[Any] = [jobs[first][7], self.options.queue_max_per_worker]
+            for job in jobs[first:end]:
+                args += job[:7]
+            flat = await _DISPATCH(self._link, keys=self._meta, args=args)
+            answers += zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        return answers
+
+    async def _send_claims(self, claims: list[_Claim]) -> list[Claim]:
+        answers: list[Claim] = []
+        while len(answers) < len(claims):
+            first = len(answers)
+            worker = claims[first][0]
+            args: list[Any] = [worker, _REPLY_BYTES_MAX]
+            for owner, key, fence, explicit in claims[first:]:
+                if owner != worker:
+                    break
+                args += (key, fence, "1" if explicit else "")
+            replies = await _CLAIM(self._link, keys=self._meta, args=args)
+            answers += [claim_of(reply) for reply in replies if reply[0] != b"L"]  # "later" is only at the end
+        return answers
+
+    async def _send_ends(self, ends: list[_End]) -> list[Answer]:
+        answers: list[Answer] = []
+        for first, end in _runs([job[0] for job in ends]):
+            args: list[Any] = [ends[first][0]]
+            for _, key, fence in ends[first:end]:
+                args += (key, fence)
+            replies = await _FINISHED(self._link, keys=self._meta, args=args)
+            answers += [Answer(reply.decode()) for reply in replies]
+        return answers
+
+    # --- refusals ---------------------------------------------------------------------------------------------------
+
+    def _check_size(self, what: str, key: str, payload: bytes) -> None:
+        if len(payload) > self.options.payload_bytes_max:
+            raise PayloadTooLarge(
+                f"{what} {key!r}", len(payload), self.options.payload_bytes_max, option="payload_bytes_max"
+            )
+
+    def _refused(self, code: bytes, key: str, first: Any, second: Any) -> WorkerPoolError:
+        if code == b"E":
+            return JobExists(self.name, key)
+        if code == b"F":
+            return QueueFull(self.name, int(first), int(second))
+        if code == b"S":
+            return PoolShutdown(self.name)
+        assert code == b"N", code
+        return NoWorkers(self.name, key)
+
+
+def _runs(names: list[str]) -> list[tuple[int, int]]:
+    """First and end of each run of equal names: what one script can carry. Nearly always there is one."""
+    starts = [place for place, name in enumerate(names) if place == 0 or name != names[place - 1]]
+    return list(zip(starts, [*starts[1:], len(names)], strict=True))
