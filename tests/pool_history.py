@@ -247,15 +247,35 @@ def _tasks_do_not_overlap(history: History) -> Iterator[tuple[str, str]]:
 
 
 def _lanes_run_one_at_a_time(history: History) -> Iterator[tuple[str, str]]:
+    for lane, spans in _lanes(history).items():
+        for older, newer in overlaps(spans):
+            if not history.excuses(older, newer.start_s):
+                yield (lane, _overlap(older, newer))
+
+
+def _lanes_keep_their_order(history: History) -> Iterator[tuple[str, str]]:
+    """A task of a lane runs (and is tried again) before the next one begins."""
+    places = {event.key: place for place, event in enumerate(history.of(What.ENQUEUED))}
+    for lane, spans in _lanes(history).items():
+        furthest = spans[0]
+        for span in spans:
+            if places.get(span.key, 0) >= places.get(furthest.key, 0):
+                furthest = span
+            elif not _was_late(history, span, span.start_s):
+                yield (
+                    lane,
+                    f"{span.key} ran on {span.worker} after {furthest.key} had begun, which was enqueued later",
+                )
+
+
+def _lanes(history: History) -> dict[str, list[Span]]:
+    """The runs of each lane, by their start."""
     lanes: dict[str, list[Span]] = defaultdict(list)
     for spans in history.tasks.values():
         for span in spans:
             if span.lane:
                 lanes[span.lane].append(span)
-    for lane, spans in lanes.items():
-        for older, newer in overlaps(sorted(spans, key=lambda span: span.start_s)):
-            if not history.excuses(older, newer.start_s):
-                yield (lane, _overlap(older, newer))
+    return {lane: sorted(spans, key=lambda span: span.start_s) for lane, spans in lanes.items()}
 
 
 def overlaps(spans: Sequence[Span]) -> Iterator[tuple[Span, Span]]:
@@ -388,6 +408,7 @@ RULES: Final[dict[str, Callable[[History], Iterator[tuple[str, str]]]]] = {
     "owners of a key do not overlap": _owners_do_not_overlap,
     "runs of a task do not overlap": _tasks_do_not_overlap,
     "a lane runs one task at a time": _lanes_run_one_at_a_time,
+    "a lane keeps its order": _lanes_keep_their_order,
     "nothing of an older owner is accepted": _nothing_of_an_older_owner_is_accepted,
     "guarded effects never go back": _guarded_effects_never_go_back,
     "the owner is not refused": _the_owner_is_not_refused,

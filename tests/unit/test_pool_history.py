@@ -89,7 +89,11 @@ def dead() -> Tape:
 
 def lane() -> Tape:
     """Two tasks of one lane, one after the other."""
-    tape = Tape().task("a", 1.0, 2.0, "done", key="t1", lane="x").task("b", 2.1, 3.0, "done", key="t2", lane="x")
+    tape = Tape().task("a", 1.0, 2.0, "failed", key="t1", lane="x").task("a", 2.02, 2.03, "done", key="t1", lane="x")
+    tape.say(0.1, "driver", What.ENQUEUED, key="t1").say(0.2, "driver", What.ENQUEUED, key="t2").task(
+        "b", 2.1, 3.0, "done", key="t2", lane="x"
+    )
+    tape.say(0.3, "driver", What.ENQUEUED, key="t3")
     return tape.task("b", 1.0, 4.0, "done", key="t3", lane="y")
 
 
@@ -133,6 +137,17 @@ WRONG: dict[str, Sequence[tuple[str, Tape]]] = {
         ("handed out twice", Tape().task("a", 1.0, 4.0, "done").task("b", 2.0, 3.0, "done"))
     ],
     "a lane runs one task at a time": [("two of one lane", lane().task("c", 1.5, 1.6, "done", key="t4", lane="x"))],
+    "a lane keeps its order": [
+        (
+            "tried again after the next one",
+            Tape()
+            .say(0.1, "driver", What.ENQUEUED, key="t1")
+            .say(0.2, "driver", What.ENQUEUED, key="t2")
+            .task("a", 1.0, 1.1, "failed", key="t1", lane="x")
+            .task("a", 1.2, 1.3, "done", key="t2", lane="x")
+            .task("a", 1.4, 1.5, "done", key="t1", lane="x"),
+        ),
+    ],
     "nothing of an older owner is accepted": [
         ("a zombie's checkpoint", zombie().say(10.1, "a", What.SAVED, **LATE, fence=5, count=1, since_s=10.05)),
     ],
