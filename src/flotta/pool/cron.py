@@ -23,9 +23,16 @@ from flotta.errors import ConfigError
 __all__ = ["Cron"]
 
 _ALLOWED: Final = (
-    "five fields (minute hour day-of-month month day-of-week), or six with seconds first: "
-    "'*/5 * * * *', '0 2 * * MON-FRI', '30 8 L * *'"
+    "five fields (minute hour day-of-month month day-of-week), or six with seconds first, or @hourly, @daily, @weekly, "
+    "@monthly, @yearly: '*/5 * * * *', '0 2 * * MON-FRI', '30 8 L * *'"
 )
+_SHORT: Final = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
 _STEPS_MAX: Final = 200
@@ -43,15 +50,17 @@ class Cron:
     expression: str
     tz: str = "UTC"
     _zone: ZoneInfo = field(init=False, repr=False, compare=False)
+    _plain: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_plain", _SHORT.get(self.expression, self.expression))
         try:
             object.__setattr__(self, "_zone", ZoneInfo(self.tz))
         except (KeyError, ValueError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError
             allowed = "an IANA time zone such as Europe/Rome (where the system has none: install the package tzdata)"
             raise ConfigError("tz", self.tz, allowed, source="cron") from error
         try:
-            CronSim(self.expression, _EPOCH)
+            CronSim(self._plain, _EPOCH)
         except (CronSimError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError("expression", self.expression, f"{_ALLOWED} ({error})", source="cron") from error
         if self.next_ms(0) is None:
@@ -63,7 +72,7 @@ class Cron:
     def next_ms(self, after_ms: int) -> int | None:
         """The first time after ``after_ms``, in milliseconds since 1970 UTC; None: not within 50 years."""
         after = (_EPOCH + timedelta(milliseconds=after_ms)).astimezone(self._zone)
-        times = CronSim(self.expression, after)
+        times = CronSim(self._plain, after)
         for _ in range(_STEPS_MAX):
             found = next(times, None)
             if found is None:

@@ -1,7 +1,8 @@
-"""What tests of a service on Flotta may use too: a proxy that makes the network fail on purpose."""
+"""What tests of a service on Flotta may use too: a network that fails on purpose, a clock that is turned by hand."""
 
 from __future__ import annotations
 
+from flotta.testing.clock import FakeClock
 from flotta.testing.faults import Direction, FaultProxy
 
-__all__ = ["Direction", "FaultProxy"]
+__all__ = ["Direction", "FakeClock", "FaultProxy"]
