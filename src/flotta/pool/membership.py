@@ -103,7 +103,7 @@ class Membership:
         """Of the slot table, as last heard."""
         self.shutdown: str | None = None
         """The node that shuts the pool down, as last heard."""
-        self._redis = redis
+        self.redis = redis
         self._on_lost = on_lost
         self._on_news = on_news
         self._logger = logger or structlog.get_logger("flotta.pool")
@@ -141,7 +141,7 @@ class Membership:
         self._joined = False
         forget = [("ZREM", self.keys.nodes, self.node), ("UNLINK", self.keys.replies(self.node))]
         with contextlib.suppress(FlottaError):
-            await self._redis.link.call_many(forget)
+            await self.redis.link.call_many(forget)
 
     # --- workers --------------------------------------------------------------------------------------------------
 
@@ -172,7 +172,8 @@ class Membership:
         return await self._wait_placed(worker, timeout_s, wanted=True)
 
     async def unplaced(self, worker: str, timeout_s: float) -> bool:
-        """Wait until the table gives ``worker`` no slots any more (after ``leaving``); False if it still does then."""
+        """After ``leaving``: wait until the table gives ``worker`` no slots any more, or there is no other worker that
+        could have them; False if it still does after ``timeout_s``."""
         return await self._wait_placed(worker, timeout_s, wanted=False)
 
     async def leaving(self, worker: str) -> bool:
@@ -210,7 +211,7 @@ class Membership:
     # --- inside ---------------------------------------------------------------------------------------------------
 
     async def _run(self, script: Any, *args: Any) -> Any:
-        return await script(self._redis.link, keys=[self.keys.meta], args=args)
+        return await script(self.redis.link, keys=[self.keys.meta], args=args)
 
     async def _wait_placed(self, worker: str, timeout_s: float, *, wanted: bool) -> bool:
         loop = asyncio.get_running_loop()
@@ -218,8 +219,8 @@ class Membership:
         pause_s = _PLACED_POLL_MIN_S
         while True:
             changed = self._changed
-            self.epoch, placed, lives = await self._run(PLACED, worker)
-            if bool(placed) is wanted:
+            self.epoch, placed, lives, others = await self._run(PLACED, worker)
+            if bool(placed) is wanted or not (wanted or others):
                 return True
             left_s = deadline_s - loop.time()
             if left_s <= 0 or (wanted and not lives):
