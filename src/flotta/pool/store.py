@@ -62,7 +62,7 @@ from flotta.pool.states import (
 from flotta.pool.turns import Turns
 from flotta.redis import Effect, Redis
 
-__all__ = ["JobStore"]
+__all__ = ["STEP_MAX", "JobStore"]
 
 _DISPATCH: Final = load_script("dispatch", Effect.CHECKED)
 _CLAIM: Final = load_script("claim", Effect.CHECKED)
@@ -92,7 +92,8 @@ _REPLY_BYTES_MAX: Final = 1 << 20
 _PARKED_NOTES_MAX: Final = 1_000
 """Notifications that a job may keep while no worker has it."""
 _ERROR_CHARS_MAX: Final = 4_000
-_PAGE: Final = 100
+STEP_MAX: Final = 100
+"""Jobs that one step of a walk handles: it holds the server for about a millisecond."""
 
 _Job = tuple[str, str, bytes, int, str, int, str, str]
 """key, kind, payload, slot, dispatch id, crashes allowed, scheduler; and the node."""
@@ -110,8 +111,12 @@ class JobStore:
     was done. Fences are ints, ids and keys str, payloads and checkpoints bytes.
     """
 
-    def __init__(self, redis: Redis, name: str, *, options: PoolOptions | None = None) -> None:
+    def __init__(
+        self, redis: Redis, name: str, *, options: PoolOptions | None = None, step_max: int = STEP_MAX
+    ) -> None:
+        """``step_max``: jobs, letters or notifications that one step of a walk handles. Raises ``InvalidName``."""
         self.name = name
+        self.step_max = step_max
         self.options = options or PoolOptions()
         self.keys = PoolKeys(name, namespace=redis.namespace)
         self._link = redis.link
@@ -187,7 +192,7 @@ class JobStore:
 
     async def page(self, worker: str, cursor: str = "0") -> tuple[str, list[JobInfo]]:
         """One page of the jobs of ``worker`` (empty: the parked ones), and the next cursor; ``"0"``: that was all."""
-        following, *rows = await _LIST(self._link, keys=self._meta, args=(worker, cursor, _PAGE))
+        following, *rows = await _LIST(self._link, keys=self._meta, args=(worker, cursor, self.step_max))
         return following.decode(), [JobInfo.from_fields(row[0].decode(), row[1:]) for row in rows]
 
     async def jobs(self, worker: str) -> AsyncIterator[JobInfo]:
@@ -252,11 +257,11 @@ class JobStore:
         return Answer((await _RESET_CRASHES(self._link, keys=self._meta, args=(worker, key, fence))).decode())
 
     async def release(self, worker: str, jobs: Sequence[Release]) -> list[ReleaseAnswer]:
-        """Hand jobs over to the owners of their slots; what their notes are in the inbox moves with them.
+        """Hand jobs over to the owners of their slots; their notes move with them from inbox to inbox.
 
-        At most 100 jobs a call. KEEP: by the table it stays here (unless ``worker`` is leaving: then it is parked).
+        At most ``STEP_MAX`` jobs a call. KEEP: by the table it stays here, and ``worker`` is not leaving.
         """
-        assert len(jobs) <= _PAGE
+        assert len(jobs) <= STEP_MAX
         args: list[Any] = [worker]
         for job in jobs:
             args += (job.key, job.fence, len(job.notes), *job.notes)
@@ -273,31 +278,31 @@ class JobStore:
     # --- coordinators -----------------------------------------------------------------------------------------------
 
     async def sweep(self, workers: Sequence[str] = ()) -> Swept:
-        """Move up to 100 jobs that nobody has claimed for the ack grace to other live workers, or ring again.
+        """Move up to ``step_max`` jobs that nobody has claimed for the ack grace to other live workers, or ring again.
 
         ``workers`` are those that the caller knows; the owner of the slot comes first.
         """
-        args: list[Any] = [round(self.options.ack_grace_s * 1_000), _PAGE, *workers]
+        args: list[Any] = [round(self.options.ack_grace_s * 1_000), self.step_max, *workers]
         return Swept(*await _SWEEP(self._link, keys=self._meta, args=args))
 
     async def reap(self, worker: str, *, blame: bool) -> Reaped | None:
-        """Take up to 100 jobs back from a worker whose lease is over; None: its lease is valid.
+        """Take up to ``step_max`` jobs back from a worker whose lease is over; None: its lease is valid.
 
         ``blame``: what a job had begun with counts as a loss of it, and may end it as a dead letter. Call it until
         nothing is left, then ``bury_worker``.
         """
-        args = (worker, 1 if blame else 0, _PAGE, self.options.dead_max)
+        args = (worker, 1 if blame else 0, self.step_max, self.options.dead_max)
         left, *done = await _REAP(self._link, keys=self._meta, args=args)
         return None if left < 0 else Reaped(left, *done)
 
     async def bury_worker(self, worker: str) -> BuryAnswer:
         """Delete all that is known of a worker whose lease is over and that has nothing any more; unused notifications
-        follow their jobs, 100 a call: call it again after MORE."""
-        return BuryAnswer((await _BURY_WORKER(self._link, keys=self._meta, args=(worker, _PAGE))).decode())
+        follow their jobs: call it again after MORE."""
+        return BuryAnswer((await _BURY_WORKER(self._link, keys=self._meta, args=(worker, self.step_max))).decode())
 
     async def adopt(self) -> Adopted:
-        """Give up to 100 parked jobs to the owners of their slots, as far as these are alive."""
-        return Adopted(*await _ADOPT(self._link, keys=self._meta, args=(_PAGE,)))
+        """Give up to ``step_max`` parked jobs to the owners of their slots, as far as these are alive."""
+        return Adopted(*await _ADOPT(self._link, keys=self._meta, args=(self.step_max,)))
 
     async def counts(self) -> Counts:
         """How much there is, in four numbers."""
@@ -320,8 +325,8 @@ class JobStore:
         return first.decode(), left_ms / 1_000
 
     async def shutdown_step(self) -> ShutdownStep | None:
-        """Drop up to 100 queued jobs; once the time is over, also those of workers. None: no shutdown was begun."""
-        dropped, *rest = await _SHUTDOWN_STEP(self._link, keys=self._meta, args=(_PAGE,))
+        """Drop up to ``step_max`` queued jobs; once the time is over, claimed ones, too. None: nobody began it."""
+        dropped, *rest = await _SHUTDOWN_STEP(self._link, keys=self._meta, args=(self.step_max,))
         if dropped < 0:
             return None
         queued, owned, workers, left_ms = rest
@@ -342,11 +347,11 @@ class JobStore:
                 return deleted
 
     async def redrive(self, ids: Sequence[str]) -> list[RedriveAnswer]:
-        """Make jobs of up to 100 dead letters again, with their checkpoints and without their crashes.
+        """Make jobs of up to ``STEP_MAX`` dead letters again, with their checkpoints and without their crashes.
 
         No limit of the queue applies. Never repeated by itself: after ``AmbiguousOutcome`` look which letters are left.
         """
-        assert len(ids) <= _PAGE
+        assert len(ids) <= STEP_MAX
         replies = await _REDRIVE(self._link, keys=self._meta, args=tuple(ids)) if ids else []
         return [RedriveAnswer(reply.decode()) for reply in replies]
 

@@ -1,0 +1,573 @@
+"""The scripts of a pool's jobs on a real server against the dumb oracle of ``pool_store_oracle.py``.
+
+Every rule does one step on both and compares the answers; after every step everything that is in Redis is compared with
+what the oracle thinks, and the laws that need no oracle are checked on the server's data alone: each record in exactly
+one place, counters that agree, tokens that only grow, states that follow each other as the table says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from flotta.errors import Fenced, JobExists, NotRunning, NoWorkers, PoolShutdown, QueueFull
+from flotta.pool.keys import slot_of
+from flotta.pool.options import PoolOptions
+from flotta.pool.records import Release
+from flotta.pool.states import NEXT_STATES, JobState
+from flotta.pool.store import JobStore
+from flotta.pool.wire import parse_bell, parse_reply
+from flotta.redis import Redis
+from pool_store_oracle import Oracle, Token
+
+KEYS = ["a", "b", "ключ", "with:colon", "e" * 500]
+NODES = ["n1", "n2"]
+STEP_MAX = 2
+QUEUE_MAX = 2
+FAR_MS = 3_600_000
+MISTAKES: dict[type[Exception], str] = {JobExists: "E", QueueFull: "F", NoWorkers: "N", PoolShutdown: "S"}
+
+keys = st.sampled_from(KEYS)
+payloads = st.sampled_from([b"", b"\x00\xff", b"payload"])
+
+
+class World:
+    """One loop and one client for all examples."""
+
+    def __init__(self, url: str) -> None:
+        self.runner = asyncio.Runner()
+        self.redis = Redis.from_url(url)
+        self.pools = 0
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self.runner.run(coroutine)
+
+    def call(self, *command: Any) -> Any:
+        async def call() -> Any:
+            return await self.redis.link.call(*command)
+
+        return self.runner.run(call())
+
+    def close(self) -> None:
+        self.runner.run(self.redis.aclose())
+        self.runner.close()
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Workers come, die and leave; jobs are dispatched, run, crash, move and end; calls come twice and late."""
+
+    world: World
+
+    @initialize()
+    def open(self) -> None:
+        world = self.world
+        world.pools += 1
+        options = PoolOptions(queue_max_per_worker=QUEUE_MAX, ack_grace_s=1_000, shutdown_ttl_s=10_000)
+        self.store = JobStore(world.redis, f"model-{os.getpid()}-{world.pools}", options=options, step_max=STEP_MAX)
+        self.oracle = Oracle(queue_max_per_worker=QUEUE_MAX, inbox_max=options.inbox_max)
+        self.tokens_seen: list[tuple[str, str, int]] = []  # worker, key, fence: what somebody may still believe
+        self.highest = 0
+        self.count = 0
+        self.before: dict[str, dict[str, str]] = {}
+        for node in NODES:
+            self._open_stream(self.store.keys.replies(node))
+            self.oracle.replies[node] = []
+        self._join()
+        for key in KEYS:
+            self._set_slot(key, "w1")
+
+    def teardown(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        self.world.run(self.store.purge())
+        assert self._all_keys() == [], "purge leaves something"
+
+    # --- the world around the jobs ----------------------------------------------------------------------------------
+
+    def _open_stream(self, stream: str) -> None:
+        self.world.call("XDEL", stream, self.world.call("XADD", stream, "*", "t", ""))
+
+    def _join(self) -> None:
+        self.count += 1
+        worker = f"w{self.count}"
+        self._open_stream(self.store.keys.inbox(worker))
+        self._set_lease(worker, live=True)
+        self.world.call("HSET", self.store.keys.workers, worker, "facts")
+        self.oracle.inboxes[worker] = []
+
+    def _set_lease(self, worker: str, *, live: bool) -> None:
+        now = self.world.call("TIME")
+        self.world.call("ZADD", self.store.keys.leases, int(now[0]) * 1_000 + (FAR_MS if live else -FAR_MS), worker)
+        self.oracle.leases[worker] = live
+
+    def _set_slot(self, key: str, worker: str) -> None:
+        self.world.call("HSET", self.store.keys.slots, slot_of(key), worker)
+        self.oracle.slots[slot_of(key)] = worker
+
+    def _workers(self) -> list[str]:
+        return sorted(self.oracle.leases) or ["nobody"]
+
+    def _did(self) -> str:
+        self.count += 1
+        return f"d{self.count}"
+
+    def _belief(self, data: st.DataObject, key: str) -> tuple[str, int]:
+        """Worker and fence with which somebody acts on ``key``: mostly the owner, at times a late one or a stranger."""
+        job = self.oracle.records.get(key)
+        beliefs = [(worker, fence) for worker, of, fence in self.tokens_seen if of == key]
+        if job is not None and job.fence.value is not None:
+            beliefs += [(job.owner, job.fence.value)] * (3 + 2 * len(beliefs))
+        worker, fence = data.draw(st.sampled_from([*beliefs, ("nobody", 7)]))
+        return worker or "nobody", fence
+
+    @precondition(lambda self: len(self.oracle.leases) < 4)
+    @rule()
+    def join(self) -> None:
+        self._join()
+
+    @rule(data=st.data(), absent=st.booleans())
+    def expire(self, data: st.DataObject, absent: bool) -> None:
+        worker = data.draw(st.sampled_from(self._workers()))
+        if worker not in self.oracle.leases:
+            return
+        self._set_lease(worker, live=False)
+        if absent:
+            self.world.call("ZREM", self.store.keys.leases, worker)
+            del self.oracle.leases[worker]
+
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(self._workers()))
+        self.world.call("SADD", self.store.keys.leaving, worker)
+        self.oracle.leaving.add(worker)
+
+    @rule(data=st.data(), key=keys)
+    def assign(self, data: st.DataObject, key: str) -> None:
+        self._set_slot(key, data.draw(st.sampled_from(self._workers())))
+
+    @rule(data=st.data(), count=st.integers(1, 2))
+    def read_inbox(self, data: st.DataObject, count: int) -> None:
+        worker = data.draw(st.sampled_from(self._workers()))
+        inbox = self.store.keys.inbox(worker)
+        for entry_id, fields in self.world.call("XRANGE", inbox, "-", "+", "COUNT", count) or []:
+            self.world.call("XDEL", inbox, entry_id)
+            for bell in _bells(fields):
+                self._forget_bell(worker, bell)
+
+    def _forget_bell(self, worker: str, bell: tuple[Any, ...]) -> None:
+        entries = self.oracle.inboxes[worker]
+        entries.remove(next(entry for entry in entries if _plain(entry) == bell))
+
+    # --- dispatchers ------------------------------------------------------------------------------------------------
+
+    @rule(
+        data=st.data(), node=st.sampled_from([*NODES, ""]), batch=st.lists(keys, min_size=1, max_size=4),
+        crashes_max=st.integers(0, 2), scheduler=st.sampled_from(["", "plan"]), payload=payloads,
+    )  # fmt: skip
+    def dispatch(self, data: st.DataObject, node: str, batch: list[str], payload: bytes, **facts: Any) -> None:
+        dids = [self._did() for _ in batch]
+        for place, key in enumerate(batch):  # some come again after a lost answer
+            if key in self.oracle.records and batch.count(key) == 1 and data.draw(st.booleans()):
+                dids[place] = self.oracle.records[key].did
+
+        async def send() -> list[Any]:
+            calls = [
+                self.store.dispatch(key, "kind", payload, node=node, did=did, **facts)
+                for key, did in zip(batch, dids, strict=True)
+            ]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        answers = self.world.run(send())
+        for key, did, answer in zip(batch, dids, answers, strict=True):
+            expected = self.oracle.dispatch(
+                key, slot=slot_of(key), did=did, node=node, kind="kind", payload=payload, **facts
+            )
+            assert MISTAKES.get(type(answer), "O") == expected, answer
+            if expected == "O":
+                job = self.oracle.records[key]
+                assert answer.owner == job.owner
+                self._learn(job.fence, answer.fence)
+
+    @rule(data=st.data(), key=keys)
+    def withdraw(self, data: st.DataObject, key: str) -> None:
+        job = self.oracle.records.get(key)
+        did = data.draw(st.sampled_from([job.did, job.did, "other"])) if job else "other"
+        answer = self.world.run(self.store.withdraw(key, did))
+        assert answer.answer.value == self.oracle.withdraw(key, did)
+        if answer.answer.value == "S":
+            assert job is not None
+            assert (answer.worker, answer.fence) == (job.owner, job.fence.value)
+
+    @rule(key=keys, node=st.sampled_from([*NODES, ""]))
+    def stop(self, key: str, node: str) -> None:
+        assert self.world.run(self.store.stop(key, node)).value == self.oracle.stop(key, node)
+
+    @rule(key=keys, payload=payloads)
+    def notify(self, key: str, payload: bytes) -> None:
+        expected = self.oracle.notify(key, payload)
+        try:
+            self.world.run(self.store.notify(key, payload))
+        except NotRunning:
+            assert expected == "N"
+        else:
+            assert expected == "O"
+
+    # --- workers ----------------------------------------------------------------------------------------------------
+
+    @rule(data=st.data(), batch=st.lists(keys, min_size=1, max_size=4), explicit=st.booleans())
+    def claim(self, data: st.DataObject, batch: list[str], explicit: bool) -> None:
+        claims = [(*self._belief(data, key), key) for key in batch]
+
+        async def send() -> list[Any]:
+            calls = [self.store.claim(worker, key, fence, explicit=explicit) for worker, fence, key in claims]
+            return await asyncio.gather(*calls)
+
+        for (worker, fence, key), answer in zip(claims, self.world.run(send()), strict=True):
+            job = self.oracle.records.get(key)
+            before = job.started if job else False
+            expected = self.oracle.claim(worker, key, fence, explicit=explicit)
+            assert answer.answer.value == expected
+            if expected == "O":
+                assert job is not None
+                assert (answer.kind, answer.payload, answer.checkpoint) == (job.kind, job.payload, job.checkpoint)
+                assert (answer.crashes, answer.losses, answer.crashes_max) == (job.crashes, job.losses, job.crashes_max)
+                assert answer.started_before is before
+
+    @rule(data=st.data(), batch=st.lists(keys, min_size=1, max_size=4))
+    def finish(self, data: st.DataObject, batch: list[str]) -> None:
+        ends = [(*self._belief(data, key), key) for key in batch]
+
+        async def send() -> list[Any]:
+            return await asyncio.gather(*[self.store.finished(worker, key, fence) for worker, fence, key in ends])
+
+        answers = [answer.value for answer in self.world.run(send())]
+        assert answers == [self.oracle.finished(worker, key, fence) for worker, fence, key in ends]
+
+    @rule(data=st.data(), key=keys, step=st.sampled_from(["ready", "restarted", "reset_crashes"]), twice=st.booleans())
+    def say(self, data: st.DataObject, key: str, step: str, twice: bool) -> None:
+        worker, fence = self._belief(data, key)
+        for _ in range(1 + twice):
+            answer = self.world.run(getattr(self.store, step)(worker, key, fence))
+            assert answer.value == getattr(self.oracle, step)(worker, key, fence)
+
+    @rule(data=st.data(), key=keys)
+    def start_failed(self, data: st.DataObject, key: str) -> None:
+        worker, fence = self._belief(data, key)
+        answer = self.world.run(self.store.start_failed(worker, key, fence, "no"))
+        assert answer.value == self.oracle.start_failed(worker, key, fence, "no")
+
+    @rule(data=st.data(), key=keys, twice=st.booleans())
+    def crash(self, data: st.DataObject, key: str, twice: bool) -> None:
+        worker, fence = self._belief(data, key)
+        for _ in range(1 + twice):
+            answer = self.world.run(self.store.crashed(worker, key, fence, "boom"))
+            assert answer.answer.value == self.oracle.crashed(worker, key, fence, "boom")
+            if answer.answer.value == "B":
+                job = self.oracle.records[key]
+                assert answer.crashes == job.crashes
+                self._learn(job.fence, answer.fence)
+
+    @rule(data=st.data(), key=keys, state=payloads)
+    def checkpoint(self, data: st.DataObject, key: str, state: bytes) -> None:
+        worker, fence = self._belief(data, key)
+        expected = self.oracle.checkpoint(worker, key, fence, state)
+        if expected == "O":
+            self.world.run(self.store.checkpoint(worker, key, fence, state))
+            return
+        with pytest.raises(Fenced):
+            self.world.run(self.store.checkpoint(worker, key, fence, state))
+
+    @rule(data=st.data(), key=keys, with_notes=st.booleans())
+    def release(self, data: st.DataObject, key: str, with_notes: bool) -> None:
+        worker, fence = self._belief(data, key)
+        notes = []
+        for entry_id, fields in self.world.call("XRANGE", self.store.keys.inbox(worker), "-", "+"):
+            if _bells(fields)[0][:2] == ("note", key):
+                notes.append(entry_id)
+        answer = self.world.run(self.store.release(worker, [Release(key, fence, notes if with_notes else ())]))
+        assert answer[0].value == self.oracle.release(worker, key, fence, with_notes=with_notes)
+
+    @rule(data=st.data(), key=keys)
+    def decline(self, data: st.DataObject, key: str) -> None:
+        worker, fence = self._belief(data, key)
+        to = data.draw(st.sampled_from([*self._workers(), ""]))
+        assert self.world.run(self.store.decline(worker, key, fence, to)).value == self.oracle.decline(
+            worker, key, fence, to
+        )
+
+    # --- coordinators -----------------------------------------------------------------------------------------------
+
+    @rule(data=st.data())
+    def sweep(self, data: st.DataObject) -> None:
+        queued = sorted(self.oracle.queued())
+        late = data.draw(st.lists(st.sampled_from(queued), unique=True)) if queued else []
+        for place, key in enumerate(late):
+            self.world.call("ZADD", self.store.keys.queued, 1 + place, key)
+            self.oracle.records[key].late = True
+        waiting = self.world.call("ZRANGEBYSCORE", self.store.keys.queued, 0, 1_000_000)
+        assert {key.decode() for key in waiting} == {key for key, job in self.oracle.records.items() if job.late}
+        workers = self._workers()
+        swept = self.world.run(self.store.sweep(workers))
+        touched = [key.decode() for key in waiting[:STEP_MAX]]
+        assert (swept.moved, swept.rung, swept.parked) == self.oracle.sweep(touched, workers)
+
+    @rule(data=st.data(), blame=st.booleans())
+    def reap(self, data: st.DataObject, blame: bool) -> None:
+        worker = data.draw(st.sampled_from([*self._workers(), *self.oracle.inboxes]))
+        reaped = self.world.run(self.store.reap(worker, blame=blame))
+        if self.oracle.live(worker):
+            assert reaped is None
+            return
+        owned = self.oracle.owned(worker)
+        touched = sorted(owned - self._owned(worker))
+        assert len(touched) == min(STEP_MAX, len(owned))
+        expected = self.oracle.reap(worker, touched, blame=blame)
+        assert (reaped.moved, reaped.parked, reaped.dropped, reaped.dead) == expected
+        assert reaped.left == len(self.oracle.owned(worker))
+
+    @rule(data=st.data())
+    def bury_worker(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from([*self._workers(), *self.oracle.inboxes]))
+        entries = self.world.call("XRANGE", self.store.keys.inbox(worker), "-", "+", "COUNT", STEP_MAX)
+        bells = [bell for _, fields in entries for bell in _bells(fields)]
+        first = [next(e for e in self.oracle.inboxes[worker] if _plain(e) == bell) for bell in bells]
+        answer = self.world.run(self.store.bury_worker(worker))
+        expected = self.oracle.bury_worker(worker, first, limit=len(first) if len(entries) == STEP_MAX else -1)
+        assert answer.value == expected
+
+    @rule()
+    def adopt(self) -> None:
+        parked = self.oracle.parked()
+        adopted = self.world.run(self.store.adopt())
+        touched = sorted(parked - self._parked())
+        assert adopted.adopted == len(touched)
+        movable = {key for key in parked if self.oracle.slot_owner(self.oracle.records[key].slot)}
+        assert set(touched) <= movable
+        if len(parked) <= STEP_MAX:
+            assert set(touched) == movable
+        self.oracle.adopt(touched)
+        assert adopted.parked == len(self.oracle.parked())
+
+    @rule(data=st.data())
+    def redrive(self, data: st.DataObject) -> None:
+        letters = self.world.call("XRANGE", self.store.keys.dead, "-", "+")
+        if not letters:
+            return
+        place = data.draw(st.integers(0, len(letters) - 1))
+        letter_id = letters[place][0].decode()
+        answer = self.world.run(self.store.redrive([letter_id]))[0]
+        assert answer.value == self.oracle.redrive(self.oracle.dead[place], f"redrive-{letter_id}")
+
+    @rule(data=st.data())
+    def shut_down(self, data: st.DataObject) -> None:
+        if data.draw(st.integers(0, 9)) < 8:  # rarely: nothing much happens afterwards
+            return
+        first, left_s = self.world.run(self.store.shutdown_begin("n1"))
+        assert first == self.oracle.shutdown_begin("n1")
+        assert 0 <= left_s <= 10_000
+
+    @rule(over=st.booleans())
+    def step_of_shutdown(self, over: bool) -> None:
+        if self.oracle.shutdown and over:
+            self.world.call("HSET", self.store.keys.meta, "shutdown_until", 1)
+            self.oracle.time_over = True
+        step = self.world.run(self.store.shutdown_step())
+        if not self.oracle.shutdown:
+            assert step is None
+            return
+        touched = set(self.oracle.records) - set(self._records())
+        mayhave = set(self.oracle.records) if self.oracle.time_over else self.oracle.queued()
+        assert touched <= mayhave
+        assert len(touched) <= STEP_MAX
+        assert len(touched & self.oracle.queued()) == min(STEP_MAX, len(self.oracle.queued()))
+        for key in sorted(touched):
+            self.oracle.drop(key, "shutdown", "gone")
+        assert (step.dropped, step.queued) == (len(touched), len(self.oracle.queued()))
+        assert step.owned == sum(len(self.oracle.owned(worker)) for worker in self.oracle.leases)
+
+    # --- what is on the server --------------------------------------------------------------------------------------
+
+    def _all_keys(self) -> list[str]:
+        prefix = self.store.keys.prefix
+        return sorted(key.decode().removeprefix(prefix) for key in self.world.call("KEYS", prefix + "*"))
+
+    def _members(self, key: str) -> set[str]:
+        return {member.decode() for member in self.world.call("SMEMBERS", key)}
+
+    def _owned(self, worker: str) -> set[str]:
+        return self._members(self.store.keys.owned(worker))
+
+    def _parked(self) -> set[str]:
+        return self._members(self.store.keys.parked)
+
+    def _records(self) -> dict[str, dict[str, Any]]:
+        found = {}
+        for name in self._all_keys():
+            if name.startswith("job:"):
+                flat = self.world.call("HGETALL", self.store.keys.prefix + name)
+                found[name.removeprefix("job:")] = {field.decode(): value for field, value in flat.items()}
+        return found
+
+    def _learn(self, token: Token, fence: int) -> None:
+        if token.value is None:
+            assert fence > self.highest, "a fencing token did not grow"
+            token.value = self.highest = fence
+        assert token.value == fence
+
+    @invariant()
+    def the_server_is_as_the_oracle_thinks(self) -> None:
+        oracle, records = self.oracle, self._records()
+        assert set(records) == set(oracle.records)
+        for key, fields in sorted(records.items(), key=lambda item: int(item[1]["g"])):
+            self._learn(oracle.records[key].fence, int(fields["g"]))
+            owner = fields["o"].decode()
+            if owner and (owner, key, int(fields["g"])) not in self.tokens_seen:
+                self.tokens_seen.append((owner, key, int(fields["g"])))
+        for key, fields in records.items():
+            job = oracle.records[key]
+            text = {name: value.decode() for name, value in fields.items() if name not in "pz"}
+            assert (text["s"], text["o"], text["k"], text["n"]) == (job.state, job.owner, job.kind, str(job.slot)), key
+            assert (text["d"], text["f"], int(text["m"])) == (job.did, job.node, job.crashes_max)
+            assert (int(text.get("c", 0)), int(text.get("l", 0))) == (job.crashes, job.losses)
+            assert ("b" in text, text.get("e", ""), text.get("y", "")) == (job.started, job.error, job.scheduler)
+            assert [node for node in text.get("w", "").split(",") if node] == job.waiters
+            assert (fields["p"], fields.get("z")) == (job.payload, job.checkpoint)
+            assert self.world.call("LRANGE", self.store.keys.notes(key), 0, -1) == job.notes
+        self._compare_streams()
+        assert {worker.decode() for worker in self.world.call("ZRANGE", self.store.keys.leases, 0, -1)} == set(
+            oracle.leases
+        )
+        assert self._members(self.store.keys.plan("plan")) == {k for k, job in oracle.records.items() if job.scheduler}
+
+    def _compare_streams(self) -> None:
+        """Bells and answers, in order for each key: between two keys a batch is free."""
+        oracle, names = self.oracle, self.store.keys
+        for worker, expected in oracle.inboxes.items():
+            entries = self.world.call("XRANGE", names.inbox(worker), "-", "+")
+            assert _by_key(b for _, fields in entries for b in _bells(fields)) == _by_key(map(_plain, expected)), worker
+        for node, expected in oracle.replies.items():
+            entries = self.world.call("XRANGE", names.replies(node), "-", "+")
+            actual = [_reply(ring) for _, fields in entries for ring in parse_reply(fields)]
+            assert _by_key(iter(actual)) == _by_key(map(_plain, expected)), node
+        letters = [_letter(fields) for _, fields in self.world.call("XRANGE", names.dead, "-", "+")]
+        assert sorted(letters, key=repr) == sorted(oracle.dead, key=repr)
+        oracle.dead = letters
+
+    @invariant()
+    def the_laws_hold_without_an_oracle(self) -> None:
+        records = {
+            key: {name: fields[name].decode() for name in "sogdn"} for key, fields in self._records().items()
+        }  # fmt: skip
+        names = self._all_keys()
+        places = Counter(key for name in names if name.startswith("owned:") for key in self._owned(name[6:]))
+        for key, fields in records.items():
+            in_owned = key in self._owned(fields["o"]) if fields["o"] else False
+            assert (places[key], in_owned, key in self._parked()) == (
+                (1, True, False) if fields["o"] else (0, False, True)
+            )
+            assert fields["o"] or fields["s"] == "q", "what nobody owns is queued"
+        assert set(places) <= set(records)
+        assert self._parked() <= set(records)
+        queued = {key.decode() for key in self.world.call("ZRANGE", self.store.keys.queued, 0, -1)}
+        assert queued == {key for key, fields in records.items() if fields["s"] == "q"}
+        slots = self.world.call("HGETALL", self.store.keys.slotjobs)
+        assert {k.decode(): int(v) for k, v in slots.items()} == Counter(fields["n"] for fields in records.values())
+        assert len({fields["g"] for fields in records.values()}) == len(records), "a token was given twice"
+        self._compare_with_before(records)
+
+    def _compare_with_before(self, records: dict[str, dict[str, str]]) -> None:
+        for key in {*records, *self.before}:
+            old, new = self.before.get(key), records.get(key)
+            if old and new and old["d"] == new["d"]:
+                assert int(new["g"]) >= int(old["g"]), "a token went back"
+                assert new["o"] == old["o"] or int(new["g"]) > int(old["g"]), "a new owner under the old token"
+                assert JobState(new["s"]) in NEXT_STATES[JobState(old["s"])], (old, new)
+            elif new:
+                assert new["s"] == "q", "a job begins queued"
+        self.before = records
+
+    @invariant()
+    def nothing_admitted_is_lost(self) -> None:
+        there = {job.did for job in self.oracle.records.values()}
+        assert self.oracle.admitted == there | set(self.oracle.ended)
+        assert not there & set(self.oracle.ended)
+
+
+def _bells(fields: list[bytes]) -> list[tuple[Any, ...]]:
+    return [_bell(bell) for bell in parse_bell(fields)]
+
+
+def _bell(bell: Any) -> tuple[Any, ...]:
+    match bell.type:
+        case "start":
+            return ("start", bell.key, bell.fence, bell.kind)
+        case "stop":
+            return ("stop", bell.key, bell.fence)
+        case "note":
+            return ("note", bell.key, bell.payload)
+    return (bell.type,)
+
+
+def _reply(ring: Any) -> tuple[Any, ...]:
+    match ring.type:
+        case "started":
+            return ("started", ring.key, ring.did, ring.fence, ring.worker)
+        case "failed" | "gone":
+            return (ring.type, ring.key, ring.did, ring.error)
+    return (ring.type, ring.key)
+
+
+def _plain(entry: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(part.value if isinstance(part, Token) else part for part in entry)
+
+
+def _by_key(entries: Iterator[tuple[Any, ...]]) -> dict[str, list[tuple[Any, ...]]]:
+    grouped: dict[str, list[tuple[Any, ...]]] = {}
+    for entry in entries:
+        grouped.setdefault(entry[1] if len(entry) > 1 else "", []).append(entry)
+    return grouped
+
+
+def _letter(fields: list[bytes]) -> dict[str, Any]:
+    entry = dict(zip((name.decode() for name in fields[::2]), fields[1::2], strict=True))
+    assert entry["kind"] == b"job"
+    assert int(entry["at"]) > 0
+    numbers = {name: int(entry[name]) for name in ("crashes", "losses", "crashes_max", "slot")}
+    texts = {name: entry[name].decode() for name in ("key", "name", "error")}
+    return {**texts, **numbers, "payload": entry["payload"], "checkpoint": entry.get("checkpoint")}
+
+
+def test_the_scripts_do_what_a_dumb_model_does(valkey_url: str) -> None:
+    world = World(valkey_url)
+
+    class Machine(PoolMachine):
+        pass
+
+    Machine.world = world
+    try:
+        run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=int(os.environ.get("POOL_MODEL_EXAMPLES", "60")),
+                stateful_step_count=40,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    finally:
+        world.close()
