@@ -57,7 +57,7 @@ class Harbor:
         self.broadcast = Broadcast(self.server, self.grants)
         self.ingest = Ingest(fleet, config, self.registry, self.latest, self.broadcast)
         self.persister = Persister(fleet, self.ingest.stream, ack_grace_s=config.ack_grace_s)
-        self.board = Board(fleet, per_second=lambda: self.persister.per_second)
+        self.board = Board(fleet, per_second=lambda: self.persister.per_second, jobs=lambda: 0)
         self.sockets = Sockets(fleet, self.server, self.sessions, self.board)
         registry = self.registry
         self._mirrors = (registry.devices_mirror, registry.credentials_mirror, self.grants.mirror, self.areas.mirror)

@@ -1,7 +1,7 @@
-// Talks HTTP to the service. Reading calls are repeated after a lost connection: the instance that held it may be gone, the
+// Talks HTTP to the service. Calls that may be repeated are repeated after a lost connection: the instance that held it may be gone, the
 // next connection reaches another one. A refused call raises ApiError with the service's own words.
 
-import type { ConfigAnswer, SessionAnswer, Share, StatusAnswer, TrackAnswer, TrailsAnswer, VesselsAnswer } from "./contract";
+import type { AlertsAnswer, AreaInfo, ConfigAnswer, SessionAnswer, Share, StatusAnswer, TrackAnswer, TrailsAnswer, VesselsAnswer } from "./contract";
 
 const TIMEOUT_MS = 8_000;
 const RETRIES = 4;
@@ -25,6 +25,14 @@ export class Api {
   trails = (): Promise<TrailsAnswer> => this.read("/api/trails");
   track = (id: string): Promise<TrackAnswer> => this.read(`/api/vessels/${encodeURIComponent(id)}/track`);
   shares = (): Promise<{ shares: Share[] }> => this.read("/api/shares");
+  areas = (): Promise<{ areas: AreaInfo[] }> => this.read("/api/areas");
+  alerts = (before: number | null = null): Promise<AlertsAnswer> =>
+    this.read(before === null ? "/api/alerts" : `/api/alerts?before=${before}`);
+  /** The service takes the same area for the same one, and so does a change: they may be repeated. */
+  drawArea = (area: Omit<AreaInfo, "id">): Promise<AreaInfo> => this.repeat("POST", "/api/areas", area);
+  changeArea = (id: number, change: { name?: string; colour?: string }): Promise<AreaInfo> =>
+    this.repeat("PATCH", `/api/areas/${id}`, change);
+  deleteArea = (id: number): Promise<void> => this.repeat("DELETE", `/api/areas/${id}`);
   demo = (): Promise<SessionAnswer> => this.send("POST", "/api/session/demo");
   signIn = (email: string, password: string): Promise<SessionAnswer> => this.send("POST", "/api/session", { email, password });
   signUp = (email: string, name: string, password: string): Promise<SessionAnswer> =>
@@ -33,10 +41,14 @@ export class Api {
   share = (viewer: string): Promise<unknown> => this.send("POST", "/api/shares", { viewer });
   unshare = (share: Share): Promise<unknown> => this.send("DELETE", "/api/shares", share);
 
-  private async read<T>(path: string): Promise<T> {
+  private read<T>(path: string): Promise<T> {
+    return this.repeat("GET", path);
+  }
+
+  private async repeat<T>(method: string, path: string, body?: unknown): Promise<T> {
     for (let attempt = 0; ; attempt += 1) {
       try {
-        return await this.send<T>("GET", path);
+        return await this.send<T>(method, path, body);
       } catch (error) {
         const lasting = error instanceof ApiError && error.status !== 503;
         if (lasting || attempt === RETRIES) throw error;

@@ -52,6 +52,8 @@ export interface InstanceStatus {
   pid: number;
   uptime_s: number;
   viewers: number;
+  /** the vessels that it watches for areas */
+  jobs: number;
 }
 
 export interface StatusAnswer {
@@ -71,11 +73,41 @@ export interface Share {
   device: string | null;
 }
 
+export interface AreaInfo {
+  id: number;
+  name: string;
+  colour: string;
+  points: [lat: number, lon: number][];
+}
+
+export interface Alert {
+  id: number;
+  /** the area's id */
+  area: number;
+  device: string;
+  kind: "enter" | "leave";
+  /** the time of the first fix on the other side, and when the stay began, as the device tells time */
+  at_ms: number;
+  since_ms: number;
+  lat: number;
+  lon: number;
+  /** when the service raised it */
+  raised_ms: number;
+}
+
+export interface AlertsAnswer {
+  alerts: Alert[];
+  /** the `before` of the next page, null on the last one */
+  next: number | null;
+}
+
 export interface ServerEvents {
   hello: (hello: Hello) => void;
   positions: (batch: PositionTuple[]) => void;
   devices: (devices: DeviceInfo[]) => void;
   sharing: () => void;
+  areas: () => void;
+  alert: (alert: Alert) => void;
 }
 
 export interface ClientEvents {

@@ -2,7 +2,7 @@
 // connection the page loads the whole picture once, then only changes arrive.
 
 import { io, type Socket } from "socket.io-client";
-import type { ClientEvents, DeviceInfo, Hello, PositionTuple, ServerEvents, StatusAnswer } from "./contract";
+import type { Alert, ClientEvents, DeviceInfo, Hello, PositionTuple, ServerEvents, StatusAnswer } from "./contract";
 
 const STATUS_MS = 2_000;
 const STATUS_TIMEOUT_MS = 1_800;
@@ -15,6 +15,8 @@ export interface LiveEvents {
   positions(batch: PositionTuple[]): void;
   devices(devices: DeviceInfo[]): void;
   sharing(): void;
+  areas(): void;
+  alert(alert: Alert): void;
   status(status: StatusAnswer): void;
   /** The service does not accept the token. */
   refused(): void;
@@ -46,6 +48,8 @@ export class Live {
     socket.on("positions", (batch) => this.events.positions(batch));
     socket.on("devices", (devices) => this.events.devices(devices));
     socket.on("sharing", () => this.events.sharing());
+    socket.on("areas", () => this.events.areas());
+    socket.on("alert", (alert) => this.events.alert(alert));
     socket.on("disconnect", (reason) => this.lost(socket, reason));
     socket.on("connect_error", () => this.failed(socket));
     this.socket = socket;

@@ -5,8 +5,11 @@ import "./styles/theme.css";
 import "./styles/page.css";
 import "./styles/panel.css";
 import "./styles/detail.css";
+import "./styles/areas.css";
 import "./styles/narrow.css";
 import { Api } from "./api";
+import { AreaDesk } from "./area-desk";
+import { AreaStore, seenOf } from "./areas";
 import landUrl from "../../data/nyharbor_land.geojson?url";
 import { Live } from "./live";
 import type { Land } from "./map/basemap";
@@ -29,6 +32,7 @@ const SCALE_PX_MAX = 90;
 class Page {
   private readonly api = new Api();
   private readonly store = new Store();
+  private readonly areas = new AreaStore();
   private readonly session = new Session(
     this.api,
     (token, same) => this.sessionChanged(token, same),
@@ -41,16 +45,26 @@ class Page {
   private readonly detail = new DetailCard({ closed: () => this.select(null), followed: () => this.follow() });
   private readonly account = new AccountView(this.api, this.session);
   private readonly map: HarborMap;
+  private readonly desk: AreaDesk;
   private readonly live: Live;
   private loaded = false;
   private loading = 0;
   private problem: string | null = null;
 
   constructor() {
-    this.map = new HarborMap(byId("map"), this.store, mapColours(), {
+    this.map = new HarborMap(byId("map"), this.store, this.areas, mapColours(), {
+      areaPicked: (id) => this.desk.pick(id),
+      sketched: (at, reach) => this.desk.drawing.tap(at, reach),
+      sketchDone: () => this.desk.drawing.close(),
+      sketchKey: (key) => this.desk.drawing.key(key),
       picked: (id) => this.select(id),
       panned: () => this.follow(false),
       scaleChanged: (metres) => showScale(metres),
+    });
+    this.desk = new AreaDesk(this.api, this.areas, this.store, this.map, {
+      vesselPicked: (id) => this.select(id),
+      makeRoom: () => this.panel.makeRoomForMap(),
+      layout: () => this.layout(),
     });
     new ThemeSwitch(() => this.map?.setColours(mapColours()));
     this.live = new Live({
@@ -59,9 +73,14 @@ class Page {
         this.connection.hello(hello);
         void this.load();
       },
-      positions: (batch) => this.store.report(batch, performance.now()),
+      positions: (batch) => {
+        this.store.report(batch, performance.now());
+        this.connection.heard(performance.now());
+      },
       devices: (devices) => this.store.describe(devices),
       sharing: () => void this.load(),
+      areas: () => void this.desk.loadAreas(),
+      alert: (alert) => this.desk.alert(alert),
       status: (status) => this.connection.status(status),
       refused: () => this.session.end(),
     });
@@ -119,6 +138,7 @@ class Page {
       this.live.close();
       this.select(null);
       this.store.clear();
+      this.desk.clear(null);
       this.loaded = false;
       this.refresh();
       this.account.ask();
@@ -127,6 +147,7 @@ class Page {
     } else {
       this.select(null);
       this.store.clear();
+      this.desk.clear(seenOf(this.session.account?.email ?? ""));
       this.loaded = false;
       this.live.open(() => this.session.token);
     }
@@ -143,6 +164,7 @@ class Page {
       this.problem = null;
       if (this.store.selected === null) this.closeDetail();
       this.refresh();
+      await this.desk.load();
       const trails = await this.api.trails();
       if (call === this.loading) this.store.addTrails(trails);
     } catch (error) {
@@ -197,6 +219,8 @@ class Page {
     this.list.update();
     this.filters.update();
     this.detail.update(performance.now());
+    this.desk.update();
+    this.connection.update(performance.now());
     const shown = this.store.visible.length;
     const words = shown === this.store.size ? `${shown} vessels` : `${shown} of ${this.store.size}`;
     setText(byId("counts"), this.loaded ? words : "");
@@ -233,13 +257,18 @@ class Page {
     if (event.key === "Escape") this.escape(typing, target);
     else if (typing) return;
     else if (event.key === "/") this.filters.focusSearch();
+    else if (event.key === "a" && this.session.account !== null) this.desk.drawing.begin(true);
     else if (event.key === "f" && this.store.selected !== null) this.follow();
     else return;
     event.preventDefault();
   }
 
-  /** Escape goes back one step: the search's text, the search, the card. */
+  /** Escape goes back one step: the drawing, the search's text, the search, the card. */
   private escape(typing: boolean, target: HTMLElement): void {
+    if (this.desk.drawing.active) {
+      this.desk.drawing.end();
+      return;
+    }
     if (typing && this.filters.clearSearch()) return;
     if (typing) target.blur();
     else if (this.store.selected !== null) {

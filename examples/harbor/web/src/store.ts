@@ -93,18 +93,17 @@ export class Store {
     }
   }
 
-  /** Past positions: they go before what came live. */
+  /** Past positions: they go before what came live, and where nothing came while the connection was lost. */
   addTrails(answer: TrailsAnswer): void {
     for (const [id, points] of Object.entries(answer.trails)) {
       const vessel = this.vessels.get(id);
       if (vessel === undefined) continue;
-      const oldestMs = vessel.trail[0]?.timeMs ?? vessel.timeMs;
-      const past = points.filter(([timeMs]) => timeMs < oldestMs);
+      const known = new Map<number, Point>(vessel.trail.map((point) => [point.timeMs, point]));
+      for (const [timeMs, lat, lon] of points)
+        if (timeMs < vessel.timeMs && !known.has(timeMs)) known.set(timeMs, project(lat, lon));
       const trail: TrailPoint[] = [];
-      for (const [timeMs, lat, lon] of past) trail.push(trailPoint(trail.at(-1), project(lat, lon), timeMs));
-      const first = vessel.trail[0];
-      if (first !== undefined) vessel.trail[0] = trailPoint(trail.at(-1), first, first.timeMs);
-      vessel.trail = [...trail, ...vessel.trail].slice(-TRAIL_MAX);
+      for (const [timeMs, at] of [...known].sort(([a], [b]) => a - b)) trail.push(trailPoint(trail.at(-1), at, timeMs));
+      vessel.trail = trail.slice(-TRAIL_MAX);
     }
   }
 

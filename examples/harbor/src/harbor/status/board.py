@@ -26,10 +26,11 @@ _log = structlog.get_logger("harbor.status")
 class Board:
     """What `GET /api/status` answers."""
 
-    def __init__(self, fleet: Fleet, *, per_second: Callable[[], float]) -> None:
+    def __init__(self, fleet: Fleet, *, per_second: Callable[[], float], jobs: Callable[[], int]) -> None:
         self._fleet = fleet
         self._entries = fleet.map("harbor:instances", codec=JSON)
         self._per_second = per_second
+        self._jobs = jobs
         self.viewers = 0
         """Signed-in pages that are connected to this instance; `Sockets` counts them."""
         self._alive = Alive()
@@ -53,6 +54,7 @@ class Board:
             "pid": self._fleet.instance.pid,
             "uptime_s": round(time.monotonic() - self._started, 1),
             "viewers": self.viewers,
+            "jobs": self._jobs(),
             "per_second": round(self._per_second(), 2),
             "beat": self._beats,
         }
@@ -72,7 +74,7 @@ class Board:
         entries = [(name, entry) for name in names if (entry := self._entries.get(name)) is not None]
         return {
             "instances": [
-                {"name": name, "pid": entry["pid"], "uptime_s": entry["uptime_s"], "viewers": entry["viewers"]}
+                {"name": name, **{key: entry[key] for key in ("pid", "uptime_s", "viewers", "jobs")}}
                 for name, entry in entries
             ],
             "positions_stored": await self._positions_stored(),

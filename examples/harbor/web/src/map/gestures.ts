@@ -11,6 +11,10 @@ export interface GestureEvents {
   changed(): void;
   panned(): void;
   picked(pixel: Point, touch: boolean): void;
+  /** False: nobody wanted it, the map zooms in. */
+  doubled(): boolean;
+  /** Keys that only the map's user knows; true if it took the key. */
+  keyed(key: string): boolean;
   hovered(pixel: Point | null): void;
   home(): void;
 }
@@ -31,7 +35,9 @@ export class Gestures {
     element.addEventListener("pointercancel", (event) => this.up(event, false));
     element.addEventListener("pointerleave", () => events.hovered(null));
     element.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
-    element.addEventListener("dblclick", (event) => this.zoom(this.pixel(event), 1));
+    element.addEventListener("dblclick", (event) => {
+      if (!events.doubled()) this.zoom(this.pixel(event), 1);
+    });
     element.addEventListener("keydown", (event) => this.key(event));
   }
 
@@ -93,6 +99,11 @@ export class Gestures {
   }
 
   private key(event: KeyboardEvent): void {
+    if (this.events.keyed(event.key)) {
+      event.preventDefault();
+      event.stopPropagation();
+      return;
+    }
     const pan = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
     if (pan !== undefined) {
       this.camera.pan((pan[0] as number) * KEY_PAN_PX, (pan[1] as number) * KEY_PAN_PX);

@@ -6,6 +6,8 @@ import { duration, instanceLabel, whole } from "../format";
 import type { LiveState } from "../live";
 import { byId, el, setText } from "./dom";
 
+/** After so long without a position the badge says so. */
+const QUIET_MS = 30_000;
 const NOTICE_MS = 4_500;
 /** Shorter breaks than this are not worth a word. */
 const PATIENCE_MS = 400;
@@ -28,18 +30,32 @@ export class ConnectionView {
   private previous: string | null = null;
   private lost = false;
   private timer: ReturnType<typeof setTimeout> | undefined;
+  private now: LiveState = "connecting";
+  private heardMs = -Infinity;
 
   state(state: LiveState): void {
+    if (state === "live") this.heardMs = performance.now(); // silence counts from here
+    this.now = state;
     this.box.dataset["state"] = state;
-    this.badge.dataset["state"] = state;
     setText(this.label, WORDS[state].label);
-    setText(this.badge.querySelector("b") as Element, WORDS[state].badge);
+    this.showBadge(false);
     setText(this.detail, state === "live" ? this.servedBy() : "");
     if (state === "reconnecting") this.breaks();
     if (state === "offline") {
       this.lost = false;
       this.hideNotice();
     }
+  }
+
+  /** Positions have come. */
+  heard(nowMs: number): void {
+    this.heardMs = nowMs;
+    this.showBadge(false);
+  }
+
+  /** Called every second: a connection that brings nothing is not live. */
+  update(nowMs: number): void {
+    this.showBadge(this.now === "live" && nowMs - this.heardMs > QUIET_MS);
   }
 
   hello(hello: Hello): void {
@@ -63,7 +79,9 @@ export class ConnectionView {
     this.instances.replaceChildren(
       ...status.instances.map((instance) => {
         const serves = instance.name === this.serving?.instance;
-        const about = `pid ${instance.pid} · up ${duration(instance.uptime_s)} · ${instance.viewers} ${instance.viewers === 1 ? "viewer" : "viewers"}`;
+        const viewers = `${instance.viewers} ${instance.viewers === 1 ? "viewer" : "viewers"}`;
+        const jobs = `${instance.jobs} ${instance.jobs === 1 ? "job" : "jobs"}`;
+        const about = `pid ${instance.pid} · up ${duration(instance.uptime_s)} · ${viewers} · ${jobs}`;
         const name = el("b", { title: instance.name }, instanceLabel(instance.name), serves ? el("em", {}, "serves you") : null);
         return el("li", serves ? { class: "serves" } : {}, el("i", { "aria-hidden": "true" }), el("div", {}, name, el("span", {}, about)));
       }),
@@ -72,6 +90,12 @@ export class ConnectionView {
 
   private servedBy(): string {
     return this.serving === null ? "" : `served by ${instanceLabel(this.serving.instance)}`;
+  }
+
+  private showBadge(quiet: boolean): void {
+    this.badge.dataset["state"] = quiet ? "quiet" : this.now;
+    this.badge.title = quiet ? "Connected, but no vessel reports at the moment" : "";
+    setText(this.badge.querySelector("b") as Element, quiet ? "QUIET" : WORDS[this.now].badge);
   }
 
   private breaks(): void {

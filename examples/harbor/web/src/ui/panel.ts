@@ -40,6 +40,11 @@ export class Panel {
     if (this.narrow.matches) this.snap("half");
   }
 
+  /** An area is drawn on the map, so the map needs the room. */
+  makeRoomForMap(): void {
+    if (this.narrow.matches) this.snap("peek");
+  }
+
   showDetail(shown: boolean): void {
     this.panel.classList.toggle("with-detail", shown);
   }

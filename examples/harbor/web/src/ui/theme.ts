@@ -1,5 +1,6 @@
 // Light and dark: the system's choice until the reader makes one. Colours live in CSS variables; the canvas reads them here.
 
+import { AREA_COLOURS } from "../colours";
 import { KINDS } from "../kinds";
 import type { MapColours } from "../map/map";
 import { byId } from "./dom";
@@ -50,6 +51,12 @@ export function mapColours(): MapColours {
       landName: read("--land-name"),
       waterName: read("--water-name"),
       halo: read("--land"),
+    },
+    areas: {
+      areas: Object.fromEntries(AREA_COLOURS.map((name) => [name, read(`--area-${name}`)])),
+      ink: read("--ink"),
+      labelBack: read("--label-back"),
+      bad: read("--bad"),
     },
     vessels: {
       kinds: Object.fromEntries(KINDS.map((kind) => [kind.id, read(`--kind-${kind.id}`)])),
