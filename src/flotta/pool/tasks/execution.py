@@ -1,0 +1,251 @@
+"""One run of one task in this process: from its payload to its verdict.
+
+Owns how a run ends. Invariants:
+
+* Every run that is not abandoned has one verdict; one that was fenced off has none.
+* A run that is cancelled because its worker stops is given back: that is no failure, and no attempt.
+* A function in a thread cannot be stopped: it is told (``context.cancelled``), and its outcome counts when it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack
+from enum import Enum
+from typing import Any, Final, final
+
+from flotta.errors import PayloadTooLarge, WireError
+from flotta.pool.tasks.context import CURRENT, RetryTask, TaskContext
+from flotta.pool.tasks.declaration import Declaration
+from flotta.pool.tasks.options import Retry
+from flotta.pool.tasks.records import Failure, Fetched, WorkerOptions
+from flotta.pool.tasks.registry import CallNext, Middleware, TaskRegistry
+from flotta.pool.tasks.store import Finished, TaskStore, Verdict
+
+__all__ = ["Ending", "Executing", "Run"]
+
+_REASON_CHARS_MAX: Final = 2_000
+_TRACE_CHARS_MAX: Final = 8_000
+_DEFAULT_RETRY: Final = Retry()
+
+
+class Ending(Enum):
+    """Why a run was cancelled from outside."""
+
+    CANCELLED = "cancelled"
+    DRAIN = "drain"
+    FENCED = "fenced"
+
+
+@final
+class Executing:
+    """What all runs of a worker share."""
+
+    __slots__ = ("finished", "payload_bytes_max", "pool", "registry", "store", "threads", "worker")
+
+    def __init__(
+        self,
+        store: TaskStore,
+        registry: TaskRegistry,
+        worker: str,
+        finished: Callable[[Run, Finished | None], None],
+        *,
+        threads: Executor,
+        payload_bytes_max: int,
+    ) -> None:
+        self.store = store
+        self.pool = store.pool
+        self.registry = registry
+        self.worker = worker
+        self.finished = finished
+        self.threads = threads
+        self.payload_bytes_max = payload_bytes_max
+
+
+@final
+class Run:
+    """One run. ``execute`` is its whole life; ``cancel`` ends it early."""
+
+    __slots__ = ("_context", "_declared", "_ending", "_fetched", "_options", "_shared", "_task")
+
+    def __init__(self, shared: Executing, declared: Declaration, fetched: Fetched) -> None:
+        self._shared = shared
+        self._declared = declared
+        self._fetched = fetched
+        self._options: WorkerOptions | None = None
+        self._context: TaskContext | None = None
+        self._ending: Ending | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def fence(self) -> bytes:
+        """The fencing token: what tells it from other runs of the same task."""
+        return self._fetched.fence
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin."""
+        self._task = loop.create_task(self._execute(), name="task")
+
+    def cancel(self, ending: Ending) -> None:
+        """End it. A second time, a function in a thread is abandoned. FENCED is final: nothing is reported."""
+        if self._ending is not Ending.FENCED:
+            self._ending = ending
+        if self._context is not None:
+            self._context.cancelled = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def context(self) -> TaskContext:
+        """Made when somebody asks for it."""
+        if self._context is None:
+            fetched, shared = self._fetched, self._shared
+            self._context = TaskContext(
+                pool=shared.pool,
+                worker=shared.worker,
+                id=fetched.id.decode(),
+                name=self._declared.name,
+                attempt=self._attempts,
+                fence=int(fetched.fence),
+                headers=self._worker_options().headers,
+                report=lambda data: shared.store.progress(shared.worker, fetched.id, fetched.fence, data),
+            )
+        return self._context
+
+    @property
+    def _attempts(self) -> int:
+        return self._fetched.failures + self._fetched.losses + 1
+
+    def _worker_options(self) -> WorkerOptions:
+        if self._options is None:
+            self._options = WorkerOptions.decode(self._fetched.options)
+        return self._options
+
+    # --- its life -----------------------------------------------------------------------------------------------
+
+    async def _execute(self) -> None:
+        """One path for the plain case (an ``async`` function and its arguments), because that is most of the time."""
+        declared, fetched, shared = self._declared, self._fetched, self._shared
+        finished: Finished | None = None
+        try:
+            CURRENT.set(self.context)
+            arguments = declared.signature.decode(fetched.payload)
+            if declared.is_plain and not fetched.options and not shared.registry.middleware:
+                value = await declared.fn(**arguments)
+            else:
+                value = await self._call(arguments)
+            data = self._encode(value)
+            finished = Finished(fetched.id, fetched.fence, Verdict.DONE, data, 0)
+        except asyncio.CancelledError as error:
+            finished = self._on_cancelled(error)
+        except Exception as error:  # noqa: BLE001 - a task may raise anything; it is reported
+            finished = self._on_error(error)
+        finally:
+            shared.finished(self, None if self._ending is Ending.FENCED else finished)
+
+    def _encode(self, value: object) -> bytes:
+        data = self._declared.result.encode(value)
+        if len(data) > self._shared.payload_bytes_max:
+            what = f"result of task {self._declared.name!r}"
+            raise PayloadTooLarge(what, len(data), self._shared.payload_bytes_max, option="payload_bytes_max")
+        return data
+
+    async def _call(self, arguments: Mapping[str, Any]) -> Any:
+        timeout_s = self._worker_options().timeout_s
+        if timeout_s is None:
+            timeout_s = self._declared.timeout_s
+        if not timeout_s:
+            return await self._wrapped(arguments)
+        limit = asyncio.timeout(timeout_s)
+        try:
+            async with limit:
+                return await self._wrapped(arguments)
+        except TimeoutError:
+            if limit.expired():
+                raise TimeoutError(f"not done after {timeout_s:g} s") from None
+            raise
+
+    async def _wrapped(self, arguments: Mapping[str, Any]) -> Any:
+        call: CallNext = lambda: self._provided(arguments)  # noqa: E731 - the innermost of a chain
+        for middleware in reversed(self._shared.registry.middleware):
+            call = _around(middleware, self.context(), call)
+        return await call()
+
+    async def _provided(self, arguments: Mapping[str, Any]) -> Any:
+        declared = self._declared
+        if not declared.needs:
+            return await self._invoke(arguments)
+        raised: Exception | None = None
+        value: Any = None
+        async with AsyncExitStack() as stack:
+            provided = await declared.needs.provide(stack, self.context())
+            try:
+                value = await self._invoke({**arguments, **provided})
+            except Exception as error:
+                raised = error
+                raise
+        if raised is not None:  # a generator swallowed it
+            raise raised
+        return value
+
+    async def _invoke(self, arguments: Mapping[str, Any]) -> Any:
+        declared = self._declared
+        if declared.is_async:
+            return await declared.fn(**arguments)
+        self.context()  # made here: it belongs to the loop
+        call = contextvars.copy_context().run
+        thread = asyncio.get_running_loop().run_in_executor(
+            self._shared.threads, lambda: call(declared.fn, **arguments)
+        )
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            self.context().cancelled = True
+            if thread.cancelled():
+                raise
+            return await asyncio.shield(thread)
+
+    # --- its end ------------------------------------------------------------------------------------------------
+
+    def _on_cancelled(self, error: asyncio.CancelledError) -> Finished:
+        if self._ending is Ending.CANCELLED:
+            return self._ended(Verdict.CANCELLED, b"")
+        if self._ending is Ending.DRAIN:
+            return self._ended(Verdict.BACK, b"")
+        return self._on_error(error)  # the task's own: something that it awaited was cancelled
+
+    def _on_error(self, error: BaseException) -> Finished:
+        failures = self._fetched.failures + 1
+        failure = self._failure(error).encode()
+        if self._ending is Ending.DRAIN:
+            return self._ended(Verdict.BACK, b"")
+        if isinstance(error, RetryTask):
+            retry = self._declared.retry or _DEFAULT_RETRY
+            if failures <= retry.retries:
+                pause_s = retry.backoff.pause_s(failures, random.random()) if error.after_s is None else error.after_s  # noqa: S311
+                return self._ended(Verdict.RETRY, failure, pause_s)
+        elif isinstance(error, WireError | PayloadTooLarge):
+            return self._ended(Verdict.FAILED, failure)
+        elif self._declared.retry is not None and self._declared.retry.allows(error, failures):
+            pause_s = self._declared.retry.backoff.pause_s(failures, random.random())  # noqa: S311 - jitter, no secret
+            return self._ended(Verdict.RETRY, failure, pause_s)
+        return self._ended(Verdict.FAILED, failure)
+
+    def _ended(self, verdict: bytes, value: bytes, delay_s: float = 0.0) -> Finished:
+        return Finished(self._fetched.id, self._fetched.fence, verdict, value, round(delay_s * 1000))
+
+    def _failure(self, error: BaseException) -> Failure:
+        trace = "".join(traceback.format_exception(error))[-_TRACE_CHARS_MAX:]
+        kind = type(error).__qualname__
+        return Failure(kind, str(error)[:_REASON_CHARS_MAX], trace, self._attempts, self._declared.name)
+
+
+def _around(middleware: Middleware, context: TaskContext, call_next: CallNext) -> CallNext:
+    async def call() -> Any:
+        return await middleware(context, call_next)
+
+    return call
