@@ -1,4 +1,4 @@
-"""Cron expressions: when one comes round next. Pure: the time comes in, the next time goes out.
+"""Cron expressions and plain intervals: when one comes round next. Pure: the time comes in, the next time goes out.
 
 Invariants: what comes out is later than what came in; the same input gives the same output on every node, so that nodes
 agree on the next time without talking. Times travel as milliseconds since 1970 UTC; the time zone only decides which of
@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final, final
+from typing import Any, Final, Protocol, final
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
 from flotta.errors import ConfigError
 
-__all__ = ["Cron"]
+__all__ = ["Cron", "Every", "Recurrence"]
 
 _ALLOWED: Final = (
     "five fields (minute hour day-of-month month day-of-week), or six with seconds first, or @hourly, @daily, @weekly, "
@@ -33,10 +33,55 @@ _SHORT: Final = {
     "@monthly": "0 0 1 * *",
     "@yearly": "0 0 1 1 *",
 }
+EVERY_S_MIN: Final = 0.1
+EVERY_S_MAX: Final = 366 * 24 * 3600.0
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
 _STEPS_MAX: Final = 200
 """Times that may lie before the one asked for: those of one repeated hour, at most one a minute."""
+
+
+class Recurrence(Protocol):
+    """Something that comes round. ``str`` of it names it: two with the same name come round at the same times."""
+
+    def next_ms(self, after_ms: int) -> int | None:
+        """The first time after ``after_ms``, in milliseconds since 1970 UTC; None: never."""
+        ...
+
+    def last_ms(self, after_ms: int, until_ms: int) -> int | None:
+        """The last time in (``after_ms``, ``until_ms``]; None: there is none."""
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Every:
+    """Every ``seconds`` (0.1 to 366 days), at the multiples of it since 1970 UTC: nodes agree without talking, and so
+    do restarts. Raises ``ConfigError`` at birth."""
+
+    seconds: float
+
+    def __post_init__(self) -> None:
+        seconds: Any = self.seconds
+        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not number or not EVERY_S_MIN <= seconds <= EVERY_S_MAX:
+            raise ConfigError("seconds", seconds, f"{EVERY_S_MIN:g} to {EVERY_S_MAX:g}", source="every")
+
+    def __str__(self) -> str:
+        return f"every {self.seconds:g} s"
+
+    def next_ms(self, after_ms: int) -> int | None:
+        """As for `Recurrence`; never None."""
+        return (after_ms // self._ms + 1) * self._ms
+
+    def last_ms(self, after_ms: int, until_ms: int) -> int | None:
+        """As for `Recurrence`."""
+        last_ms = until_ms // self._ms * self._ms
+        return last_ms if last_ms > after_ms else None
+
+    @property
+    def _ms(self) -> int:
+        return round(self.seconds * 1000)
 
 
 @final
