@@ -191,7 +191,8 @@ class Coordinator:
                 self._fail()
                 self._logger.exception("a look after the pool failed", node=self._membership.node)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._bell.wait(), self._pause_s())
+                async with asyncio.timeout(self._pause_s()):  # wait_for of 3.11 may swallow a cancellation
+                    await self._bell.wait()
 
     def _fail(self) -> None:
         self._counts["steps_failed"] += 1

@@ -23,7 +23,7 @@ from flotta.errors import CommandError, FlottaError, Outcome, RedisError
 from flotta.redis import Arg, Redis
 from flotta.streaming.tail import unblock
 
-__all__ = ["Entry", "Inbox", "Mail", "parse_entries"]
+__all__ = ["Entry", "Inbox", "Mail"]
 
 _BLOCK_MS: Final = 5_000
 _COUNT: Final = 1_000
@@ -34,20 +34,10 @@ _DELETE_MAX: Final = 1_000  # ids in one XDEL: it holds the server for less than
 
 
 class Entry(NamedTuple):
-    """One doorbell or answer: its id in the stream, its type, its fields (bytes to bytes, the type included)."""
+    """One entry of a stream: its id and its fields (field, value, field, value, ...) for ``wire.py``."""
 
     id: bytes
-    type: bytes
-    fields: dict[bytes, bytes]
-
-
-def parse_entries(raw: Iterable[Any]) -> list[Entry]:
-    """The entries of one stream of an XREAD reply. What is no entry of ours (no field ``t``) gets the empty type."""
-    entries = []
-    for entry_id, flat in raw:
-        fields = dict(zip(flat[::2], flat[1::2], strict=True))
-        entries.append(Entry(entry_id, fields.get(b"t", b""), fields))
-    return entries
+    fields: list[bytes]
 
 
 @final
@@ -196,7 +186,7 @@ class Inbox:
             mail = self._mails.get(key.decode())
             if mail is not None and raw:
                 mail.cursor = raw[-1][0]
-                mail.on_entries(parse_entries(raw))
+                mail.on_entries([Entry(*entry) for entry in raw])
                 self.trim_soon()
 
     async def _block(self) -> Any:

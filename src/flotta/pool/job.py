@@ -1,7 +1,8 @@
 """What a job's function holds in its hands while it runs.
 
 Owns nothing but the view: what is true of the job is in its record, what is true of this run in ``runs.py``.
-Invariants: ``fence`` never changes during one run; once ``owned`` is False it stays so, and every write of this run is refused.
+Invariants: ``fence`` never changes during one run; once ``owned`` is False it stays so, and every write of this run is
+refused.
 """
 
 from __future__ import annotations

@@ -74,9 +74,16 @@ class Mailbox:
         self._waiting.extendleft((entry_id, payload, True) for entry_id, payload in reversed(self._taken))
         self._taken.clear()
 
-    def undelivered(self) -> list[bytes]:
-        """The payloads of everything that is not done, in order: what moves along with the job."""
-        return [payload for _, payload in self._taken] + [payload for _, payload, _ in self._waiting]
+    def not_done(self) -> list[bytes]:
+        """The inbox entries of everything that is not done, in order: what moves along with the job."""
+        return [entry_id for entry_id, _ in self._taken] + [entry_id for entry_id, _, _ in self._waiting]
+
+    def empty(self) -> list[tuple[bytes, bytes]]:
+        """Take out everything that is not done, with its inbox entries, in order: it goes elsewhere."""
+        left = self._taken + [(entry_id, payload) for entry_id, payload, _ in self._waiting]
+        self._taken = []
+        self._waiting.clear()
+        return left
 
     def close(self) -> None:
         """The job has ended here for good: nothing of this is needed any more."""

@@ -226,7 +226,8 @@ class Membership:
             if left_s <= 0 or (wanted and not lives):
                 return False
             try:
-                await asyncio.wait_for(changed.wait(), min(pause_s, left_s))
+                async with asyncio.timeout(min(pause_s, left_s)):  # wait_for of 3.11 may swallow a cancellation
+                    await changed.wait()
             except TimeoutError:
                 pause_s = min(2 * pause_s, _PLACED_POLL_MAX_S)
 

@@ -1,0 +1,599 @@
+"""A node: one process' place in a pool, from which it dispatches, and on which its workers are.
+
+Owns the parts and the order in which they come and go: membership (leases), the inbox (bells and answers), the
+dispatcher (who waits), the coordinator (its share of looking after the pool), workers. Invariants: a node joins once
+and is closed once; closing takes a bounded time, also without Redis; nothing here grows with the jobs of other nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, Self, final
+
+import structlog
+
+from flotta.errors import Closed, FlottaError, InvalidName, NotRunning, PoolShutdown, RedisError, StateError
+from flotta.pool.backoff import Backoff
+from flotta.pool.coordinator import Coordinator
+from flotta.pool.dispatching import Dispatcher, is_refusal
+from flotta.pool.handler import Handler, run_handler
+from flotta.pool.heartbeat import BeatNews, Lease
+from flotta.pool.inbox import Entry, Inbox
+from flotta.pool.keys import check_key, check_name
+from flotta.pool.lease import Loss
+from flotta.pool.membership import Membership, WorkerInfo
+from flotta.pool.options import PoolOptions
+from flotta.pool.records import Counts as PoolCounts
+from flotta.pool.records import JobInfo
+from flotta.pool.runs import JobKind
+from flotta.pool.stats import Counts, NodeStats
+from flotta.pool.store import JobStore
+from flotta.pool.tenure import Surroundings
+from flotta.pool.wire import Bell, Ring
+from flotta.pool.worker import Worker, WorkerState
+from flotta.redis import Redis
+
+__all__ = ["CRASHES_MAX", "JobHandle", "Node", "PoolWorker"]
+
+CRASHES_MAX: Final = 5
+"""How often a job may crash, and lose its worker, before it is a dead letter, unless its dispatch says otherwise."""
+_SHUTDOWN_POLL_S: Final = 0.05
+_LEAVE_S: Final = 5.0
+"""How long a shutdown waits for the nodes to go, once every job has ended."""
+
+
+class _State(Enum):
+    NEW = "new"
+    JOINED = "joined"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolWorker:
+    """One worker of the pool, anywhere. ``lives``: its lease is valid; ``leaves``: it hands its jobs over."""
+
+    id: str
+    lives: bool
+    leaves: bool
+    jobs: int
+    info: WorkerInfo
+
+
+@final
+class JobHandle:
+    """A job that was dispatched from here. It holds nothing: the job goes on without it."""
+
+    __slots__ = ("_node", "fence", "key", "worker")
+
+    def __init__(self, node: Node, key: str, fence: int, worker: str) -> None:
+        self._node = node
+        self.key = key
+        self.fence = fence
+        """Its fencing token when it started; each later owner has a higher one."""
+        self.worker = worker
+        """The worker that started it."""
+
+    def __repr__(self) -> str:
+        return f"JobHandle({self.key!r}, worker={self.worker!r}, fence={self.fence})"
+
+    async def notify(self, payload: bytes) -> None:
+        """As ``Node.notify``."""
+        await self._node.notify(self.key, payload)
+
+    async def stop(self, *, timeout_s: float | None = None) -> None:
+        """As ``Node.stop``."""
+        await self._node.stop(self.key, timeout_s=timeout_s)
+
+    async def info(self) -> JobInfo | None:
+        """As ``Node.job_info``."""
+        return await self._node.job_info(self.key)
+
+
+@final
+class Node:
+    """A node of the pool ``name``. ``Node.join`` makes and starts one; you owe it ``close``."""
+
+    def __init__(
+        self,
+        name: str,
+        redis: Redis,
+        *,
+        options: PoolOptions | None = None,
+        service: str = "",
+        logger: Any = None,
+        owns_redis: bool = False,
+    ) -> None:
+        self.name = check_name("pool", name)
+        self.options = options or PoolOptions()
+        self.redis = redis
+        self.id = f"{_host()}-{os.getpid()}.{secrets.token_hex(6)}"
+        self.service = service
+        self.log = (logger or structlog.get_logger("flotta.pool")).bind(pool=name)
+        self.counts = Counts()
+        self.store = JobStore(redis, name, options=self.options)
+        self.keys = self.store.keys
+        self.membership = Membership(
+            redis,
+            self.keys,
+            self.id,
+            options=self.options,
+            on_lost=self._on_lost,
+            on_news=self._on_news,
+            logger=self.log,
+        )
+        self.coordinator = Coordinator(self.store, self.membership, logger=self.log)
+        self._owns_redis = owns_redis
+        self._state = _State.NEW
+        self._inbox = Inbox(redis, name=f"pool-{self.name}", logger=self.log)
+        self._dispatcher = Dispatcher(self.store, self.id, self.options, self.counts, self.log)
+        self._workers: list[Worker] = []
+        self._zombies: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._reply_takers: dict[str, Callable[[Ring], None]] = {}
+        self._shutting_down: asyncio.Task[None] | None = None
+        self._is_shutdown = False
+        self._stops_the_pool = False
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def join(
+        cls,
+        name: str,
+        redis: Redis | str,
+        *,
+        options: PoolOptions | None = None,
+        service: str = "",
+        logger: Any = None,
+        **single_options: Any,
+    ) -> Self:
+        """Join the pool ``name``. ``redis``: a client, or a URL (the node then owns its connection). ``options``, or
+        its fields by name.
+
+        You owe it ``close``. Raises ``InvalidName``, ``ConfigError``, ``PoolShutdown`` while the pool is being stopped,
+        and what a Redis call raises. Cancelling leaves nothing but, for one ttl, the node's name.
+        """
+        if single_options:
+            options = PoolOptions(**single_options)
+        client = Redis.from_url(redis, logger=logger) if isinstance(redis, str) else redis
+        node = cls(name, client, options=options, service=service, logger=logger, owns_redis=isinstance(redis, str))
+        try:
+            await node.start()
+        except BaseException:
+            await node.close(timeout_s=1.0)
+            raise
+        return node
+
+    async def start(self) -> None:
+        """Join. Again: harmless."""
+        if self._state is not _State.NEW:
+            self._check_open()
+            return
+        await self.redis.connect()
+        if await self.redis.link.call("HEXISTS", self.keys.meta, "shutdown"):
+            if await self._nodes_there():
+                raise PoolShutdown(self.name)
+            await self.store.purge()  # whoever stopped the pool has died over it
+        self._state = _State.JOINED
+        await self.membership.start()
+        self._inbox.open(self.keys.replies(self.id), self._take_replies, self._reconcile)
+        self._inbox.start()
+        if not self.options.client_only:
+            self.coordinator.start()
+
+    async def close(self, timeout_s: float | None = None) -> None:
+        """Hand all jobs of this node's workers to others and leave. Again: harmless.
+
+        Jobs that have not ended after ``timeout_s`` (None: ``close_timeout_s``) were cancelled and are given up: they
+        may run elsewhere while they still run here, and ``stats.stuck`` counts them. Raises nothing for a lost
+        connection. Cancelling leaves at once; the other nodes then notice by the worker's time to live.
+        """
+        if self._state in (_State.CLOSING, _State.CLOSED):
+            return
+        was, self._state = self._state, _State.CLOSING
+        self._dispatcher.close(PoolShutdown(self.name) if self._is_shutdown else Closed(f"node of pool {self.name!r}"))
+        limit_s = self.options.close_timeout_s if timeout_s is None else timeout_s
+        try:
+            if was is _State.JOINED:
+                await asyncio.gather(*(self._leave(worker, limit_s) for worker in tuple(self._workers)))
+        finally:
+            await self._end()
+
+    async def shutdown(self, timeout_s: float | None = None) -> None:
+        """Stop the whole pool: every job ends for good, every node closes, and what the pool has in Redis is deleted.
+
+        Jobs that have not ended after ``shutdown_ttl_s`` are taken from their workers. Takes at most ``timeout_s``
+        (None: that time and a few seconds) and raises ``TimeoutError`` then; the others go on stopping. Raises
+        ``StateError`` on a client-only node, and what a Redis call raises. Cancelling it: the shutdown goes on.
+        """
+        if self._state in (_State.CLOSING, _State.CLOSED):
+            return
+        if self.options.client_only:
+            raise StateError("node", "a client-only node cannot stop the pool")
+        self._check_open()
+        limit_s = self.options.shutdown_ttl_s + 2 * _LEAVE_S if timeout_s is None else timeout_s
+        self._stops_the_pool = True
+        async with asyncio.timeout(limit_s):
+            await self.store.shutdown_begin(self.id)
+            self._begin_shutdown()
+            assert self._shutting_down is not None
+            await asyncio.shield(self._shutting_down)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, by ``close`` or by a shutdown of the pool."""
+        return self._state in (_State.CLOSING, _State.CLOSED)
+
+    # --- workers of this node -----------------------------------------------------------------------------------
+
+    async def add_worker(
+        self,
+        handler: Handler,
+        *,
+        name: str | None = None,
+        backoff: Backoff | None = None,
+        crashes_reset_s: float = 600.0,
+    ) -> Worker:
+        """A worker that runs jobs dispatched by ``dispatch`` with ``handler``. It takes jobs at once.
+
+        ``backoff``: the pauses after crashes; ``crashes_reset_s``: a job that ran so long is forgiven its crashes.
+        Raises ``StateError`` on a client-only node, ``PoolShutdown``, and what a Redis call raises.
+        """
+
+        async def run(job: Any) -> None:
+            await run_handler(handler, job, self.log)
+
+        kind = JobKind(name="", run=run, explicit=True, backoff=backoff or Backoff(), crashes_reset_s=crashes_reset_s)
+        return await self.add_kinds({"": kind}, name=name)
+
+    async def add_kinds(
+        self,
+        kinds: dict[str, JobKind],
+        *,
+        name: str | None = None,
+        tasks: Iterable[str] = (),
+        on_task_bell: Callable[[Bell], None] | None = None,
+    ) -> Worker:
+        """A worker that runs jobs of ``kinds``, by their names. See ``add_worker``."""
+        self._check_open()
+        if self.options.client_only:
+            raise StateError("node", "a client-only node has no workers")
+        if self._is_shutdown:
+            raise PoolShutdown(self.name)
+        around = Surroundings(
+            store=self.store,
+            inbox=self._inbox,
+            membership=self.membership,
+            options=self.options,
+            counts=self.counts,
+            logger=self.log,
+            kind_of=kinds.get,
+            pick_other=self._pick_other,
+            on_task_bell=on_task_bell or _ignore,
+            on_shutdown=self._begin_shutdown,
+            zombies=self._zombies,
+        )
+        worker = Worker(
+            name or f"{_host()}-{os.getpid()}",
+            self.membership,
+            around,
+            kinds=tuple(kinds),
+            tasks=tuple(tasks),
+            service=self.service,
+            on_change=self.coordinator.poke,
+        )
+        await worker.join()
+        self._workers.append(worker)
+        return worker
+
+    async def remove_worker(self, worker: Worker, *, timeout_s: float | None = None) -> None:
+        """Hand the jobs of ``worker`` to others and take it away. See ``close``."""
+        await self._leave(worker, self.options.close_timeout_s if timeout_s is None else timeout_s)
+
+    @property
+    def local_workers(self) -> tuple[Worker, ...]:
+        """The workers of this node."""
+        return tuple(self._workers)
+
+    # --- jobs ---------------------------------------------------------------------------------------------------
+
+    async def dispatch(
+        self,
+        key: str,
+        payload: bytes = b"",
+        *,
+        kind: str = "",
+        crashes_max: int = CRASHES_MAX,
+        timeout_s: float | None = None,
+        scheduler: str = "",
+    ) -> JobHandle:
+        """Give the job ``key`` to its worker; return when that has started it.
+
+        ``timeout_s``: None is ``dispatch_timeout_s``. Raises ``JobExists``, ``QueueFull``, ``NoWorkers``,
+        ``StartFailed`` (with what the handler said), ``DispatchTimeout`` (then it was withdrawn or told to stop),
+        ``PoolShutdown``, ``PayloadTooLarge``, ``InvalidName``, ``Closed``, and what a Redis call raises. Cancelling it
+        is harmless: the job may have been accepted and start.
+        """
+        self._check_joined()
+        started = await self._dispatcher.dispatch(
+            key, kind, payload, crashes_max=crashes_max, timeout_s=timeout_s, scheduler=scheduler
+        )
+        return JobHandle(self, key, started.fence, started.worker)
+
+    async def dispatch_many(
+        self, jobs: Iterable[tuple[str, bytes]], *, kind: str = "", crashes_max: int = CRASHES_MAX,
+        timeout_s: float | None = None,
+    ) -> list[JobHandle | FlottaError]:  # fmt: skip
+        """``dispatch`` for many jobs (key, payload) at a time: for each, in their order, its handle or what
+        ``dispatch`` would have raised. Cancelling: any number of them may have been accepted."""
+
+        async def one(key: str, payload: bytes) -> JobHandle | FlottaError:
+            try:
+                return await self.dispatch(key, payload, kind=kind, crashes_max=crashes_max, timeout_s=timeout_s)
+            except FlottaError as error:
+                if isinstance(error, InvalidName) or is_refusal(error):
+                    return error
+                raise
+
+        return list(await asyncio.gather(*(one(key, payload) for key, payload in jobs)))
+
+    async def stop(self, key: str, *, timeout_s: float | None = None) -> None:
+        """End the job ``key`` for good; return when it has ended.
+
+        It is cancelled with ``StopReason.STOP``; one that nobody has claimed is just gone. ``timeout_s``: None is
+        ``stop_timeout_s``. Raises ``NotRunning``, ``StopUnconfirmed`` (it stays marked as stopping and will run nowhere
+        else), and what a Redis call raises. Cancelling it: the job is stopped all the same.
+        """
+        self._check_joined()
+        await self._dispatcher.stop(check_key(key), timeout_s)
+
+    async def notify(self, key: str, payload: bytes) -> None:
+        """Send ``payload`` to the job ``key``. Notifications of one caller arrive in order, at least once while Redis
+        keeps its data, also when the worker dies meanwhile.
+
+        Returns when it is in the inbox of the job's worker. Raises ``NotRunning``, ``QueueFull`` (``inbox_max``),
+        ``PayloadTooLarge``, and what a Redis call raises; after ``AmbiguousOutcome`` it may have been sent.
+        """
+        self._check_joined()
+        await self.store.notify(check_key(key), payload)
+        self.counts.notified += 1
+        self.counts.busy.add(key)
+
+    async def jobs(self) -> list[JobInfo]:
+        """All jobs of the pool, as their records say, in no order. It reads every record."""
+        self._check_joined()
+        workers = [worker.decode() for worker in await self.redis.link.call("HKEYS", self.keys.workers)]
+        found: dict[str, JobInfo] = {}
+        for worker in [*workers, ""]:
+            async for info in self.store.jobs(worker):
+                found[info.key] = info
+        return list(found.values())
+
+    async def job_info(self, key: str) -> JobInfo | None:
+        """The job ``key`` as its record says; None if there is none."""
+        self._check_joined()
+        return await self.store.read(check_key(key))
+
+    async def payload(self, key: str) -> bytes:
+        """The payload of the job ``key``. Raises ``NotRunning``."""
+        self._check_joined()
+        payload = await self.store.payload(check_key(key))
+        if payload is None:
+            raise NotRunning(self.name, key)
+        return payload
+
+    async def workers(self) -> list[PoolWorker]:
+        """All workers of the pool, the oldest first."""
+        self._check_joined()
+        link, keys = self.redis.link, self.keys
+        facts, leases, leaving, now = await link.call_many(
+            [
+                ("HGETALL", keys.workers),
+                ("ZRANGE", keys.leases, 0, -1, "WITHSCORES"),
+                ("SMEMBERS", keys.leaving),
+                ("TIME",),
+            ]
+        )
+        now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
+        until_ms: dict[bytes, float] = dict(leases)
+        ids = list(facts)
+        owned = await link.call_many([("SCARD", keys.owned(worker.decode())) for worker in ids]) if ids else []
+        found = [
+            PoolWorker(
+                id=worker.decode(),
+                lives=until_ms.get(worker, 0) > now_ms,
+                leaves=worker in leaving,
+                jobs=int(jobs),
+                info=WorkerInfo.decode(facts[worker]),
+            )
+            for worker, jobs in zip(ids, owned, strict=True)
+        ]
+        return sorted(found, key=lambda worker: (worker.info.since_ms, worker.id))
+
+    async def pool_counts(self) -> PoolCounts:
+        """How many jobs of the whole pool wait, how many workers and dead letters there are."""
+        self._check_joined()
+        return await self.store.counts()
+
+    @property
+    def stats(self) -> NodeStats:
+        """What has happened here since the node joined."""
+        counts = self.counts
+        return NodeStats(
+            running=sum(len(worker.tenure.runs) for worker in self._workers if worker.tenure is not None),
+            workers=sum(worker.state is WorkerState.WORKING for worker in self._workers),
+            dispatched=counts.dispatched,
+            refused=counts.refused,
+            started=counts.started,
+            failed=counts.failed,
+            finished=counts.finished,
+            stopped=counts.stopped,
+            crashed=counts.crashed,
+            dead=counts.dead,
+            moved=counts.moved,
+            stayed=counts.stayed,
+            declined=counts.declined,
+            fenced=counts.fenced,
+            stuck=counts.stuck,
+            leases_lost=counts.leases_lost,
+            notified=counts.notified,
+            noted=counts.noted,
+            latency_buckets=tuple(counts.latency.buckets),
+            latency_count=counts.latency.count,
+            latency_sum_s=counts.latency.sum_s,
+            failing_keys=tuple((key, number) for key, number in counts.failing.top() if number >= 3),
+            busy_keys=tuple(counts.busy.top(share_min=0.1)),
+        )
+
+    # --- for the other parts of the pool ------------------------------------------------------------------------
+
+    def take_replies(self, type_: str, take: Callable[[Ring], None]) -> None:
+        """Hand answers of this type (``result``) to ``take``."""
+        self._reply_takers[type_] = take
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _take_replies(self, entries: list[Entry]) -> None:
+        for ring in self._dispatcher.take(entries):
+            if ring.type == "rebalance":
+                self.coordinator.poke()
+            elif ring.type == "shutdown":
+                self._begin_shutdown()
+            elif ring.type in self._reply_takers:
+                self._reply_takers[ring.type](ring)
+
+    def _reconcile(self) -> None:
+        self._spawn(self._dispatcher.recheck(), "recheck")
+
+    def _on_lost(self, lease: Lease, loss: Loss) -> None:
+        for worker in tuple(self._workers):
+            worker.lost(lease, loss)
+
+    def _on_news(self, news: BeatNews) -> None:
+        if news.shutdown is not None:
+            self._begin_shutdown()
+        for worker in self._workers:
+            if worker.tenure is not None:
+                worker.tenure.see_epoch(news.epoch)
+
+    async def _pick_other(self, kind: str) -> str:
+        """A live worker of another process or kind that knows ``kind``; '' if there is none."""
+        mine = {worker.id for worker in self._workers}
+        able = [
+            worker.id
+            for worker in await self.workers()
+            if worker.lives and not worker.leaves and kind in worker.info.kinds and worker.id not in mine
+        ]
+        return able[time.monotonic_ns() % len(able)] if able else ""
+
+    async def _leave(self, worker: Worker, timeout_s: float) -> None:
+        left = await worker.leave(timeout_s)
+        self._give_up(worker, left)
+
+    def _give_up(self, worker: Worker, keys: list[str]) -> None:
+        if worker in self._workers:
+            self._workers.remove(worker)
+        if keys:
+            self.counts.stuck += len(keys)
+            self.log.error("jobs did not end in time and were given up", worker=worker.name, jobs=keys[:20])
+
+    def _begin_shutdown(self) -> None:
+        if self._shutting_down is None and not self.closed:
+            self._is_shutdown = True
+            self._shutting_down = self._spawn(self._shut_down_here(), "shutdown")
+
+    async def _shut_down_here(self) -> None:
+        """End every job of this node, see the end of all others, and close; the last one removes what is left."""
+        limit_s = self.options.shutdown_ttl_s
+        workers = tuple(self._workers)
+        for worker, left in zip(
+            workers, await asyncio.gather(*(worker.stop(limit_s) for worker in workers)), strict=True
+        ):
+            self._give_up(worker, left)
+        while True:
+            with contextlib.suppress(RedisError):
+                step = await self.store.shutdown_step()
+                if step is None or step.done:
+                    break
+            await asyncio.sleep(_SHUTDOWN_POLL_S)
+        if self._stops_the_pool:
+            await self._wait_for_the_others()
+        await self.close()
+
+    async def _wait_for_the_others(self) -> None:
+        with contextlib.suppress(TimeoutError, RedisError):
+            async with asyncio.timeout(_LEAVE_S):
+                while await self._nodes_there() > 1:
+                    await asyncio.sleep(_SHUTDOWN_POLL_S)
+
+    async def _nodes_there(self) -> int:
+        now = await self.redis.link.call("TIME")
+        now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
+        return int(await self.redis.link.call("ZCOUNT", self.keys.nodes, now_ms, "+inf"))
+
+    async def _clear_away(self) -> None:
+        """After a shutdown nothing of the pool is to stay."""
+        with contextlib.suppress(RedisError):
+            if self._stops_the_pool or not await self._nodes_there():
+                await self.store.purge()
+
+    async def _end(self) -> None:
+        for task in tuple(self._tasks):
+            if task is not asyncio.current_task():
+                task.cancel()
+        await self.coordinator.stop()
+        await self._inbox.aclose()
+        await self.membership.close()
+        if self._is_shutdown:
+            await self._clear_away()
+        if self._owns_redis:
+            await self.redis.aclose()
+        self._state = _State.CLOSED
+
+    def _spawn(self, work: Any, name: str) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work, name=f"pool {self.name} {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, RedisError | Closed):
+            self.log.error("a step of a pool's node failed", step=task.get_name(), exc_info=error)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise PoolShutdown(self.name) if self._is_shutdown else Closed(f"node of pool {self.name!r}")
+
+    def _check_joined(self) -> None:
+        if self._state is not _State.JOINED:
+            self._check_open()
+            raise StateError("node", f"the node of pool {self.name!r} has not joined")
+
+
+def _ignore(_: Bell) -> None: ...
+
+
+def _host() -> str:
+    name = "".join(
+        char if (char.isalnum() and char.isascii()) or char in "._-" else "-" for char in socket.gethostname()
+    )
+    return name[:40] or "host"

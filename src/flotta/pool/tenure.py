@@ -1,0 +1,632 @@
+"""One worker under one lease: the jobs that it runs, from the doorbell to the last word in their records.
+
+Owns the task of each job and everything that happens to it here. Invariants:
+
+* A job's function runs only between a claim that was granted and a lease that is trusted. When the lease is lost all of
+  them are cancelled at once; what one of them still reports is refused by its fencing token.
+* One task for each job: it claims, runs the function, reports, waits after a crash and runs it again. It is cancelled
+  only by ``_cancel`` and ``fence`` here, after the reason was set.
+* A key runs once in this process at most: a run that does not end when it is cancelled holds the next one of its key
+  back, also the next tenure's.
+* No timers and no periodic work for a job that runs: what is looked at regularly are jobs that are ending or that
+  crashed lately.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+from flotta.errors import Fenced, FlottaError, WireError
+from flotta.pool.handover import Handover
+from flotta.pool.heartbeat import Lease
+from flotta.pool.inbox import Entry, Inbox
+from flotta.pool.job import Job, StopReason
+from flotta.pool.keys import slot_of
+from flotta.pool.lease import Loss
+from flotta.pool.mailbox import Mailbox
+from flotta.pool.membership import Membership
+from flotta.pool.options import PoolOptions
+from flotta.pool.records import Release
+from flotta.pool.reports import LeaseOver, Reports
+from flotta.pool.runs import JobKind, Run, Runs, RunState
+from flotta.pool.states import Answer, CrashAnswer, JobState, ReleaseAnswer
+from flotta.pool.stats import Counts
+from flotta.pool.store import JobStore
+from flotta.pool.turns import Turns
+from flotta.pool.wire import Bell, parse_bell
+
+__all__ = ["Surroundings", "Tenure"]
+
+_TEND_PERIOD_S: Final = 0.25
+_ERROR_CHARS_MAX: Final = 2_000
+_RELEASES_MAX: Final = 100  # the store's limit for one script
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surroundings:
+    """What a tenure needs of its node."""
+
+    store: JobStore
+    inbox: Inbox
+    membership: Membership
+    options: PoolOptions
+    counts: Counts
+    logger: Any
+    kind_of: Callable[[str], JobKind | None]
+    """How jobs of a kind run here; None: not here."""
+    pick_other: Callable[[str], Coroutine[Any, Any, str]]
+    """Another live worker that knows a kind, or ''."""
+    on_task_bell: Callable[[Bell], None]
+    """``wake`` and ``cancel``: what concerns short tasks."""
+    on_shutdown: Callable[[], None]
+    zombies: dict[str, asyncio.Task[None]]
+    """Runs of this process, of any tenure, that were lost and whose functions have not ended, by key."""
+
+
+@final
+class Tenure:
+    """A worker while it has ``lease``. Made when the worker has joined; ends with ``end`` or ``fence``."""
+
+    def __init__(self, lease: Lease, around: Surroundings) -> None:
+        self.lease = lease
+        self.worker = lease.worker
+        self.pool = around.store.name
+        self.payload_bytes_max = around.options.payload_bytes_max
+        self.runs = Runs()
+        self._around = around
+        self._store = around.store
+        self._counts = around.counts
+        self._log = around.logger
+        self._reports = Reports(lease, around.logger)
+        self._releases: Turns[Release, ReleaseAnswer] = Turns(
+            self._send_releases, name=f"pool release {self.worker}", items_max=_RELEASES_MAX
+        )
+        self._handover = Handover(around.options.handover_concurrency, self._begin_move)
+        self._slots: frozenset[int] = frozenset()
+        self._epoch = 0
+        self._lost_slots: dict[int, float] = {}  # when a slot was given to another worker
+        self._ending: dict[Run, float] = {}  # until when each may take to end
+        self._blemished: set[Run] = set()
+        self._emptied = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._looking = False
+        self._leaving = False
+        self._over = False
+        self._on_bell: dict[str, Callable[[Bell], None]] = {
+            "start": self._hear_start,
+            "stop": self._hear_stop,
+            "table": self._hear_table,
+            "wake": around.on_task_bell,
+            "cancel": around.on_task_bell,
+            "nudge": self._hear_nudge,
+            "shutdown": self._hear_shutdown,
+        }
+        self._mail = around.inbox.open(self._store.keys.inbox(self.worker), self._take, self.reconcile)
+        self._spawn(self._tend(), f"pool worker {self.worker} tend")
+
+    # --- what a job needs (JobPort) -----------------------------------------------------------------------------
+
+    def owns(self, key: str, fence: int) -> bool:
+        """Whether this worker may still act for the job, by the local clock."""
+        run = self.runs.get(key)
+        return run is not None and run.fence == fence and run.job is not None and self.lease.owned()
+
+    async def checkpoint(self, key: str, fence: int, data: bytes) -> None:
+        """Persist ``data``. Raises ``Fenced``, and what the store raises."""
+        run = self.runs.get(key)
+        if run is None or not self.owns(key, fence):
+            raise Fenced(self.pool, key, fence)
+        try:
+            await self._store.checkpoint(self.worker, key, fence, data)
+        except Fenced:
+            self._lose(run)
+            raise
+        run.checkpoint = data
+
+    def ready(self, key: str, fence: int) -> None:
+        """The job is ready: its dispatcher is told."""
+        run = self.runs.get(key)
+        if run is None or run.fence != fence or run.state is not RunState.STARTING:
+            return
+        run.move(RunState.RUNNING)
+        run.started = True
+        run.readying = self._spawn(self._say_ready(run), f"pool ready {key}")
+
+    # --- doorbells ----------------------------------------------------------------------------------------------
+
+    def _take(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            try:
+                bells = parse_bell(entry.fields)
+            except WireError as error:
+                self._log.error("an entry of a worker's inbox was dropped", worker=self.worker, error=str(error))
+                continue
+            for bell in bells:
+                if bell.type == "note":
+                    self._hear_note(entry.id, bell)
+                else:
+                    self._on_bell[bell.type](bell)
+
+    def _hear_start(self, bell: Bell) -> None:
+        run = self.runs.get(bell.key)
+        if run is not None:
+            if bell.fence <= run.fence:
+                return
+            if run.state in (RunState.CLAIMING, RunState.REPORTING):
+                run.next_bell = bell
+                return
+            self._lose(run)  # the job was taken from this worker and has come back under a new fence
+        self._start(bell)
+
+    def _start(self, bell: Bell) -> None:
+        kind = self._around.kind_of(bell.kind)
+        if kind is None:
+            self._spawn(self._decline(bell), f"pool decline {bell.key}")
+            return
+        run = Run(bell.key, slot_of(bell.key), bell.fence, kind, Mailbox(self._mail.done))
+        self.runs.add(run)
+        self._emptied.clear()
+        run.task = asyncio.get_running_loop().create_task(self._live(run), name=f"job {bell.key}")
+
+    def _hear_note(self, entry_id: bytes, bell: Bell) -> None:
+        self._mail.keep(entry_id)
+        run = self.runs.get(bell.key)
+        if run is not None:
+            self._counts.noted += 1
+            run.mailbox.put(entry_id, bell.payload)
+        else:
+            self._spawn(self._forward_one(entry_id, bell.key, bell.payload), f"pool forward {bell.key}")
+
+    def _hear_stop(self, bell: Bell) -> None:
+        run = self.runs.get(bell.key)
+        if run is not None and bell.fence >= run.fence:  # above: a crash gave it a new fence that is not known here yet
+            self._stop(run, StopReason.STOP)
+
+    def _hear_table(self, _: Bell) -> None:
+        self._around.membership.table_changed()
+        self.look_at_table()
+
+    def _hear_nudge(self, _: Bell) -> None:
+        self.reconcile()
+
+    def _hear_shutdown(self, _: Bell) -> None:
+        self._around.on_shutdown()
+
+    # --- the life of a job --------------------------------------------------------------------------------------
+
+    async def _live(self, run: Run) -> None:
+        """From the claim to the last word."""
+        try:
+            zombie = self._around.zombies.get(run.key)
+            if zombie is not None and zombie is not run.task:
+                await asyncio.wait({zombie})
+            ended = not await self._claim(run)
+            while not ended:
+                if run.reason is None:
+                    await self._attempt(run)
+                ended = await self._report(run)
+        except LeaseOver:
+            pass
+        finally:
+            self._forget(run)
+
+    async def _claim(self, run: Run) -> bool:
+        """Whether the job is this worker's now: to be run, or (``reason`` is set) to be ended."""
+        if self._leaving:
+            run.move(RunState.REPORTING)
+            run.reason = StopReason.HANDOVER
+            return True
+        claim = await self._reports.persist(
+            lambda: self._store.claim(self.worker, run.key, run.fence, explicit=run.kind.explicit)
+        )
+        if claim.answer is Answer.STOPPING:
+            run.reason = StopReason.STOP
+        elif claim.answer is not Answer.OK:
+            self._forward(run, claim.answer)
+            return False
+        self._counts.claimed += 1
+        run.payload, run.checkpoint = claim.payload, claim.checkpoint
+        run.crashes, run.losses = claim.crashes, claim.losses
+        run.started = claim.started_before or not run.kind.explicit
+        if run.crashes or run.losses:
+            self._blemished.add(run)
+        if run.reason is not None:
+            run.move(RunState.REPORTING)
+        elif self._is_astray(run):  # it was queued here a moment before its slot moved
+            asyncio.get_running_loop().call_soon(self._handover.add, (run,))
+        return True
+
+    async def _attempt(self, run: Run) -> None:
+        """Run the function once; what came of it is in ``run.error`` (None: it returned)."""
+        job: Job[Any] = Job(
+            run.key,
+            run.payload,
+            fence=run.fence,
+            kind=run.kind.name,
+            crashes=run.crashes,
+            losses=run.losses,
+            checkpoint=run.checkpoint,
+            state_type=run.kind.state_type,
+            mailbox=run.mailbox,
+            port=self,
+        )
+        run.job, run.error = job, None
+        run.started_s = asyncio.get_running_loop().time()
+        run.move(RunState.RUNNING if run.started else RunState.STARTING)
+        self._counts.started += 1
+        try:
+            await run.kind.run(job)
+        except asyncio.CancelledError as error:
+            if run.state is RunState.GONE or (run.reason is None and _is_cancelled()):
+                raise  # the job was lost; or the loop is being torn down around it
+            run.error = error
+        except Exception as error:  # noqa: BLE001 - whatever it is, the job has crashed
+            run.error = error
+        if run.state is RunState.GONE:
+            raise LeaseOver
+        _forget_cancelling()
+        self._ending.pop(run, None)
+        run.move(RunState.REPORTING)
+
+    async def _report(self, run: Run) -> bool:
+        """Tell the record how it ended; whether this worker is done with the job."""
+        if run.readying is not None:
+            await asyncio.wait({run.readying})
+        error, run.error = run.error, None
+        if run.reason is StopReason.HANDOVER:
+            self._complain(run, error)
+            return await self._release(run)
+        if run.reason is not None:
+            self._complain(run, error)
+            self._counts.stopped += 1
+        elif error is None and run.started:
+            self._counts.finished += 1
+        elif not run.started:
+            text = "it returned before it was ready" if error is None else _describe(error)
+            return await self._fail(run, text)
+        else:
+            assert error is not None
+            return await self._crash(run, error)
+        await self._reports.persist(lambda: self._store.finished(self.worker, run.key, run.fence))
+        return True
+
+    async def _fail(self, run: Run, reason: str) -> bool:
+        self._counts.failed += 1
+        self._counts.failing.add(run.key)
+        send = self._store.start_failed
+        await self._reports.persist(lambda: send(self.worker, run.key, run.fence, reason))
+        return True
+
+    async def _crash(self, run: Run, error: BaseException) -> bool:
+        """The function raised after the start: wait and run it again, unless that was once too often."""
+        self._counts.crashed += 1
+        self._counts.failing.add(run.key)
+        self._log.warning("a job crashed", pool=self.pool, job=run.key, attempt=run.attempt, exc_info=error)
+        reason = _describe(error)
+        crash = await self._reports.persist(lambda: self._store.crashed(self.worker, run.key, run.fence, reason))
+        if crash.answer is CrashAnswer.DEAD:
+            self._counts.dead += 1
+            self._log.error("a job is a dead letter now", pool=self.pool, job=run.key, crashes=crash.crashes)
+        if crash.answer is not CrashAnswer.BACKOFF:
+            return True
+        run.fence, run.crashes = crash.fence, crash.crashes
+        self._blemished.add(run)
+        run.mailbox.rewind()
+        if run.reason is None:
+            run.move(RunState.BACKOFF)
+            if self._leaving or self._is_astray(run):
+                self._handover.add((run,))
+            await self._wait_in_backoff(run)
+        return False
+
+    async def _wait_in_backoff(self, run: Run) -> None:
+        if run.reason is None:
+            run.interrupt = asyncio.get_running_loop().create_future()
+            pause_s = run.kind.backoff.pause_s(run.crashes, random.random())  # noqa: S311 - jitter, no secret
+            await asyncio.wait({run.interrupt}, timeout=pause_s)
+            run.interrupt = None
+        if run.reason is None:
+            answer = await self._reports.persist(lambda: self._store.restarted(self.worker, run.key, run.fence))
+            if answer is Answer.STOPPING:
+                run.reason = StopReason.STOP
+            elif answer is not Answer.OK:
+                raise LeaseOver
+        if run.reason is not None:
+            run.move(RunState.REPORTING)
+
+    async def _release(self, run: Run) -> bool:
+        """Hand the job over; False: by the table it stays, so run it again."""
+        answer = await self._releases.add(Release(run.key, run.fence, run.mailbox.not_done()))
+        if answer is not ReleaseAnswer.KEEP or self._leaving:
+            self._counts.moved += answer is ReleaseAnswer.OK
+            return True
+        if run.reason is StopReason.HANDOVER:
+            run.reason = None
+        run.mailbox.rewind()
+        self._handover.ended(run)
+        return False
+
+    async def _send_releases(self, items: list[Release]) -> list[ReleaseAnswer]:
+        return await self._reports.persist(lambda: self._store.release(self.worker, items))
+
+    async def _say_ready(self, run: Run) -> None:
+        answer = await self._reports.persist(lambda: self._store.ready(self.worker, run.key, run.fence))
+        if answer is Answer.STOPPING:
+            self._stop(run, StopReason.STOP)
+        elif answer is not Answer.OK:
+            self._lose(run)
+
+    async def _decline(self, bell: Bell) -> None:
+        self._counts.declined += 1
+        to = await self._reports.persist(lambda: self._around.pick_other(bell.kind))
+        self._log.warning("a job of a kind that is not known here", job=bell.key, kind=bell.kind, goes_to=to or None)
+        await self._reports.persist(lambda: self._store.decline(self.worker, bell.key, bell.fence, to))
+
+    def _forget(self, run: Run) -> None:
+        """The task of a job ends: nothing here points to it any more."""
+        was_lost = run.state is RunState.GONE
+        if not was_lost:
+            run.move(RunState.GONE)
+        if self._around.zombies.get(run.key) is run.task:
+            del self._around.zombies[run.key]
+        self._drop(run)
+        if run.next_bell is not None and not was_lost and not self._over:
+            self._start(run.next_bell)
+
+    def _drop(self, run: Run) -> None:
+        run.job = None
+        self.runs.remove(run)
+        if not self.runs:
+            self._emptied.set()
+        self._ending.pop(run, None)
+        self._blemished.discard(run)
+        run.mailbox.close()
+        self._handover.ended(run)
+
+    # --- ending jobs --------------------------------------------------------------------------------------------
+
+    def _stop(self, run: Run, reason: StopReason) -> None:
+        """End a job for good."""
+        was, run.reason = run.reason, reason
+        if run.state in (RunState.STARTING, RunState.RUNNING):
+            self._cancel(run, self._around.options.stop_timeout_s)
+        elif run.state is RunState.ENDING and was is StopReason.HANDOVER:
+            assert run.job is not None
+            run.job.stop_reason = reason
+        elif run.interrupt is not None and not run.interrupt.done():
+            run.interrupt.set_result(None)
+
+    def _begin_move(self, run: Run) -> bool:
+        """Begin to hand a job over."""
+        if run.reason is not None or (run.slot in self._slots and not self._leaving):
+            return False
+        if run.state is RunState.REPORTING:
+            return False  # it has ended by itself, or crashed: a crashed one is looked at again from its back-off
+        run.reason = StopReason.HANDOVER
+        if run.state in (RunState.STARTING, RunState.RUNNING):
+            self._cancel(run, self._around.options.handover_timeout_s)
+        elif run.interrupt is not None and not run.interrupt.done():
+            run.interrupt.set_result(None)
+        return True
+
+    def _cancel(self, run: Run, patience_s: float) -> None:
+        """Cancel the function of a job whose ``reason`` is set."""
+        assert run.task is not None
+        assert run.job is not None
+        run.job.stop_reason = run.reason
+        run.move(RunState.ENDING)
+        self._ending[run] = asyncio.get_running_loop().time() + patience_s
+        run.task.cancel()
+
+    def _lose(self, run: Run) -> None:
+        """This worker does not own the job any more: cancel it, report nothing."""
+        if run.state is RunState.GONE:
+            return
+        self._counts.fenced += 1
+        run.reason = StopReason.FENCED
+        job, task = run.job, run.task
+        run.move(RunState.GONE)
+        if not self._over:
+            self._forward(run, Answer.FENCED)
+        self._drop(run)
+        if task is None or task.done():
+            return
+        if job is not None:
+            job.stop_reason = StopReason.FENCED
+            self._around.zombies[run.key] = task
+        task.cancel()
+
+    # --- what concerns all of them ------------------------------------------------------------------------------
+
+    def see_epoch(self, epoch: int) -> None:
+        """A beat has brought the table's epoch: the bell for it may have been lost."""
+        if epoch != self._epoch:
+            self.look_at_table()
+
+    def look_at_table(self) -> None:
+        """The slot table has changed: hand over what is in slots that this worker has lost."""
+        if not self._looking and not self._over:
+            self._looking = True
+            self._spawn(self._look_at_table(), f"pool worker {self.worker} table")
+
+    async def _look_at_table(self) -> None:
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._looking = False  # a change from here on asks for another look
+        self._epoch, slots = await self._reports.persist(lambda: self._around.membership.slots_of(self.worker))
+        lost, self._slots = self._slots - slots, slots
+        now_s = asyncio.get_running_loop().time()
+        for slot in slots:
+            self._lost_slots.pop(slot, None)
+        self._lost_slots.update(dict.fromkeys(lost, now_s))
+        self._handover.add(self.runs.in_slots(lost))
+
+    def reconcile(self) -> None:
+        """Bells may have been lost with the server's memory: compare the records with what runs here."""
+        if not self._over:
+            self._spawn(self._reconcile(), f"pool worker {self.worker} reconcile")
+            self.look_at_table()
+
+    async def _reconcile(self) -> None:
+        known = {run.key: run.fence for run in self.runs}
+        recorded: dict[str, int] = {}
+
+        async def read() -> None:
+            recorded.clear()
+            async for info in self._store.jobs(self.worker):
+                recorded[info.key] = info.fence
+                self._compare(info.key, info.fence, info.kind, info.state)
+
+        await self._reports.persist(read)
+        for key, fence in known.items():
+            run = self.runs.get(key)
+            if run is not None and run.fence == fence and key not in recorded and run.state is not RunState.REPORTING:
+                self._lose(run)
+
+    def _compare(self, key: str, fence: int, kind: str, state: JobState) -> None:
+        run = self.runs.get(key)
+        if run is None or run.fence < fence:
+            self._hear_start(Bell("start", key, fence, kind))
+        elif state is JobState.STOPPING and run.fence == fence:
+            self._stop(run, StopReason.STOP)
+
+    def stop_all(self) -> None:
+        """The pool is being shut down: end every job for good."""
+        for run in self.runs:
+            self._stop(run, StopReason.SHUTDOWN)
+
+    async def hand_over_all(self, timeout_s: float) -> list[str]:
+        """Hand every job over and take no new one; gives the keys of those that have not ended within ``timeout_s``."""
+        self._leaving = True
+        self._handover.add(self.runs)
+        if self.runs:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._emptied.wait()
+            except TimeoutError:
+                return [run.key for run in self.runs]
+        return []
+
+    async def emptied(self) -> None:
+        """Return when no job is here."""
+        while self.runs:
+            await self._emptied.wait()
+
+    def fence(self, loss: Loss) -> None:
+        """The lease is lost: cancel everything. Nothing is reported, and the inbox is left as it is for the reaper."""
+        self._log.error("a worker is fenced", worker=self.worker, jobs=len(self.runs), reason=loss.value)
+        self.end()
+        for run in self.runs:
+            self._lose(run)
+
+    def end(self) -> None:
+        """Read nothing and report nothing any more. Again: harmless."""
+        self._over = True
+        self._around.inbox.close(self._mail)
+        self._releases.cancel()
+        for task in tuple(self._tasks):
+            task.cancel()
+
+    # --- looking after ------------------------------------------------------------------------------------------
+
+    async def _tend(self) -> None:
+        """Look after jobs that take too long to end, and forget the crashes of those that do well again."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_TEND_PERIOD_S)
+            now_s = loop.time()
+            for run in [run for run, until_s in self._ending.items() if now_s >= until_s]:
+                del self._ending[run]
+                self._overdue(run)
+            for run in [run for run in self._blemished if run.state is RunState.RUNNING]:
+                if now_s - run.started_s >= run.kind.crashes_reset_s:
+                    self._blemished.discard(run)
+                    self._spawn(self._reset_crashes(run), f"pool reset {run.key}")
+
+    def _overdue(self, run: Run) -> None:
+        if run.state is not RunState.ENDING:
+            return
+        if run.reason is StopReason.HANDOVER:
+            self._counts.stayed += 1
+            self._handover.ended(run)
+            self._log.warning("a job was to move and does not end: it stays", pool=self.pool, job=run.key)
+        else:
+            self._counts.stuck += 1
+            self._log.error("a job does not end though it was cancelled", pool=self.pool, job=run.key)
+
+    async def _reset_crashes(self, run: Run) -> None:
+        fence = run.fence
+        answer = await self._reports.persist(lambda: self._store.reset_crashes(self.worker, run.key, fence))
+        if answer is Answer.OK and run.fence == fence:
+            run.crashes = run.losses = 0
+
+    def _is_astray(self, run: Run) -> bool:
+        """Whether its slot went to another worker while it was under way to this one."""
+        return run.slot in self._lost_slots and run.slot not in self._slots
+
+    def _forward(self, run: Run, answer: Answer) -> None:
+        """The job is another worker's: so are the notifications that came for it."""
+        waiting = run.mailbox.empty()
+        if answer is Answer.FENCED and waiting:
+            self._spawn(self._forward_all(run.key, waiting), f"pool forward {run.key}")
+        else:
+            self._mail.done([entry_id for entry_id, _ in waiting])
+
+    async def _forward_all(self, key: str, waiting: list[tuple[bytes, bytes]]) -> None:
+        for entry_id, payload in waiting:
+            await self._forward_one(entry_id, key, payload)
+
+    async def _forward_one(self, entry_id: bytes, key: str, payload: bytes) -> None:
+        """A notification for a job that is not here: send it after the job, if there is one."""
+
+        async def send() -> None:
+            await self._store.notify(key, payload)
+
+        try:
+            await self._reports.persist(send)
+        except LeaseOver:
+            raise
+        except FlottaError:
+            self._log.debug("a notification came too late", pool=self.pool, job=key)
+        self._mail.done([entry_id])
+
+    def _complain(self, run: Run, error: BaseException | None) -> None:
+        """A function that was told to end and raised something else than its cancellation."""
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            self._log.warning("a job raised while it was ending", pool=self.pool, job=run.key, exc_info=error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, LeaseOver):
+            self._log.error("a pool worker's own step failed", worker=self.worker, step=task.get_name(), exc_info=error)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _forget_cancelling() -> None:
+    """The cancellation has done its work: what this task awaits from here on is not to be cut short by it."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling() > 0:
+        task.uncancel()
+
+
+def _describe(error: BaseException) -> str:
+    text = str(error)
+    name = type(error).__name__
+    return (f"{name}: {text}" if text else name)[:_ERROR_CHARS_MAX]
