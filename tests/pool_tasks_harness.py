@@ -90,7 +90,7 @@ class TaskPool:
             if fields[b"t"] == b"wake":
                 runner.wake()
             elif fields[b"t"] == b"cancel":
-                runner.cancel(fields[b"g"])
+                runner.cancel(fields[b"k"], fields[b"g"])
 
         await self._stack.enter_async_context(reading(self.redis, self.keys.inbox(worker), take))
         runner.start()

@@ -2,7 +2,8 @@
 -- and every way from one place to the next.
 --
 -- The record task:<id> is the truth (its fields: tasks/records.py); each state has one place that points to it:
---   queued   ready:<queue>, sorted set: priority first, then the order of enqueueing
+--   queued   ready:<queue>, sorted set: priority first, then the order of enqueueing; a task that some worker did not
+--            know (old code beside new): ready:?<queue>?<name>, which only workers that may know it look at (strays)
 --   due      due, sorted set: ms when it is looked at again (delay, retry, reserved rate)
 --   waiting  wait:<key>, sorted set: its key has as many tasks as it may have
 --   blocked  after:<other id>, sets: tasks that must be done before
@@ -14,7 +15,8 @@
 --
 -- A script collects what becomes ready and what is counted, and ends with flush_tasks() or does the two steps itself.
 local TASK, READY, HELD, WAIT, AFTER = P .. 'task:', P .. 'ready:', P .. 'held:', P .. 'wait:', P .. 'after:'
-local DUE, IDLE, UNIQUE, CONC, RATE, TASKS = P .. 'due', P .. 'idle', P .. 'unique', P .. 'conc', P .. 'rate', P .. 'tasks'
+local DUE, IDLE, UNIQUE, CONC, RATE, TASKS, STRAYS = P .. 'due', P .. 'idle', P .. 'unique', P .. 'conc', P .. 'rate',
+  P .. 'tasks', P .. 'strays'
 local RESULT_TTL_MS = 600000
 local REPLY_BYTES_MAX = 4096
 local PRIORITY_STEP = 562949953421312 -- 2^49: place in line = (9 - priority) * step + sequence number, exact in a double
@@ -58,7 +60,7 @@ end
 
 -- Rings up to `n` idle workers that serve `queue` (nil: any). The dead are forgotten.
 local function wake(queue, n)
-  local wanted = queue and ' ' .. queue .. ' ' or ' '
+  local wanted = queue and ' ' .. (string.match(queue, '^%?(.-)%?') or queue) .. ' ' or ' '
   local tries = 0
   while n > 0 and tries < 16 do
     tries = tries + 1
@@ -105,13 +107,19 @@ end
 
 local function load_task(id)
   local v = redis.call('HMGET', TASK .. id, 's', 'n', 'u', 'q', 'o', 'g', 'k', 'v', 'h', 'y', 'r', 'd', 'w', 'x', 'j', 'c',
-    'a', 'l', 'm', 'dl', 'at')
+    'a', 'l', 'm', 'un')
   if not v[1] then
     return nil
   end
   return {s = v[1], n = v[2], u = v[3], q = v[4], o = v[5], g = v[6], k = v[7], v = tonumber(v[8]), h = v[9] == '1',
-    y = v[10], r = v[11], d = v[12], w = v[13], x = v[14], j = v[15], c = v[16] == '1', a = tonumber(v[17] or 0), l = tonumber(v[18] or 0),
-    m = tonumber(v[19] or 3), dl = tonumber(v[20] or 0), at = tonumber(v[21] or 0)}
+    y = v[10], r = v[11], d = v[12], w = v[13], x = v[14], j = v[15], c = v[16] == '1',
+    a = tonumber(v[17] or 0), l = tonumber(v[18] or 0),
+    m = tonumber(v[19] or 3), un = v[20]}
+end
+
+-- Which line of ready tasks it stands in.
+local function line_of(t)
+  return t.un and '?' .. t.u .. '?' .. t.n or t.u
 end
 
 -- The generic cell rate algorithm (ITU-T I.371), by the server's clock, in microseconds. Reserves the next run for
@@ -157,7 +165,7 @@ local function place_task(id, t)
       return 'due'
     end
   end
-  make_ready(id, t.u, t.q)
+  make_ready(id, line_of(t), t.q)
   return 'queued'
 end
 
@@ -341,7 +349,7 @@ local function enqueue_special(id, name, payload, queue, place, o)
     end
   end
   local t = {u = queue, q = place, k = o.k, v = o.v, j = o.j}
-  local fields = {'n', name, 'p', payload, 'u', queue, 'q', place, 'f', '1'}
+  local fields = {'n', name, 'p', payload, 'u', queue, 'q', place}
   local state
   local open, unknown = 0, nil
   if o.f then
@@ -369,6 +377,9 @@ local function enqueue_special(id, name, payload, queue, place, o)
     if o[field] then
       fields[#fields + 1], fields[#fields + 2] = field, o[field]
     end
+  end
+  if o.k or o.y then
+    fields[#fields + 1], fields[#fields + 2] = 'f', '1'
   end
   redis.call('HSET', TASK .. id, 's', state, 'h', t.h and '1' or '', 'c', t.c and '1' or '', 'op', o.o or '', unpack(fields))
   if o.y then

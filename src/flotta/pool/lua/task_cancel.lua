@@ -15,7 +15,7 @@ if t.s == 'running' then
   return 'cancelling'
 end
 if t.s == 'queued' then
-  redis.call('ZREM', READY .. t.u, id)
+  redis.call('ZREM', READY .. line_of(t), id)
 elseif t.s == 'due' then
   redis.call('ZREM', DUE, id)
 elseif t.s == 'waiting' then

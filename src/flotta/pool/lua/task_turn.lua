@@ -1,14 +1,16 @@
 -- One round trip of a worker: what it has finished, then what it runs next.
--- ARGV: worker, want (how many it can take), dead_max, number of queues, the queues (first come first), then five for
--- each finished task: id, fence, verdict, value, delay ms.
+-- ARGV: worker, want (how many it can take), dead_max, number of queues, the queues (first come first), number of names,
+-- the names of tasks that it has found that it does not know, then five for each finished task: id, fence, verdict,
+-- value, delay ms.
 -- Verdicts: d done (value: result) · f failed for good (value: how) · r failed, again after the delay · b given back,
--- no attempt used, again after the delay · c cancelled.
+-- no attempt used, again after the delay · u given back as unknown · c cancelled.
 -- Returns {1 | 0 lease lost, ms until the next one is due or -1, 1 if more is ready, fences that were refused ({...}),
 -- tasks ({id, fence, name, payload, failures, losses, options, ...})}.
 -- A second run refuses what the first has finished; what the first handed out is found by task_held.
 local worker, want, dead_max, queues_n = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
-local refused, ended, done = {}, {}, 0
-local HAND_BACK = {r = true, b = true}
+local refused, ended, gone, done = {}, {}, {}, 0
+local HAND_BACK = {r = true, b = true, u = true}
+local names_n = tonumber(ARGV[5 + queues_n])
 
 local function finish(id, verdict, value, delay_ms)
   local t = load_task(id)
@@ -18,6 +20,11 @@ local function finish(id, verdict, value, delay_ms)
     end_task(id, t, 'cancelled', '')
   elseif verdict == 'b' then
     give_back(id, t, delay_ms)
+  elseif verdict == 'u' then
+    t.un = '1'
+    redis.call('HSET', TASK .. id, 'un', '1', 'f', '1')
+    redis.call('SADD', STRAYS, line_of(t))
+    give_back(id, t, 0)
   else
     t.a = redis.call('HINCRBY', TASK .. id, 'a', 1)
     if verdict == 'r' then
@@ -32,16 +39,20 @@ local function finish(id, verdict, value, delay_ms)
 end
 
 redis.call('HDEL', IDLE, worker)
-for at = 5 + queues_n, #ARGV, 5 do
+for at = 6 + queues_n + names_n, #ARGV, 5 do
   local id, fence = ARGV[at], ARGV[at + 1]
-  local v = redis.call('HMGET', TASK .. id, 's', 'o', 'g', 'f')
+  local v = redis.call('HMGET', TASK .. id, 's', 'o', 'g', 'f', 'r')
   if v[1] ~= 'running' or v[2] ~= worker or v[3] ~= fence then
     refused[#refused + 1] = fence
   else
     ended[#ended + 1] = id
-    if ARGV[at + 2] == 'd' and not v[4] then
-      redis.call('HSET', TASK .. id, 's', 'done', 'z', ARGV[at + 3], 'p', '')
-      redis.call('PEXPIRE', TASK .. id, RESULT_TTL_MS)
+    if ARGV[at + 2] == 'd' and not v[4] then -- end_task, where nothing else depends on this task
+      if v[5] == '0' then
+        gone[#gone + 1] = TASK .. id
+      else
+        redis.call('HSET', TASK .. id, 's', 'done', 'z', ARGV[at + 3], 'p', '')
+        redis.call('PEXPIRE', TASK .. id, v[5] or RESULT_TTL_MS)
+      end
       done = done + 1
     else
       finish(id, ARGV[at + 2], ARGV[at + 3], tonumber(ARGV[at + 4]))
@@ -49,6 +60,9 @@ for at = 5 + queues_n, #ARGV, 5 do
   end
 end
 count('done', done)
+for first = 1, #gone, 1000 do
+  redis.call('UNLINK', unpack(gone, first, math.min(first + 999, #gone)))
+end
 for first = 1, #ended, 1000 do
   redis.call('SREM', HELD .. worker, unpack(ended, first, math.min(first + 999, #ended)))
 end
@@ -57,9 +71,31 @@ local pumped = pump(50)
 flush_ready()
 
 local live, more, tasks, held = is_live(worker), 0, {}, {}
-local served = {}
+local queues, serves = {}, {}
 for i = 1, queues_n do
-  served[i] = ARGV[4 + i]
+  queues[i] = ARGV[4 + i]
+  serves[queues[i]] = true
+end
+
+-- The queues, then the strays of these queues that this worker may know.
+local function lines()
+  local strays = redis.call('SMEMBERS', STRAYS)
+  if #strays == 0 then
+    return queues
+  end
+  local unknown, found = {}, {unpack(queues)}
+  for i = 6 + queues_n, 5 + queues_n + names_n do
+    unknown[ARGV[i]] = true
+  end
+  for _, stray in ipairs(strays) do
+    local queue, name = string.match(stray, '^%?(.-)%?(.*)$')
+    if redis.call('EXISTS', READY .. stray) == 0 then
+      redis.call('SREM', STRAYS, stray)
+    elseif serves[queue] and not unknown[name] then
+      found[#found + 1] = stray
+    end
+  end
+  return found
 end
 
 -- Fills `tasks` with up to `n` of a queue. An id whose record is gone (evicted, deleted by hand) is passed over.
@@ -85,7 +121,7 @@ end
 local next_ms = -1
 if live and want > 0 then
   local sharers = redis.call('HLEN', IDLE) + 1
-  for _, queue in ipairs(served) do
+  for _, queue in ipairs(lines()) do
     local ready = redis.call('ZCARD', READY .. queue)
     local n = math.min(want - #held, math.ceil(ready / sharers))
     if n > 0 then
@@ -101,7 +137,7 @@ if live and want > 0 then
   end
   if #held < want and more == 0 then
     if pumped < 50 then
-      redis.call('HSET', IDLE, worker, ' ' .. table.concat(served, ' ') .. ' ')
+      redis.call('HSET', IDLE, worker, ' ' .. table.concat(queues, ' ') .. ' ')
       local first = redis.call('ZRANGE', DUE, 0, 0, 'WITHSCORES')
       if first[2] then
         next_ms = math.max(tonumber(first[2]) - now_ms(), 0)

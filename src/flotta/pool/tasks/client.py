@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import secrets
 from collections.abc import Iterable
 from typing import Any, Generic, Protocol, TypeVar, final
@@ -33,28 +34,39 @@ class ResultDecoder(Protocol):
 class TaskCall(Generic[R]):
     """One call of a task that was not enqueued yet, made by ``Task.call``. Enqueued again, it is still one task."""
 
-    __slots__ = ("decoder", "item")
+    __slots__ = ("_item", "_sent", "decoder")
 
     def __init__(self, item: Item, decoder: ResultDecoder) -> None:
-        self.item = item
+        self._item = item
+        self._sent = False
         self.decoder = decoder
+
+    def send(self) -> Item:
+        """What travels. From the second time on the server has to look whether the task is there."""
+        item = self._item._replace(fresh=False) if self._sent else self._item
+        self._sent = True
+        return item
 
     @property
     def id(self) -> str:
         """The id that the task has or will have."""
-        return self.item.id
+        return self._item.id
 
 
+@final
 class IdSource:
-    """Ids that nobody else makes: 64 random bits for each source, then a count."""
+    """Ids that nobody else makes: 64 random bits for each source and process, then a count."""
 
-    __slots__ = ("_count", "_prefix")
+    __slots__ = ("_count", "_pid", "_prefix")
 
     def __init__(self) -> None:
-        self._prefix = secrets.token_hex(8)
-        self._count = itertools.count()
+        self._pid = 0
 
     def __call__(self) -> str:
+        if self._pid != os.getpid():  # a fork must not go on with its parent's
+            self._pid = os.getpid()
+            self._prefix = secrets.token_hex(8)
+            self._count = itertools.count()
         return f"{self._prefix}{next(self._count):06x}"
 
 
@@ -106,8 +118,8 @@ class TaskClient:
     async def enqueue(self, call: TaskCall[R]) -> TaskHandle[R]:
         """Accept the task. Raises ``QueueFull``, ``PoolShutdown``, ``PayloadTooLarge``, ``NoResult`` (a task that it
         should come after is unknown), and what ``Link.call`` raises. Cancelling: it may have been accepted."""
-        self._check_size(call.item)
-        return self._handle(call, await self.store.enqueue(call.item))
+        item = self._checked(call)
+        return self._handle(call, await self.store.enqueue(item))
 
     async def enqueue_many(self, calls: Iterable[TaskCall[Any]]) -> list[TaskHandle[Any]]:
         """Accept many, in their order, in few round trips.
@@ -115,12 +127,11 @@ class TaskClient:
         Raises as `enqueue` for the first that is refused; the others may have been accepted. Enqueueing the same calls
         again is safe: they are the same tasks. Cancelling: some may have been accepted.
         """
-        accepted = list(calls)
-        for call in accepted:
-            self._check_size(call.item)
-        chunks = (accepted[first : first + BATCH_MAX] for first in range(0, len(accepted), BATCH_MAX))
-        answers = await asyncio.gather(*(self.store.enqueue_batch([call.item for call in chunk]) for chunk in chunks))
-        return [self._handle(call, found) for call, found in zip(accepted, itertools.chain(*answers), strict=True)]
+        called = list(calls)
+        items = [self._checked(call) for call in called]
+        chunks = (items[first : first + BATCH_MAX] for first in range(0, len(items), BATCH_MAX))
+        answers = await asyncio.gather(*(self.store.enqueue_batch(chunk) for chunk in chunks))
+        return [self._handle(call, found) for call, found in zip(called, itertools.chain(*answers), strict=True)]
 
     def handle(self, id: str, decoder: ResultDecoder) -> TaskHandle[Any]:  # noqa: A002 - it is its id
         """The handle of a task whose id you know. No I/O."""
@@ -160,14 +171,16 @@ class TaskClient:
         if isinstance(found, WorkerPoolError):
             raise found
         if found is None:
-            return TaskHandle(self, call.decoder, call.item.id, is_new=True)
+            return TaskHandle(self, call.decoder, call.id, is_new=True)
         return TaskHandle(self, call.decoder, found, is_new=False)
 
-    def _check_size(self, item: Item) -> None:
+    def _checked(self, call: TaskCall[Any]) -> Item:
+        item = call.send()
         if len(item.payload) > self._payload_bytes_max:
             raise PayloadTooLarge(
                 f"task {item.name!r}", len(item.payload), self._payload_bytes_max, option="payload_bytes_max"
             )
+        return item
 
     def _value(self, id: str, state: TaskState | None, value: bytes) -> bytes:  # noqa: A002
         if state is TaskState.CANCELLED:

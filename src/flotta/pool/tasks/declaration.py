@@ -108,7 +108,7 @@ class Declaration:
         self.rate = rate
         self.is_async = inspect.iscoroutinefunction(inspect.unwrap(fn)) or inspect.iscoroutinefunction(fn)
         self.signature = Signature.of(fn, skip=(TaskContext, Depends), localns=localns)
-        self.needs = Needs(self.name, self.signature.injected)
+        self.needs = Needs(self.name, self.signature.injected, localns)
         self.is_plain = self.is_async and not self.needs and timeout_s is None
         """Whether running it is awaiting it with its arguments."""
         self.result = self.signature.result

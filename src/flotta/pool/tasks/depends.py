@@ -40,9 +40,10 @@ class Needs:
     Raises ``ConfigError`` for a parameter that nobody could provide and for a circle.
     """
 
-    __slots__ = ("_makers", "_wanted")
+    __slots__ = ("_localns", "_makers", "_wanted")
 
-    def __init__(self, name: str, injected: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, injected: Mapping[str, Any], localns: Mapping[str, Any] | None = None) -> None:
+        self._localns = None if localns is None else dict(localns)
         self._makers: dict[Callable[..., Any], _Maker] = {}  # in the order in which they are made
         self._wanted: dict[str, Callable[..., Any] | None] = {}
         for parameter, annotation in injected.items():
@@ -75,15 +76,24 @@ class Needs:
                 f"{owner}(): {parameter}", mark.make, "a Depends that does not need itself", source="task"
             )
         if mark.make not in self._makers:
-            hints = typing.get_type_hints(mark.make, include_extras=True)
-            name = getattr(mark.make, "__qualname__", repr(mark.make))
-            wanted = {
-                need.name: self._resolve(name, need.name, hints.get(need.name), (*path, mark.make))
-                for need in inspect.signature(mark.make).parameters.values()
-                if need.default is inspect.Parameter.empty or need.default is INJECTED
-            }
-            self._makers[mark.make] = _Maker(mark.make, wanted)
+            self._makers[mark.make] = _Maker(mark.make, self._needs_of(mark.make, path))
         return mark.make
+
+    def _needs_of(
+        self, make: Callable[..., Any], path: tuple[Callable[..., Any], ...]
+    ) -> dict[str, Callable[..., Any] | None]:
+        """What a maker needs itself; parameters with a default of their own keep it."""
+        name = getattr(make, "__qualname__", repr(make))
+        try:
+            hints = typing.get_type_hints(make, localns=self._localns, include_extras=True)
+        except (NameError, TypeError, AttributeError) as error:
+            allowed = f"types that can be found from its module ({error})"
+            raise ConfigError(f"{name}(): annotations", make, allowed, source="task") from error
+        return {
+            need.name: self._resolve(name, need.name, hints.get(need.name), (*path, make))
+            for need in inspect.signature(make).parameters.values()
+            if need.default is inspect.Parameter.empty or need.default is INJECTED
+        }
 
 
 @final

@@ -17,9 +17,10 @@ field  meaning
 ``j``  rate: ``<interval in us>:<burst>:<key>``           ``c`` 1: the run is charged to the rate
 ``y``  unique value  ``b`` tasks to be done before        ``d`` others wait for it     ``dl`` ``at`` then: delay, time
 ``r``  ms that its result is kept (600,000; 0: not at all)
-``w``  nodes that wait for its end    ``x`` it was cancelled      ``f`` 1: something of the above is set
+``w``  nodes that wait for its end    ``x`` it was cancelled      ``un`` 1: some worker did not know it
+``f``  1: something of the above is set
 ``z``  result, or how it failed       ``e`` how it failed last    ``pr`` progress
-``op`` options for the worker (MessagePack)
+``op`` options for the worker (JSON)
 ====== ==================================================================================================
 """
 
@@ -114,9 +115,9 @@ class WorkerOptions(msgspec.Struct, frozen=True, omit_defaults=True, rename={"ti
     """Instead of the declared one; 0: none."""
     headers: dict[str, str] = {}
 
-    def encode(self) -> bytes:
-        """As it travels; empty if there is nothing to say."""
-        return b"" if self == _NO_OPTIONS else _ENCODER.encode(self)
+    def encode(self) -> str:
+        """As it travels; empty if there is nothing to say. JSON, as the scripts' MessagePack has no byte strings."""
+        return "" if self == _NO_OPTIONS else msgspec.json.encode(self).decode()
 
     @classmethod
     def decode(cls, data: bytes) -> WorkerOptions:
@@ -132,7 +133,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, omit_defaults=True, rename={"ti
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _FAILURE: Final = msgspec.msgpack.Decoder(Failure)
 _PROGRESS: Final = msgspec.msgpack.Decoder(Progress)
-_OPTIONS: Final = msgspec.msgpack.Decoder(WorkerOptions)
+_OPTIONS: Final = msgspec.json.Decoder(WorkerOptions)
 _NO_OPTIONS: Final = WorkerOptions()
 
 

@@ -34,7 +34,6 @@ _POLL_S: Final = 1.0
 """An idle worker looks again after this time: a ring may have gone to a worker that has just died."""
 _REPORT_MAX: Final = 500
 _REPORT_BYTES_MAX: Final = 4 * 1024 * 1024
-_UNKNOWN_DELAY_MS: Final = 1_000
 _RETRY_MIN_S: Final = 0.05
 _RETRY_MAX_S: Final = 1.0
 _ABANDON_S: Final = 1.0
@@ -142,9 +141,8 @@ class TaskRunner:
         self._must_audit = True
         self._bell.set()
 
-    def cancel(self, fence: bytes) -> None:
-        """The task that runs here under this fencing token was cancelled. One that does not: noted, as its hand-out may
-        be on its way."""
+    def cancel(self, id: bytes, fence: bytes) -> None:  # noqa: A002, ARG002 - a doorbell names both
+        """A task that runs here under this fencing token was cancelled. Unknown: its hand-out may be on its way."""
         run = self._runs.get(fence)
         if run is not None:
             run.cancel(Ending.CANCELLED)
@@ -211,7 +209,7 @@ class TaskRunner:
         if not reported and want <= 0:
             return
         try:
-            turn = await self._store.turn(self.worker, self._queues(), want, reported)
+            turn = await self._store.turn(self.worker, self._queues(), want, reported, tuple(self._unknown))
         except RedisError as error:
             self._must_audit = self._resent = error.outcome is Outcome.AMBIGUOUS or self._resent
             raise
@@ -278,7 +276,7 @@ class TaskRunner:
         run.start(self._loop)
 
     def _give_back_unknown(self, fetched: Fetched) -> None:
-        """Old code beside new: another worker may know it."""
+        """Old code beside new: another worker may know it, and this one is not given it again."""
         if fetched.name not in self._unknown:
             self._unknown.add(fetched.name)
             self._log.warning(
@@ -286,7 +284,7 @@ class TaskRunner:
                 pool=self._store.pool,
                 task=fetched.name.decode("utf-8", "replace"),
             )
-        self._finished.append(Finished(fetched.id, fetched.fence, Verdict.BACK, b"", _UNKNOWN_DELAY_MS))
+        self._finished.append(Finished(fetched.id, fetched.fence, Verdict.UNKNOWN, b"", 0))
         self.stats.given_back += 1
         self._bell.set()
 

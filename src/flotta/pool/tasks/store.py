@@ -50,6 +50,7 @@ class Verdict:
     FAILED: Final = b"f"
     RETRY: Final = b"r"
     BACK: Final = b"b"
+    UNKNOWN: Final = b"u"
     CANCELLED: Final = b"c"
 
 
@@ -146,10 +147,15 @@ class TaskStore:
 
     # --- a worker -----------------------------------------------------------------------------------------------
 
-    async def turn(self, worker: str, queues: Sequence[str], want: int, finished: Sequence[Finished]) -> Turn:
-        """Say what is finished and take up to ``want`` tasks. Raises what ``Link.call`` raises: after an ambiguous
-        outcome say ``finished`` again (what was heard is refused then) and ask `held`."""
-        args: list[Arg] = [worker, want, self._dead_max, len(queues), *queues]
+    async def turn(
+        self, worker: str, queues: Sequence[str], want: int, finished: Sequence[Finished], unknown: Sequence[bytes] = ()
+    ) -> Turn:
+        """Say what is finished and take up to ``want`` tasks. ``unknown``: names that were given back as unknown.
+
+        Raises what ``Link.call`` raises. After an ambiguous outcome say ``finished`` again (what was heard is refused
+        then), and ask `held` for what was handed out.
+        """
+        args: list[Arg] = [worker, want, self._dead_max, len(queues), *queues, len(unknown), *unknown]
         for run in finished:
             args += run
         live, next_due_ms, more, refused, tasks = await scripts.TURN(self._link, keys=self._meta, args=args)
