@@ -22,6 +22,7 @@ import structlog
 
 from flotta.errors import Closed, FlottaError, InvalidName, NotRunning, PoolShutdown, RedisError, StateError
 from flotta.pool.backoff import Backoff
+from flotta.pool.clock import SERVER_CLOCK, Clock
 from flotta.pool.coordinator import Coordinator
 from flotta.pool.dispatching import Dispatcher, is_refusal
 from flotta.pool.handler import Handler, run_handler
@@ -34,9 +35,12 @@ from flotta.pool.options import PoolOptions
 from flotta.pool.records import Counts as PoolCounts
 from flotta.pool.records import JobInfo
 from flotta.pool.runs import JobKind
+from flotta.pool.scheduler import PlannedJob, Producer, Schedule
 from flotta.pool.stats import Counts, NodeStats
 from flotta.pool.store import JobStore
 from flotta.pool.tenure import Surroundings
+from flotta.pool.ticker import Ticker
+from flotta.pool.timetable import Timetable
 from flotta.pool.wire import Bell, Ring
 from flotta.pool.worker import Worker, WorkerState
 from flotta.redis import Redis
@@ -111,6 +115,7 @@ class Node:
         options: PoolOptions | None = None,
         service: str = "",
         logger: Any = None,
+        clock: Clock = SERVER_CLOCK,
         owns_redis: bool = False,
     ) -> None:
         self.name = check_name("pool", name)
@@ -132,6 +137,7 @@ class Node:
             logger=self.log,
         )
         self.coordinator = Coordinator(self.store, self.membership, logger=self.log)
+        self.timetable = Timetable(self.store, redis.link, clock=clock, logger=self.log)
         self._owns_redis = owns_redis
         self._state = _State.NEW
         self._inbox = Inbox(redis, name=f"pool-{self.name}", logger=self.log)
@@ -155,10 +161,11 @@ class Node:
         options: PoolOptions | None = None,
         service: str = "",
         logger: Any = None,
+        clock: Clock = SERVER_CLOCK,
         **single_options: Any,
     ) -> Self:
         """Join the pool ``name``. ``redis``: a client, or a URL (the node then owns its connection). ``options``, or
-        its fields by name.
+        its fields by name. ``clock``: for tests of tickers and schedules, one that is turned by hand.
 
         You owe it ``close``. Raises ``InvalidName``, ``ConfigError``, ``PoolShutdown`` while the pool is being stopped,
         and what a Redis call raises. Cancelling leaves nothing but, for one ttl, the node's name.
@@ -166,7 +173,8 @@ class Node:
         if single_options:
             options = PoolOptions(**single_options)
         client = Redis.from_url(redis, logger=logger) if isinstance(redis, str) else redis
-        node = cls(name, client, options=options, service=service, logger=logger, owns_redis=isinstance(redis, str))
+        owns = isinstance(redis, str)
+        node = cls(name, client, options=options, service=service, logger=logger, clock=clock, owns_redis=owns)
         try:
             await node.start()
         except BaseException:
@@ -204,6 +212,7 @@ class Node:
         self._dispatcher.close(PoolShutdown(self.name) if self._is_shutdown else Closed(f"node of pool {self.name!r}"))
         limit_s = self.options.close_timeout_s if timeout_s is None else timeout_s
         try:
+            await self.timetable.close()
             if was is _State.JOINED:
                 await asyncio.gather(*(self._leave(worker, limit_s) for worker in tuple(self._workers)))
         finally:
@@ -462,6 +471,26 @@ class Node:
             busy_keys=tuple(counts.busy.top(share_min=0.1)),
         )
 
+    # --- by the clock -------------------------------------------------------------------------------------------
+
+    async def ticker(self, name: str, *, every_s: float) -> Ticker:
+        """The ticker ``name``: each of its ticks goes to one of the nodes that have it and wait for one.
+
+        You owe it ``close``, which closing the node does, too. Raises ``StateError`` on a client-only node or if this
+        one has it already, ``InvalidName``, ``ConfigError``, and what a Redis call raises.
+        """
+        self._check_works("tickers")
+        return await self.timetable.ticker(name, every_s=every_s)
+
+    def schedule(self, name: str, producer: Producer, *, every_s: float) -> Schedule:
+        """Start and stop jobs as ``producer`` plans, on one of the nodes that have this schedule at each tick.
+
+        The jobs of its plans are pairs of key and payload, for workers of ``add_worker``. Raises ``StateError`` on a
+        client-only node or if this one has it already, ``InvalidName``, ``ConfigError``.
+        """
+        self._check_works("schedules")
+        return self.timetable.schedule(name, producer, every_s=every_s, resolve=_planned)
+
     # --- for the other parts of the pool ------------------------------------------------------------------------
 
     def take_replies(self, type_: str, take: Callable[[Ring], None]) -> None:
@@ -583,6 +612,11 @@ class Node:
         if self.closed:
             raise PoolShutdown(self.name) if self._is_shutdown else Closed(f"node of pool {self.name!r}")
 
+    def _check_works(self, what: str) -> None:
+        self._check_joined()
+        if self.options.client_only:
+            raise StateError("node", f"a client-only node has no {what}")
+
     def _check_joined(self) -> None:
         if self._state is not _State.JOINED:
             self._check_open()
@@ -590,6 +624,11 @@ class Node:
 
 
 def _ignore(_: Bell) -> None: ...
+
+
+def _planned(item: tuple[str, bytes]) -> PlannedJob:
+    key, payload = item
+    return PlannedJob(key, "", payload, CRASHES_MAX)
 
 
 def _host() -> str:

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, TypeVar, final
 
 import structlog
 
-from flotta.errors import ConfigError, JobExists, NoWorkers, PoolShutdown, QueueFull, RedisError
+from flotta.errors import Closed, ConfigError, JobExists, NoWorkers, PoolShutdown, QueueFull, RedisError
 from flotta.pool.clock import SERVER_CLOCK, Clock
 from flotta.pool.keys import check_key, check_name
 from flotta.pool.states import StopAnswer
@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 PRODUCER_S_MIN: Final = 60.0
 """How long a producer may take, or its interval if that is longer."""
+_LET_GO_S: Final = 1.0
 _STEP: Final = 200
 """Jobs started, stopped or looked up at a time."""
 
@@ -185,10 +186,14 @@ class Schedule:
         finally:
             holding.cancel()
             await asyncio.gather(holding, return_exceptions=True)
-            try:
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        try:
+            async with asyncio.timeout(_LET_GO_S):
                 await self._ticker.let_go()
-            except RedisError as error:
-                self._log.warning("a schedule could not be let go, the next tick is late", error=str(error))
+        except (RedisError, Closed, TimeoutError) as error:
+            self._log.warning("a schedule could not be let go, its next plan may be late", error=str(error))
 
     async def _hold(self) -> None:
         """Sees after a while that the tick is lost: what was begun until then is safe to do twice."""

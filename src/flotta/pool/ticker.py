@@ -102,6 +102,11 @@ class Ticker(AsyncIterator[Tick]):
         """Whether it has been stopped everywhere, as far as this node knows."""
         return self._stopped
 
+    @property
+    def ended(self) -> bool:
+        """Whether it gives no more ticks here: closed, or stopped everywhere."""
+        return self._closed or self._stopped
+
     async def start(self) -> Self:
         """Declare it: make it in Redis if it is not there. If it is there with another interval, this one is valid for
         every node from now on. Raises ``RedisError``."""
@@ -130,7 +135,7 @@ class Ticker(AsyncIterator[Tick]):
             raise StateError(f"ticker {self.name!r}", f"somebody waits for the next tick of {self.name!r} here already")
         self._waiting = True
         try:
-            while not (self._closed or self._stopped):
+            while not self.ended:
                 tick, wait_s = await self._ask()
                 if tick is not None:
                     self._attempt += 1
@@ -194,7 +199,7 @@ class Ticker(AsyncIterator[Tick]):
         return None, 0.0
 
     async def _sleep(self, wait_s: float) -> None:
-        if self._closed or self._stopped:
+        if self.ended:
             return
         self._timer = self._clock.timer(self, min(wait_s, self._clock.check_s_max))
         try:
@@ -215,7 +220,7 @@ class Ticker(AsyncIterator[Tick]):
         self._failing = error is not None
 
     def _check_open(self) -> None:
-        if self._closed or self._stopped:
+        if self.ended:
             raise Closed(f"ticker {self.name!r}")
 
     def _name_of(self, attempt: int) -> str:
