@@ -129,12 +129,15 @@ class _Placing:
     # --- slots without an owner -----------------------------------------------------------------------------------
 
     def fill(self) -> None:
-        """Each slot without an owner, the heaviest first, goes to the highest score among those who have room for it.
-        If nobody has, to the least loaded."""
-        orphans = sorted(self.orphans, key=lambda slot: (-self.weights[slot], slot))
+        """Each slot without an owner goes to the highest score among those who have room for it; if nobody has, to the
+        least loaded. Really heavy ones come first, while there is room; the others by number, so that everybody gets
+        light and less light ones."""
+        heavy = self.mean // 16
+        weights = self.weights
+        orphans = sorted(self.orphans, key=lambda slot: (-weights[slot] if weights[slot] > heavy else 0, slot))
         if not orphans:
             return
-        lightest = self.weights[orphans[-1]]
+        lightest = min(weights[slot] for slot in orphans)
         everyone = range(len(self.workers))
         roomy = [worker for worker in everyone if self.has_room(worker, lightest)]
         for first in range(0, len(orphans), _COLUMNS):
