@@ -63,9 +63,7 @@ class TaskPool:
 
     async def __aenter__(self) -> Self:
         self._stack = contextlib.AsyncExitStack()
-        await self._stack.enter_async_context(
-            reading(self.redis, self.keys.replies(self.node), self.client.results.deliver)
-        )
+        await self._stack.enter_async_context(reading(self.redis, self.keys.replies(self.node), self._deliver))
         self.registry.bind(self.client)
         return self
 
@@ -74,6 +72,9 @@ class TaskPool:
             runner.fence()
         await self.client.aclose()
         await self._stack.aclose()
+
+    def _deliver(self, fields: dict[bytes, bytes]) -> None:
+        self.client.results.deliver(fields[b"i"].decode(), fields[b"s"].decode(), fields.get(b"p"))
 
     async def lease(self, worker: str, ms: int = 600_000) -> None:
         """A lease that ends in ``ms`` (negative: that has ended)."""
@@ -90,7 +91,7 @@ class TaskPool:
             if fields[b"t"] == b"wake":
                 runner.wake()
             elif fields[b"t"] == b"cancel":
-                runner.cancel(fields[b"k"], fields[b"g"])
+                runner.cancel(fields[b"k"].decode(), int(fields[b"g"]))
 
         await self._stack.enter_async_context(reading(self.redis, self.keys.inbox(worker), take))
         runner.start()

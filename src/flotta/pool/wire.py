@@ -18,7 +18,7 @@ replies ``t``         fields
 ``started``           ``w`` worker, then ``d`` dispatch id, ``k`` key, ``g`` fence; repeated for each job
 ``failed`` ``gone``   ``d`` dispatch id, ``k`` key, ``e`` error (may be empty)
 ``stopped``           ``k`` key
-``result``            ``i`` id of the task
+``result``            ``i`` id of the task, ``s`` its state, ``p`` its result, or how it failed (absent if large)
 ``rebalance`` ``shutdown``   nothing
 ====================  ==================================================================
 """
@@ -63,6 +63,8 @@ class Ring:
     fence: int = 0
     worker: str = ""
     error: str = ""
+    state: str = ""
+    payload: bytes | None = None
 
 
 def parse_bell(fields: Sequence[bytes]) -> list[Bell]:
@@ -101,7 +103,7 @@ def parse_reply(fields: Sequence[bytes]) -> list[Ring]:
     if kind == b"stopped":
         return [Ring(name, _text(entry, b"k"))]
     if kind == b"result":
-        return [Ring(name, _text(entry, b"i"))]
+        return [Ring(name, _text(entry, b"i"), state=_text(entry, b"s"), payload=entry.get(b"p"))]
     return [Ring(name)]
 
 

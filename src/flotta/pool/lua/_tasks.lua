@@ -223,9 +223,9 @@ local function tell_waiters(id, t, state, value)
   local kept = t.r ~= '0' or state ~= 'done'
   for node in string.gmatch(t.w, '[^,]+') do
     if kept and #value <= REPLY_BYTES_MAX then
-      reply(node, 't', 'result', 'k', id, 's', state, 'p', value)
+      reply(node, 't', 'result', 'i', id, 's', state, 'p', value)
     else
-      reply(node, 't', 'result', 'k', id, 's', state)
+      reply(node, 't', 'result', 'i', id, 's', state)
     end
   end
 end

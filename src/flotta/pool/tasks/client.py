@@ -34,23 +34,23 @@ class ResultDecoder(Protocol):
 class TaskCall(Generic[R]):
     """One call of a task that was not enqueued yet, made by ``Task.call``. Enqueued again, it is still one task."""
 
-    __slots__ = ("_item", "_sent", "decoder")
+    __slots__ = ("_sent", "decoder", "item")
 
     def __init__(self, item: Item, decoder: ResultDecoder) -> None:
-        self._item = item
+        self.item = item
         self._sent = False
         self.decoder = decoder
 
     def send(self) -> Item:
         """What travels. From the second time on the server has to look whether the task is there."""
-        item = self._item._replace(fresh=False) if self._sent else self._item
+        item = self.item._replace(fresh=False) if self._sent else self.item
         self._sent = True
         return item
 
     @property
     def id(self) -> str:
         """The id that the task has or will have."""
-        return self._item.id
+        return self.item.id
 
 
 @final

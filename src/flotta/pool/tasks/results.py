@@ -8,7 +8,6 @@ leave together; a task remembers a node once, however many wait there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Final, final
 
 from flotta.pool.tasks.records import TaskState
@@ -53,15 +52,14 @@ class Results:
             if not waiters and self._waiters.get(id) is waiters:
                 del self._waiters[id]
 
-    def deliver(self, fields: Mapping[bytes, bytes]) -> None:
-        """An entry of type ``result`` of this node's replies."""
-        id, value = fields[b"k"].decode(), fields.get(b"p")  # noqa: A001
+    def deliver(self, id: str, state: str, value: bytes | None) -> None:  # noqa: A002
+        """What an entry ``result`` of this node's replies says. ``value`` None: it did not fit."""
         if id not in self._waiters:
             return
         if value is None:
             self._ask_again(id)
         else:
-            self._resolve(id, (TaskState(fields[b"s"].decode()), value))
+            self._resolve(id, (TaskState(state), value))
 
     def recheck(self) -> None:
         """Ask for everything that is waited for, because doorbells may have been lost."""

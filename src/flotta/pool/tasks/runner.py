@@ -141,9 +141,9 @@ class TaskRunner:
         self._must_audit = True
         self._bell.set()
 
-    def cancel(self, id: bytes, fence: bytes) -> None:  # noqa: A002, ARG002 - a doorbell names both
+    def cancel(self, id: str, fence: int) -> None:  # noqa: A002, ARG002 - a doorbell names both
         """A task that runs here under this fencing token was cancelled. Unknown: its hand-out may be on its way."""
-        run = self._runs.get(fence)
+        run = self._runs.get(b"%d" % fence)
         if run is not None:
             run.cancel(Ending.CANCELLED)
         else:
