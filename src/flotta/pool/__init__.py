@@ -2,7 +2,77 @@
 
 from __future__ import annotations
 
+from flotta.pool.backoff import Backoff
+from flotta.pool.cron import Cron, Every
+from flotta.pool.declared import DeclaredJob, JobOptions
+from flotta.pool.handler import Handler, NotificationHandler
+from flotta.pool.job import Job, StopReason
+from flotta.pool.mailbox import Notification
+from flotta.pool.membership import WorkerInfo
+from flotta.pool.node import JobHandle, Node, PoolWorker
 from flotta.pool.options import PoolOptions
+from flotta.pool.records import JobInfo
+from flotta.pool.scheduler import Plan, PlannedJob, Schedule, ScheduleStop
+from flotta.pool.states import JobState
+from flotta.pool.stats import NodeStats
+from flotta.pool.tasks import (
+    Depends,
+    Enqueuing,
+    PerKey,
+    Progress,
+    Rate,
+    Retry,
+    RetryTask,
+    Task,
+    TaskCall,
+    TaskContext,
+    TaskHandle,
+    TaskInfo,
+    TaskState,
+)
+from flotta.pool.ticker import Tick, Ticker
+from flotta.pool.worker import Worker, WorkerState
 from flotta.pool.workerpool import WorkerPool
 
-__all__ = ["PoolOptions", "WorkerPool"]
+__all__ = [
+    "Backoff",
+    "Cron",
+    "DeclaredJob",
+    "Depends",
+    "Enqueuing",
+    "Every",
+    "Handler",
+    "Job",
+    "JobHandle",
+    "JobInfo",
+    "JobOptions",
+    "JobState",
+    "Node",
+    "NodeStats",
+    "Notification",
+    "NotificationHandler",
+    "PerKey",
+    "Plan",
+    "PlannedJob",
+    "PoolOptions",
+    "PoolWorker",
+    "Progress",
+    "Rate",
+    "Retry",
+    "RetryTask",
+    "Schedule",
+    "ScheduleStop",
+    "StopReason",
+    "Task",
+    "TaskCall",
+    "TaskContext",
+    "TaskHandle",
+    "TaskInfo",
+    "TaskState",
+    "Tick",
+    "Ticker",
+    "Worker",
+    "WorkerInfo",
+    "WorkerPool",
+    "WorkerState",
+]

@@ -13,14 +13,23 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Self, final
 
 import structlog
 
-from flotta.errors import Closed, FlottaError, InvalidName, NotRunning, PoolShutdown, RedisError, StateError
+from flotta.errors import (
+    Closed,
+    ConfigError,
+    FlottaError,
+    InvalidName,
+    NotRunning,
+    PoolShutdown,
+    RedisError,
+    StateError,
+)
 from flotta.pool.backoff import Backoff
 from flotta.pool.clock import SERVER_CLOCK, Clock
 from flotta.pool.coordinator import Coordinator
@@ -38,10 +47,11 @@ from flotta.pool.runs import JobKind
 from flotta.pool.scheduler import PlannedJob, Producer, Schedule
 from flotta.pool.stats import Counts, NodeStats
 from flotta.pool.store import JobStore
+from flotta.pool.tasks import TaskRegistry, TaskStore
+from flotta.pool.taskside import NodeTasks, WorkerTasks
 from flotta.pool.tenure import Surroundings
 from flotta.pool.ticker import Ticker
 from flotta.pool.timetable import Timetable
-from flotta.pool.wire import Bell, Ring
 from flotta.pool.worker import Worker, WorkerState
 from flotta.redis import Redis
 
@@ -136,7 +146,11 @@ class Node:
             on_news=self._on_news,
             logger=self.log,
         )
-        self.coordinator = Coordinator(self.store, self.membership, logger=self.log)
+        task_store = TaskStore(
+            redis.link, self.keys, waiting_max=self.options.tasks_waiting_max, dead_max=self.options.dead_max
+        )
+        self.tasks = NodeTasks(task_store, self.id, payload_bytes_max=self.options.payload_bytes_max)
+        self.coordinator = Coordinator(self.store, self.membership, reapers=(self.tasks.reap,), logger=self.log)
         self.timetable = Timetable(self.store, redis.link, clock=clock, logger=self.log)
         self._owns_redis = owns_redis
         self._state = _State.NEW
@@ -145,7 +159,6 @@ class Node:
         self._workers: list[Worker] = []
         self._zombies: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._reply_takers: dict[str, Callable[[Ring], None]] = {}
         self._shutting_down: asyncio.Task[None] | None = None
         self._is_shutdown = False
         self._stops_the_pool = False
@@ -277,10 +290,10 @@ class Node:
         kinds: dict[str, JobKind],
         *,
         name: str | None = None,
-        tasks: Iterable[str] = (),
-        on_task_bell: Callable[[Bell], None] | None = None,
+        registry: TaskRegistry | None = None,
+        queues: Iterable[str] | None = None,
     ) -> Worker:
-        """A worker that runs jobs of ``kinds``, by their names. See ``add_worker``."""
+        """A worker that runs jobs of ``kinds``, by their names, and the tasks of ``registry``. See ``add_worker``."""
         self._check_open()
         if self.options.client_only:
             raise StateError("node", "a client-only node has no workers")
@@ -295,7 +308,13 @@ class Node:
             logger=self.log,
             kind_of=kinds.get,
             pick_other=self._pick_other,
-            on_task_bell=on_task_bell or _ignore,
+            tasks=WorkerTasks(
+                self.tasks.store,
+                registry or TaskRegistry(self.name),
+                self.options,
+                queues=None if queues is None else list(queues),
+                logger=self.log,
+            ),
             on_shutdown=self._begin_shutdown,
             zombies=self._zombies,
         )
@@ -304,7 +323,6 @@ class Node:
             self.membership,
             around,
             kinds=tuple(kinds),
-            tasks=tuple(tasks),
             service=self.service,
             on_change=self.coordinator.poke,
         )
@@ -491,25 +509,20 @@ class Node:
         self._check_works("schedules")
         return self.timetable.schedule(name, producer, every_s=every_s, resolve=_planned)
 
-    # --- for the other parts of the pool ------------------------------------------------------------------------
-
-    def take_replies(self, type_: str, take: Callable[[Ring], None]) -> None:
-        """Hand answers of this type (``result``) to ``take``."""
-        self._reply_takers[type_] = take
-
     # --- inside -------------------------------------------------------------------------------------------------
 
     def _take_replies(self, entries: list[Entry]) -> None:
         for ring in self._dispatcher.take(entries):
-            if ring.type == "rebalance":
+            if ring.type == "result":
+                self.tasks.results.deliver(ring.key, ring.state, ring.payload)
+            elif ring.type == "rebalance":
                 self.coordinator.poke()
             elif ring.type == "shutdown":
                 self._begin_shutdown()
-            elif ring.type in self._reply_takers:
-                self._reply_takers[ring.type](ring)
 
     def _reconcile(self) -> None:
         self._spawn(self._dispatcher.recheck(), "recheck")
+        self.tasks.recheck()
 
     def _on_lost(self, lease: Lease, loss: Loss) -> None:
         for worker in tuple(self._workers):
@@ -569,7 +582,7 @@ class Node:
     async def _wait_for_the_others(self) -> None:
         with contextlib.suppress(TimeoutError, RedisError):
             async with asyncio.timeout(_LEAVE_S):
-                while await self._nodes_there() > 1:
+                while await self._nodes_there() > 1:  # noqa: ASYNC110 - other processes
                     await asyncio.sleep(_SHUTDOWN_POLL_S)
 
     async def _nodes_there(self) -> int:
@@ -588,6 +601,7 @@ class Node:
             if task is not asyncio.current_task():
                 task.cancel()
         await self.coordinator.stop()
+        await self.tasks.aclose()
         await self._inbox.aclose()
         await self.membership.close()
         if self._is_shutdown:
@@ -623,11 +637,14 @@ class Node:
             raise StateError("node", f"the node of pool {self.name!r} has not joined")
 
 
-def _ignore(_: Bell) -> None: ...
-
-
-def _planned(item: tuple[str, bytes]) -> PlannedJob:
-    key, payload = item
+def _planned(wanted: Any) -> PlannedJob:
+    """A job of a plan without declared functions: ``key -> payload``, or a job that says everything itself."""
+    if isinstance(wanted, PlannedJob):
+        return wanted
+    try:
+        key, payload = wanted
+    except (TypeError, ValueError):
+        raise ConfigError("plan", wanted, "a mapping of keys to payloads", source="schedule") from None
     return PlannedJob(key, "", payload, CRASHES_MAX)
 
 

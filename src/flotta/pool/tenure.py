@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -36,6 +37,7 @@ from flotta.pool.runs import JobKind, Run, Runs, RunState
 from flotta.pool.states import Answer, CrashAnswer, JobState, ReleaseAnswer
 from flotta.pool.stats import Counts
 from flotta.pool.store import JobStore
+from flotta.pool.taskside import WorkerTasks
 from flotta.pool.turns import Turns
 from flotta.pool.wire import Bell, parse_bell
 
@@ -61,8 +63,7 @@ class Surroundings:
     """How jobs of a kind run here; None: not here."""
     pick_other: Callable[[str], Coroutine[Any, Any, str]]
     """Another live worker that knows a kind, or ''."""
-    on_task_bell: Callable[[Bell], None]
-    """``wake`` and ``cancel``: what concerns short tasks."""
+    tasks: WorkerTasks
     on_shutdown: Callable[[], None]
     zombies: dict[str, asyncio.Task[None]]
     """Runs of this process, of any tenure, that were lost and whose functions have not ended, by key."""
@@ -101,13 +102,14 @@ class Tenure:
             "start": self._hear_start,
             "stop": self._hear_stop,
             "table": self._hear_table,
-            "wake": around.on_task_bell,
-            "cancel": around.on_task_bell,
+            "wake": around.tasks.hear,
+            "cancel": around.tasks.hear,
             "nudge": self._hear_nudge,
             "shutdown": self._hear_shutdown,
         }
         self._mail = around.inbox.open(self._store.keys.inbox(self.worker), self._take, self.reconcile)
         self._spawn(self._tend(), f"pool worker {self.worker} tend")
+        around.tasks.begin(self.worker)
 
     # --- what a job needs (JobPort) -----------------------------------------------------------------------------
 
@@ -306,12 +308,12 @@ class Tenure:
         """The function raised after the start: wait and run it again, unless that was once too often."""
         self._counts.crashed += 1
         self._counts.failing.add(run.key)
-        self._log.warning("a job crashed", pool=self.pool, job=run.key, attempt=run.attempt, exc_info=error)
         reason = _describe(error)
+        self._log.warning("a job crashed", job=run.key, attempt=run.attempt, error=reason, at=_place(error))
         crash = await self._reports.persist(lambda: self._store.crashed(self.worker, run.key, run.fence, reason))
         if crash.answer is CrashAnswer.DEAD:
             self._counts.dead += 1
-            self._log.error("a job is a dead letter now", pool=self.pool, job=run.key, crashes=crash.crashes)
+            self._log.error("a job is a dead letter now", job=run.key, crashes=crash.crashes, exc_info=error)
         if crash.answer is not CrashAnswer.BACKOFF:
             return True
         run.fence, run.crashes = crash.fence, crash.crashes
@@ -470,6 +472,7 @@ class Tenure:
     def reconcile(self) -> None:
         """Bells may have been lost with the server's memory: compare the records with what runs here."""
         if not self._over:
+            self._around.tasks.audit()
             self._spawn(self._reconcile(), f"pool worker {self.worker} reconcile")
             self.look_at_table()
 
@@ -521,6 +524,7 @@ class Tenure:
     def fence(self, loss: Loss) -> None:
         """The lease is lost: cancel everything. Nothing is reported, and the inbox is left as it is for the reaper."""
         self._log.error("a worker is fenced", worker=self.worker, jobs=len(self.runs), reason=loss.value)
+        self._around.tasks.fence()
         self.end()
         for run in self.runs:
             self._lose(run)
@@ -555,10 +559,10 @@ class Tenure:
         if run.reason is StopReason.HANDOVER:
             self._counts.stayed += 1
             self._handover.ended(run)
-            self._log.warning("a job was to move and does not end: it stays", pool=self.pool, job=run.key)
+            self._log.warning("a job was to move and does not end: it stays", job=run.key)
         else:
             self._counts.stuck += 1
-            self._log.error("a job does not end though it was cancelled", pool=self.pool, job=run.key)
+            self._log.error("a job does not end though it was cancelled", job=run.key)
 
     async def _reset_crashes(self, run: Run) -> None:
         fence = run.fence
@@ -593,13 +597,13 @@ class Tenure:
         except LeaseOver:
             raise
         except FlottaError:
-            self._log.debug("a notification came too late", pool=self.pool, job=key)
+            self._log.debug("a notification came too late", job=key)
         self._mail.done([entry_id])
 
     def _complain(self, run: Run, error: BaseException | None) -> None:
         """A function that was told to end and raised something else than its cancellation."""
         if error is not None and not isinstance(error, asyncio.CancelledError):
-            self._log.warning("a job raised while it was ending", pool=self.pool, job=run.key, exc_info=error)
+            self._log.warning("a job raised while it was ending", job=run.key, exc_info=error)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
@@ -624,6 +628,12 @@ def _forget_cancelling() -> None:
     task = asyncio.current_task()
     while task is not None and task.cancelling() > 0:
         task.uncancel()
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised: a whole traceback for each crash would cost the loop more than the crash."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
 
 
 def _describe(error: BaseException) -> str:

@@ -52,7 +52,6 @@ class Worker:
         around: Surroundings,
         *,
         kinds: tuple[str, ...],
-        tasks: tuple[str, ...],
         service: str,
         on_change: Callable[[], None],
     ) -> None:
@@ -61,7 +60,6 @@ class Worker:
         self._membership = membership
         self._around = around
         self._kinds = kinds
-        self._tasks = tasks
         self._service = service
         self._on_change = on_change
         self._tenure: Tenure | None = None
@@ -97,7 +95,7 @@ class Worker:
             service=self._service,
             since_ms=time.time_ns() // 1_000_000,
             kinds=self._kinds,
-            tasks=self._tasks,
+            tasks=self._around.tasks.names,
         )
         lease = await self._membership.join_worker(info)
         if self.state is not WorkerState.JOINING:
@@ -149,7 +147,7 @@ class Worker:
             tenure.stop_all()
             try:
                 async with asyncio.timeout(timeout_s):
-                    await tenure.emptied()
+                    await asyncio.gather(tenure.emptied(), self._around.tasks.drain(timeout_s))
             except TimeoutError:
                 left = [run.key for run in tenure.runs]
             await self._end(tenure)
@@ -159,6 +157,7 @@ class Worker:
     async def _drain(self, tenure: Tenure, timeout_s: float) -> list[str]:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
+        self._around.tasks.stop_taking()
         try:
             await self._membership.leaving(tenure.worker)
             self._on_change()
@@ -166,7 +165,9 @@ class Worker:
             await self._membership.unplaced(tenure.worker, min(_PLACING_S, timeout_s / 2))
         except (RedisError, Closed) as error:
             self._around.logger.warning("a worker leaves without Redis", worker=tenure.worker, error=str(error))
-        return await tenure.hand_over_all(max(0.0, deadline_s - loop.time()))
+        left_s = max(0.0, deadline_s - loop.time())
+        left, _ = await asyncio.gather(tenure.hand_over_all(left_s), self._around.tasks.drain(left_s))
+        return left
 
     async def _end(self, tenure: Tenure) -> None:
         self._around.inbox.trim_now()
