@@ -25,6 +25,7 @@ _COMMANDS = {
     "embedded": ("running", "embedded_command"),
     "map": ("maps", "map_group"),
     "stream": ("streams", "stream_group"),
+    "pool": ("pools", "pool_group"),
     "settings": ("settings", "settings_command"),
 }
 
@@ -58,6 +59,7 @@ def cli(context: click.Context) -> None:
     Look into what they share:
       flotta map watch config
       flotta stream tail orders
+      flotta pool info orders
     """
     if context.invoked_subcommand in ("run", "dev"):
         context.default_map = {context.invoked_subcommand: _defaults(context.invoked_subcommand)}

@@ -59,7 +59,7 @@ class Recurring:
     def of(cls, task: Task[..., Any], times: Recurrence, *, late_max_s: float | None = LATE_MAX_S) -> Recurring:
         """``task``, called without arguments each time. Raises ``ConfigError`` if it cannot be."""
         try:
-            task.call()
+            task.declaration.signature.encode((), {})
         except TypeError as error:
             allowed = f"a task whose parameters all have defaults ({error})"
             raise ConfigError("task", task.name, allowed, source=str(times)) from error
