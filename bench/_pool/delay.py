@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 import sys
+from collections import deque
 from urllib.parse import urlsplit
 
 _delay_s = 0.0  # of one direction
@@ -21,16 +22,32 @@ class End(asyncio.Protocol):
     transport: asyncio.Transport
     other: End
 
+    def __init__(self) -> None:
+        self._under_way: deque[tuple[float, bytes]] = deque()  # when each part arrives at the other end
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        asyncio.get_running_loop().call_later(_delay_s, self.other.transport.write, data)
+        loop = asyncio.get_running_loop()
+        arrives = loop.time() + _delay_s
+        if self._under_way:  # never before what was sent first, even if the delay has just become shorter
+            arrives = max(arrives, self._under_way[-1][0])
+        else:
+            loop.call_at(arrives, self._arrive)
+        self._under_way.append((arrives, data))
+
+    def _arrive(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._under_way and self._under_way[0][0] <= loop.time():
+            self.other.transport.write(self._under_way.popleft()[1])
+        if self._under_way:
+            loop.call_at(self._under_way[0][0], self._arrive)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         if hasattr(self, "other"):
-            asyncio.get_running_loop().call_later(_delay_s, self.other.transport.close)
+            self.other.transport.close()
 
 
 async def main() -> None:

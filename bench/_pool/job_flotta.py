@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import structlog
 import uvloop
 
 from flotta.pool import Job, PoolOptions, WorkerPool
@@ -101,4 +102,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(30), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )
     uvloop.run(main())

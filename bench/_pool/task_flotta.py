@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
+import structlog
 import uvloop
 from harness import RESULTS, URL, counter, produce
 
@@ -14,16 +15,19 @@ done = counter()
 pool = WorkerPool("bench-results" if RESULTS else "bench")
 
 
-@pool.task(name="noop", result_ttl_s=3600 if RESULTS else None)
 async def noop() -> None:
     done.add()
+
+
+task = pool.task(name="noop") if RESULTS else pool.task(name="noop", result_ttl_s=None)
+enqueue = task(noop).enqueue
 
 
 async def main() -> None:
     await pool.start(URL)
     try:
         if sys.argv[1] == "produce":
-            await produce(noop.enqueue)
+            await produce(enqueue)
         else:
             await pool.work()
             await asyncio.Event().wait()
@@ -32,4 +36,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(30), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )
     uvloop.run(main())

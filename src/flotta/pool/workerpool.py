@@ -23,6 +23,7 @@ from flotta.pool.recurring import LATE_MAX_S, Recurring
 from flotta.pool.scheduler import PlannedJob, Producer
 from flotta.pool.stats import NodeStats
 from flotta.pool.tasks import PerKey, Rate, Retry, Task, TaskCall, TaskHandle, TaskRegistry
+from flotta.pool.tasks.declaration import RESULT_TTL_S, WORKER_LOSSES_MAX
 from flotta.pool.tasks.registry import EnqueueHook, Middleware
 from flotta.pool.ticker import Ticker
 from flotta.pool.worker import Worker
@@ -108,8 +109,8 @@ class WorkerPool:
         unique: str | None = None,
         concurrency: PerKey | None = None,
         rate: Rate | None = None,
-        result_ttl_s: float | None = 3600.0,
-        worker_losses_max: int = 3,
+        result_ttl_s: float | None = RESULT_TTL_S,
+        worker_losses_max: int = WORKER_LOSSES_MAX,
         localns: Mapping[str, Any] | None = None,
     ) -> Any:
         """Declare a function as a short task. See ``TaskRegistry.task``."""
