@@ -2,7 +2,9 @@
 -- KEYS[1] meta   ARGV: how many at most (a random choice, so that none that cannot move stands in the way of others)
 -- Returns {adopted, still parked}.   Again: the next ones.
 local adopted = 0
-for _, key in ipairs(redis.call('SRANDMEMBER', PARKED, ARGV[1])) do
+local keys = redis.call('SRANDMEMBER', PARKED, ARGV[1])
+table.sort(keys)  -- the same jobs get their tokens in the same order, whatever the server's chance says
+for _, key in ipairs(keys) do
   local job = load_job(key)
   local to = job and slot_owner(job.n) or ''
   if not job then

@@ -32,7 +32,9 @@ local function take_back(key, job)
   end
 end
 
-for _, key in ipairs(redis.call('SRANDMEMBER', OWNED .. worker, ARGV[3])) do
+local keys = redis.call('SRANDMEMBER', OWNED .. worker, ARGV[3])
+table.sort(keys)  -- the same jobs get their tokens in the same order, whatever the server's chance says
+for _, key in ipairs(keys) do
   local job = load_job(key)
   if job and job.o == worker then
     take_back(key, job)
