@@ -88,6 +88,10 @@ class LeaseHistory(RuleBasedStateMachine):
             assert self.now_s < max(self.confirmed) + TTL_S - TIMES.margin_s
 
     @invariant()
+    def trust_counts_from_the_start_of_a_confirmed_attempt(self) -> None:
+        assert self.machine.trusted_until_s == max(self.confirmed) + TTL_S - TIMES.margin_s
+
+    @invariant()
     def what_is_dead_stays_dead(self) -> None:
         if self.dead:
             assert not self.machine.trusted(self.now_s)

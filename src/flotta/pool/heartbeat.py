@@ -126,6 +126,7 @@ class Heartbeat:
         self._main: asyncio.AbstractEventLoop
         self._guard_timer: asyncio.TimerHandle | None = None
         self._thread: threading.Thread | None = None
+        self._thread_task: asyncio.Task[None] | None = None
         self._thread_loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event
         self._stopping = False
@@ -149,7 +150,10 @@ class Heartbeat:
         self._stopping = True
         if self._guard_timer is not None:
             self._guard_timer.cancel()
-        self._poke()
+        loop, task = self._thread_loop, self._thread_task
+        if task is not None and loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended already
+                loop.call_soon_threadsafe(task.cancel)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, _STOP_TIMEOUT_S)
 
@@ -216,12 +220,15 @@ class Heartbeat:
     def _run(self) -> None:
         try:
             asyncio.run(self._beat_until_stopped())
+        except asyncio.CancelledError:
+            return  # by stop
         except Exception:  # our bug: the leases end by the clock, and this says why
             self._logger.exception("the heartbeat of a pool has ended", node=self._node)
 
     async def _beat_until_stopped(self) -> None:
         self._wake = asyncio.Event()
-        self._thread_loop = asyncio.get_running_loop()
+        self._thread_task = asyncio.current_task()
+        self._thread_loop = asyncio.get_running_loop()  # last: who sees it may use the others
         link = Link(self._endpoint, options=self._link_options, logger=self._logger)
         try:
             while not self._stopping:

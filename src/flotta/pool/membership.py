@@ -30,6 +30,8 @@ from flotta.redis import Redis
 
 __all__ = ["Membership", "Table", "WorkerInfo", "new_worker_id"]
 
+_GOODBYE_S: Final = 1.0
+"""What is not said in this time need not be said: leases end by themselves."""
 _PLACED_POLL_MIN_S: Final = 0.002
 _PLACED_POLL_MAX_S: Final = 0.1
 
@@ -132,16 +134,17 @@ class Membership:
 
         Again, or before ``start``: harmless. Raises nothing for a lost connection.
         """
-        with contextlib.suppress(FlottaError):
-            for worker in list(self._leases):
-                await self.left(worker)
+        with contextlib.suppress(FlottaError, TimeoutError):
+            async with asyncio.timeout(_GOODBYE_S):
+                for worker in list(self._leases):
+                    await self.left(worker)
         await self.heartbeat.stop()
         if not self._joined:
             return
         self._joined = False
         forget = [("ZREM", self.keys.nodes, self.node), ("UNLINK", self.keys.replies(self.node))]
         with contextlib.suppress(FlottaError):
-            await self.redis.link.call_many(forget)
+            await self.redis.link.call_many(forget, timeout_s=_GOODBYE_S)
 
     # --- workers --------------------------------------------------------------------------------------------------
 

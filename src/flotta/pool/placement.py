@@ -60,7 +60,8 @@ def place(
     placing = _Placing(table, sorted(set(workers)), jobs, slots)
     placing.fill()
     placing.level()
-    return {slot: placing.workers[owner] for slot, owner in placing.moved.items() if owner is not None}
+    placed = ((slot, placing.workers[to]) for slot, to in placing.moved.items())
+    return {slot: worker for slot, worker in placed if table.get(slot) != worker}  # some went to and fro
 
 
 def deviation(
@@ -86,7 +87,7 @@ class _Placing:
     def __init__(self, table: Mapping[int, str], workers: list[str], jobs: Mapping[int, int], slots: int) -> None:
         self.workers = workers
         self.slots = slots
-        self.moved: dict[int, int | None] = {}
+        self.moved: dict[int, int] = {}
         count = len(workers)
         self.weights = [(jobs.get(slot, 0) * slots + _PRIOR_JOBS * count) * count for slot in range(slots)]
         self.total = sum(self.weights)

@@ -1,0 +1,302 @@
+"""Members of a pool on a real server: joining, leases under blocked loops and broken connections, leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+import redis as driver
+
+from flotta.errors import PoolShutdown, StateError
+from flotta.pool.coordinator import Coordinator
+from flotta.pool.heartbeat import BeatNews, Lease
+from flotta.pool.keys import SLOTS, PoolKeys
+from flotta.pool.lease import Loss
+from flotta.pool.memberscripts import BEAT
+from flotta.pool.membership import Membership, WorkerInfo
+from flotta.pool.options import PoolOptions
+from flotta.pool.store import JobStore
+from flotta.redis import Redis
+from flotta.redis.embedded import EmbeddedRedis
+
+TTL_S = 1.5
+OPTIONS = PoolOptions(worker_ttl_s=TTL_S, rebalance_debounce_s=0.05)
+PATIENCE_S = 15.0
+
+
+class Member:
+    """A node with what its owner would hear."""
+
+    def __init__(self, redis: Redis, pool: str, name: str, options: PoolOptions) -> None:
+        self.redis = redis
+        self.keys = PoolKeys(pool, namespace=redis.namespace)
+        self.losses: asyncio.Queue[tuple[Lease, Loss]] = asyncio.Queue()
+        self.news: asyncio.Queue[BeatNews] = asyncio.Queue()
+        self.membership = Membership(
+            redis,
+            self.keys,
+            name,
+            options=options,
+            on_lost=lambda lease, loss: self.losses.put_nowait((lease, loss)),
+            on_news=self.news.put_nowait,
+        )
+        self.coordinator = Coordinator(JobStore(redis, pool, options=options), self.membership)
+
+    async def work(self, *, worker: str | None = None) -> Lease:
+        """Join a worker and ring the coordinator, as a node does."""
+        since_ms = time.time_ns()  # no two have the same facts
+        info = WorkerInfo(node=self.membership.node, name="w", host="h", pid=1, service="s", since_ms=since_ms)
+        lease = await self.membership.join_worker(info, worker=worker)
+        self.coordinator.poke()
+        return lease
+
+    async def lease_left_ms(self, lease: Lease) -> float:
+        """What is left of a lease by the server; negative: it has ended."""
+        seconds, micros = await self.redis.link.call("TIME")
+        until_ms = await self.redis.link.call("ZSCORE", self.keys.leases, lease.worker)
+        return float(until_ms) - (int(seconds) * 1000 + int(micros) / 1000)
+
+    async def lost(self) -> tuple[Lease, Loss]:
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.losses.get()
+
+    async def beaten(self) -> BeatNews:
+        """The news of a beat that began after this call: the second one from now."""
+        while not self.news.empty():
+            self.news.get_nowait()
+        async with asyncio.timeout(PATIENCE_S):
+            await self.news.get()
+            return await self.news.get()
+
+
+@asynccontextmanager
+async def member(
+    url: str, pool: str, name: str, *, options: PoolOptions = OPTIONS, coordinates: bool = True
+) -> AsyncIterator[Member]:
+    async with AsyncExitStack() as stack:
+        redis = await Redis.from_url(url).connect()
+        stack.push_async_callback(redis.aclose)
+        one = Member(redis, pool, name, options)
+        stack.push_async_callback(one.membership.close)
+        await one.membership.start()
+        if coordinates:
+            stack.push_async_callback(one.coordinator.stop)
+            one.coordinator.start()
+        yield one
+
+
+# --- joining and leaving ---------------------------------------------------------------------------------------------
+
+
+async def test_the_first_worker_of_an_empty_pool_has_all_slots_without_a_debounce(valkey_url: str, unique: str) -> None:
+    options = PoolOptions(worker_ttl_s=30.0, rebalance_debounce_s=3600.0)
+    async with member(valkey_url, unique, "n1", options=options) as one:
+        lease = await one.work()
+        assert await one.membership.placed(lease.worker, PATIENCE_S)
+        epoch, slots = await one.membership.slots_of(lease.worker)
+        assert epoch == 1
+        assert slots == frozenset(range(SLOTS))
+        assert lease.owned()
+        assert (await one.membership.table()).owners == dict.fromkeys(range(SLOTS), lease.worker)
+
+
+async def test_workers_that_join_together_make_one_table(valkey_url: str, unique: str) -> None:
+    options = PoolOptions(worker_ttl_s=30.0, rebalance_debounce_s=0.3)
+    async with member(valkey_url, unique, "n1", options=options) as one:
+        first = await one.work()
+        assert await one.membership.placed(first.worker, PATIENCE_S)
+        others = [await one.work() for _ in range(4)]
+        for lease in others:
+            assert await one.membership.placed(lease.worker, PATIENCE_S)
+        table = await one.membership.table()
+        assert table.epoch == 2
+        assert {*table.owners.values()} == {first.worker, *(lease.worker for lease in others)}
+
+
+async def test_a_leaver_loses_its_slots_and_then_every_trace(valkey_url: str, unique: str) -> None:
+    async with member(valkey_url, unique, "n1") as one:
+        stayer, leaver = await one.work(), await one.work()
+        for lease in (stayer, leaver):
+            assert await one.membership.placed(lease.worker, PATIENCE_S)
+        assert await one.membership.leaving(leaver.worker)
+        assert await one.membership.unplaced(leaver.worker, PATIENCE_S)
+        assert leaver.owned()  # it may still finish what it has
+        assert await one.membership.left(leaver.worker) == 0
+        assert not leaver.owned()
+        assert set((await one.membership.table()).owners.values()) == {stayer.worker}
+        keys = [key.decode() for key in await one.redis.keys(f"{one.keys.prefix}*")]
+        assert not [key for key in keys if leaver.worker in key]
+        assert not await one.redis.hexists(one.keys.workers, leaver.worker)
+        assert await one.redis.smembers(f"{one.keys.prefix}placed") == {stayer.worker.encode()}
+        assert one.losses.empty()
+
+
+async def test_the_last_worker_need_not_wait_for_a_successor(valkey_url: str, unique: str) -> None:
+    async with member(valkey_url, unique, "n1") as one:
+        lease = await one.work()
+        assert await one.membership.placed(lease.worker, PATIENCE_S)
+        await one.membership.leaving(lease.worker)
+        assert await one.membership.unplaced(lease.worker, 0.0)
+
+
+async def test_a_worker_id_is_used_once(valkey_url: str, unique: str) -> None:
+    async with member(valkey_url, unique, "n1", coordinates=False) as one:
+        lease = await one.work(worker="w1")
+        with pytest.raises(StateError, match="used before"):
+            await one.work(worker="w1")
+        await one.redis.zadd(one.keys.leases, {"w1": 1})
+        assert await one.lost() == (lease, Loss.REFUSED)
+        with pytest.raises(StateError, match="used before"):
+            await one.work(worker="w1")
+
+
+async def test_nobody_joins_a_pool_that_shuts_down_until_it_is_empty(valkey_url: str, unique: str) -> None:
+    async with member(valkey_url, unique, "n1") as one:
+        await JobStore(one.redis, unique, options=OPTIONS).shutdown_begin("n1")
+        with pytest.raises(PoolShutdown):
+            await one.work()
+        assert (await one.beaten()).shutdown == "n1"
+    async with member(valkey_url, unique, "n2") as one:
+        assert (await one.work()).owned()
+
+
+async def test_streams_of_members_exist_and_expire_unless_renewed(valkey_url: str, unique: str) -> None:
+    async with member(valkey_url, unique, "n1") as one:
+        lease = await one.work()
+        for key in (one.keys.inbox(lease.worker), one.keys.replies("n1")):
+            assert await one.redis.type(key) == b"stream"
+            assert 10 * TTL_S * 1000 < await one.redis.pttl(key) <= (10 * TTL_S + 60) * 1000
+
+
+# --- leases ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_blocked_loop_delays_no_beat(valkey_url: str, unique: str) -> None:
+    """Blocked for most of a ttl, three times: a watcher in another thread never sees the lease grow old."""
+    async with member(valkey_url, unique, "n1", coordinates=False) as one:
+        lease = await one.work()
+        await one.beaten()
+        lowest_ms, stop = [1e9], threading.Event()
+
+        def watch() -> None:
+            with driver.Redis.from_url(valkey_url) as client:
+                while not stop.is_set():
+                    until_ms = client.zscore(one.keys.leases, lease.worker)
+                    seconds, micros = client.time()
+                    lowest_ms.append((until_ms or 0.0) - seconds * 1000 - micros / 1000)
+                    stop.wait(0.01)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        for _ in range(3):
+            time.sleep(0.8 * TTL_S)
+            assert lease.owned()
+            await asyncio.sleep(0.02)  # the loop turns: what is due runs
+        stop.set()
+        watcher.join()
+        assert len(lowest_ms) > 50
+        assert min(lowest_ms) > 0.5 * TTL_S * 1000
+        assert one.losses.empty()
+
+
+async def test_a_loop_blocked_for_longer_than_the_ttl_loses_the_lease_at_once(valkey_url: str, unique: str) -> None:
+    async with member(valkey_url, unique, "n1", coordinates=False) as one:
+        lease = await one.work()
+        await one.beaten()
+        time.sleep(1.2 * TTL_S)
+        assert not lease.owned()
+        assert lease.loss is Loss.BLOCKED
+        assert await one.lost() == (lease, Loss.BLOCKED)
+        await one.beaten()
+        assert await one.lease_left_ms(lease) < 0  # let go, though no ttl has passed since the last beat
+        assert one.losses.empty()
+
+
+async def test_an_ended_lease_is_never_revived_also_if_nobody_has_reaped_it(valkey_url: str, unique: str) -> None:
+    async with member(valkey_url, unique, "n1", coordinates=False) as one:
+        lease = await one.work()
+        await one.redis.zadd(one.keys.leases, {lease.worker: 1})
+        assert await one.lost() == (lease, Loss.REFUSED)
+        reply = await BEAT(one.redis.link, keys=[one.keys.meta], args=["n1", 1000, 1000, 1, lease.worker])
+        assert reply[4:] == [0]
+        assert await one.redis.zscore(one.keys.leases, lease.worker) == 1
+
+
+async def test_killed_connections_cost_no_lease(valkey_url: str, unique: str) -> None:
+    async with member(valkey_url, unique, "n1", coordinates=False) as one:
+        lease = await one.work()
+        for _ in range(5):
+            await one.beaten()
+            for client in await one.redis.client_list():
+                if client["name"].endswith("lease"):
+                    await one.redis.client_kill_filter(_id=client["id"])
+        await one.beaten()
+        assert lease.owned()
+        assert await one.lease_left_ms(lease) > 0.5 * TTL_S * 1000
+        assert one.losses.empty()
+
+
+async def test_a_restart_of_redis_shorter_than_the_ttl_costs_no_lease(own_valkey: EmbeddedRedis, unique: str) -> None:
+    options = PoolOptions(worker_ttl_s=5.0)
+    async with member(own_valkey.url, unique, "n1", options=options, coordinates=False) as one:
+        lease = await one.work()
+        own_valkey.kill()
+        await own_valkey.restart()
+        assert (await one.beaten()).was_present
+        assert lease.owned()
+        assert one.losses.empty()
+
+
+async def test_a_lease_ends_by_the_clock_when_redis_is_silent(own_valkey: EmbeddedRedis, unique: str) -> None:
+    async with member(own_valkey.url, unique, "n1", coordinates=False) as one:
+        lease = await one.work()
+        await one.beaten()
+        began_s = time.monotonic()
+        own_valkey.pause()
+        try:
+            assert await one.lost() == (lease, Loss.EXPIRED)
+            took_s = time.monotonic() - began_s
+        finally:
+            own_valkey.resume()
+        assert took_s < TTL_S
+        await one.beaten()
+        assert not lease.owned()
+        assert one.membership.heartbeat.blameless()  # it cannot tell who has died meanwhile
+        assert await one.lease_left_ms(lease) < 0
+
+
+async def test_lost_data_cost_the_leases_and_the_node_is_present_again(own_valkey: EmbeddedRedis, unique: str) -> None:
+    async with member(own_valkey.url, unique, "n1") as one:
+        lease = await one.work()
+        assert await one.membership.placed(lease.worker, PATIENCE_S)
+        await one.redis.flushall()
+        assert await one.lost() == (lease, Loss.REFUSED)
+        await one.beaten()
+        assert await one.redis.exists(one.keys.replies("n1"))
+        again = await one.work()
+        assert again.worker != lease.worker
+        assert await one.membership.placed(again.worker, PATIENCE_S)
+
+
+async def test_closing_without_redis_ends_in_bounded_time(own_valkey: EmbeddedRedis, unique: str) -> None:
+    async with member(own_valkey.url, unique, "n1") as one:
+        await one.work()
+        own_valkey.kill()
+        async with asyncio.timeout(PATIENCE_S):
+            await one.coordinator.stop()
+            await one.membership.close()
+            await one.membership.close()
+
+
+def test_the_facts_of_a_worker_travel_and_newer_fields_are_ignored() -> None:
+    import msgspec
+
+    info = WorkerInfo(node="n", name="w", host="h", pid=7, service="s", since_ms=1, kinds=("a",), tasks=("b", "c"))
+    assert WorkerInfo.decode(info.encode()) == info
+    fields: dict[str, Any] = msgspec.msgpack.decode(info.encode())
+    assert WorkerInfo.decode(msgspec.msgpack.encode({**fields, "later": 1})) == info
