@@ -39,10 +39,11 @@ class LeaseHistory(RuleBasedStateMachine):
         trust_ends_s = max(self.confirmed) + TTL_S - TIMES.margin_s
         return self.now_s >= trust_ends_s or self.now_s - self.turned_s >= TTL_S
 
-    @rule(passed_s=st.floats(0.0, 4.0))
+    @rule(passed_s=st.sampled_from([0.1, 1.0, 2.0, 3.0]))
     def time_passes(self, passed_s: float) -> None:
         self.now_s += passed_s
 
+    @precondition(lambda self: len(self.attempts) > 3)
     @rule(passed_s=st.floats(8.0, 30.0))
     def everything_stands_still(self, passed_s: float) -> None:
         self.now_s += passed_s
@@ -54,12 +55,22 @@ class LeaseHistory(RuleBasedStateMachine):
     @precondition(lambda self: self.attempts)
     @rule(data=st.data())
     def an_answer_comes(self, data: st.DataObject) -> None:
-        started_s = data.draw(st.sampled_from(self.attempts))
+        self._answer(data.draw(st.sampled_from(self.attempts)))
+
+    def _answer(self, started_s: float) -> None:
         self.dead = self.dead or self._is_over()
         self._heard(self.machine.beat_confirmed(started_s, self.now_s))
         if not self.dead:
             self.confirmed.append(started_s)
 
+    @rule(took_s=st.sampled_from([0.0, 0.1, 2.0, 5.0]))
+    def a_beat_is_answered(self, took_s: float) -> None:
+        self.attempts.append(self.now_s)
+        self.now_s += took_s
+        self.the_loop_turns()
+        self._answer(self.attempts[-1])
+
+    @precondition(lambda self: len(self.attempts) > 3)
     @rule()
     def the_server_says_no(self) -> None:
         self._heard(self.machine.beat_lost())
@@ -76,7 +87,7 @@ class LeaseHistory(RuleBasedStateMachine):
         self.dead = self.dead or self._is_over()
         self._heard(self.machine.tick(self.now_s))
 
-    @precondition(lambda self: not self.losses)
+    @precondition(lambda self: not self.losses and len(self.attempts) > 3)
     @rule()
     def the_worker_leaves(self) -> None:
         self.machine.left()
