@@ -1,8 +1,9 @@
 """Fleet: the one object that a service uses.
 
-``_fleet`` wires the parts, ``_declared`` keeps their handles, ``_lifecycle`` owns the order of start and stop,
-``_connections`` Redis and PostgreSQL, ``_schema`` the migrations, ``_background`` the supervised tasks, ``_health`` the
-checks, ``_sync`` the facade for threads, ``_registry`` the fleets of the process.
+``_fleet`` wires the parts, ``_declaring`` is how a service names them, ``_declared`` keeps their handles,
+``_lifecycle`` owns the order of start and stop, ``_connections`` Redis and PostgreSQL, ``_schema`` the migrations,
+``_background`` the supervised tasks, ``_health`` the checks, ``_sync`` the facade for threads, ``_registry`` the fleets
+of the process.
 """
 
 from __future__ import annotations

@@ -1,28 +1,27 @@
 """The fleet of this process: declares the parts, starts and stops them in order.
 
-Making a `Fleet` costs nothing and does no I/O; parts that are not declared are not imported. Order of the start: Redis,
-PostgreSQL, migrations, maps, streams, realtime, ``on_start`` hooks, background tasks. Order of the stop: no new work,
-realtime clients drained, background tasks, ``on_stop`` hooks, realtime, streams, maps, PostgreSQL, Redis.
+Making a `Fleet` costs nothing and does no I/O; parts that are not declared (`_declaring.py`) are not imported. Order of
+the start: Redis, PostgreSQL, migrations, maps, streams, pools join, realtime, ``on_start`` hooks, pools work,
+background tasks. Order of the stop: no new work, realtime clients drained while pools hand on what they run, background
+tasks, ``on_stop`` hooks, realtime, pools leave, streams, maps, PostgreSQL, Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, final
 
 import structlog
 
 from flotta.errors import NotStarted, StateError
-from flotta.fleet._background import Background, BackgroundTask
 from flotta.fleet._connections import Connections
-from flotta.fleet._declared import Declared
+from flotta.fleet._declaring import Declarations
 from flotta.fleet._health import Health, Readiness, run_checks, run_required
-from flotta.fleet._lifecycle import FleetState, Hook, Step, Steps, check_move, name_of, raise_all, start_hook, stop_hook
+from flotta.fleet._lifecycle import FleetState, Step, Steps, check_move, raise_all, start_hook, stop_hook
 from flotta.fleet._registry import in_loop_of, process_settings, register, registered
 from flotta.fleet._schema import Schema
 from flotta.fleet._sync import SyncFleet
@@ -30,34 +29,28 @@ from flotta.instance import Instance
 from flotta.settings import Settings
 
 if TYPE_CHECKING:
+    from flotta.pool import WorkerPool
     from flotta.postgres import Pool
-    from flotta.realtime import Server, ServerOptions
-    from flotta.realtime.adapters import Adapter
+    from flotta.realtime import Server
     from flotta.redis import Redis
-    from flotta.rmap import Codec, Map, MapOptions
+    from flotta.rmap import Map
     from flotta.streaming import Stream
-    from flotta.streaming.retention import Overflow, Retain
 
 __all__ = ["Fleet"]
 
-H = TypeVar("H", bound=Hook)
-B = TypeVar("B", bound=Callable[[], Awaitable[object]])
-
 DRAIN_MARGIN_S: Final = 0.5
-"""What background tasks leave, at least, to the parts that stop after them."""
-
-V = TypeVar("V")
+"""What pools and background tasks leave, at least, to the parts that stop after them."""
 
 
 @final
-class Fleet:
+class Fleet(Declarations):
     """The parts of one service instance, started and stopped together.
 
     ``settings`` None: read from the environment and ``flotta.toml`` when the fleet starts. ``service`` overrides the
     name of the service. ``logger``: a structlog logger for the fleet and its parts; None: structlog's own.
 
-    Declare parts (`map`, `stream`, `realtime`, `migrations`, `background`, `on_start`, `on_stop`) before the start;
-    then ``async with fleet:``, or ``FastAPI(lifespan=fleet.lifespan)``, or let `flotta run` start it for a WSGI
+    Declare parts (`map`, `stream`, `pool`, `realtime`, `migrations`, `background`, `on_start`, `on_stop`) before the
+    start; then ``async with fleet:``, or ``FastAPI(lifespan=fleet.lifespan)``, or let `flotta run` start it for a WSGI
     application.
     """
 
@@ -66,22 +59,13 @@ class Fleet:
     def __init__(
         self, settings: Settings | None = None, *, service: str | None = None, logger: Any | None = None
     ) -> None:
+        super().__init__(logger if logger is not None else structlog.get_logger("flotta.fleet"), logger)
         self._given_settings = settings
         self._service = service
-        self._logger = logger
-        self._log: Any = logger if logger is not None else structlog.get_logger("flotta.fleet")
-        self._state = FleetState.NEW
         self._settings: Settings | None = settings
         self._instance: Instance | None = None
         self._connections = Connections(self._log, logger)
         self._used_up = False
-        self._maps: Declared[Map[Any]] = Declared("map")
-        self._streams: Declared[Stream[Any]] = Declared("stream")
-        self._servers: list[Server] = []
-        self._migrations: list[Schema] = []
-        self._start_hooks: list[Hook] = []
-        self._stop_hooks: list[Hook] = []
-        self._background = Background(self._log)
         self._steps = Steps()
         self._unwinding: asyncio.Future[list[Exception]] | None = None
         self._lock = asyncio.Lock()
@@ -148,190 +132,11 @@ class Fleet:
         return self._connections.postgres is not None
 
     @property
-    def maps(self) -> tuple[Map[Any], ...]:
-        return self._maps.handles
-
-    @property
-    def streams(self) -> tuple[Stream[Any], ...]:
-        return self._streams.handles
-
-    @property
-    def realtime_servers(self) -> tuple[Server, ...]:
-        return tuple(self._servers)
-
-    @property
-    def background_tasks(self) -> tuple[BackgroundTask, ...]:
-        return tuple(self._background.tasks)
-
-    @property
     def sync(self) -> SyncFleet:
         """The same parts for threads and plain scripts: every call waits for its result."""
         if self._sync is None:
             self._sync = SyncFleet(self)
         return self._sync
-
-    # --- what it has -------------------------------------------------------------------------------------------------
-
-    @overload
-    def map(
-        self,
-        name: str,
-        *,
-        codec: Codec[V],
-        ttl_s: float | None = None,
-        sliding: bool = False,
-        options: MapOptions | None = None,
-    ) -> Map[V]: ...
-    @overload
-    def map(
-        self,
-        name: str,
-        *,
-        codec: None = None,
-        ttl_s: float | None = None,
-        sliding: bool = False,
-        options: MapOptions | None = None,
-    ) -> Map[str]: ...
-
-    def map(
-        self,
-        name: str,
-        *,
-        codec: Codec[Any] | None = None,
-        ttl_s: float | None = None,
-        sliding: bool = False,
-        options: MapOptions | None = None,
-    ) -> Map[Any]:
-        """The replicated map ``name``, joined when the fleet starts; the options are those of `flotta.rmap.Map`. No
-        ``codec``: text. Asking twice gives the same handle. Raises `StateError` once the fleet runs (use
-        ``Map.join(name, fleet.redis)``) and `ConfigError` if the map was declared with other options."""
-        from flotta.rmap import Map  # noqa: PLC0415 - a part that is not used is not imported
-
-        given = {"codec": codec, "ttl_s": ttl_s, "sliding": sliding, "options": options}
-        known = self._maps.find(name, given)
-        if known is not None:
-            return known
-        self._check_declarable(f"map {name!r}", "declare it before, or use Map.join(name, fleet.redis)")
-        handle: Map[Any] = Map(name, codec=codec, ttl_s=ttl_s, sliding=sliding, options=options, logger=self._logger)
-        return self._maps.add(name, given, handle)
-
-    @overload
-    def stream(
-        self,
-        name: str,
-        *,
-        codec: Codec[V],
-        maxlen: int = 10_000,
-        retain: Retain = "until_acked",
-        backlog_max: int = 1_000_000,
-        overflow: Overflow = "raise",
-        ttl_s: float | None = None,
-        sliding: bool = False,
-        event_bytes_max: int = 1024 * 1024,
-    ) -> Stream[V]: ...
-    @overload
-    def stream(
-        self,
-        name: str,
-        *,
-        codec: None = None,
-        maxlen: int = 10_000,
-        retain: Retain = "until_acked",
-        backlog_max: int = 1_000_000,
-        overflow: Overflow = "raise",
-        ttl_s: float | None = None,
-        sliding: bool = False,
-        event_bytes_max: int = 1024 * 1024,
-    ) -> Stream[bytes]: ...
-
-    def stream(
-        self,
-        name: str,
-        *,
-        codec: Codec[Any] | None = None,
-        maxlen: int = 10_000,
-        retain: Retain = "until_acked",
-        backlog_max: int = 1_000_000,
-        overflow: Overflow = "raise",
-        ttl_s: float | None = None,
-        sliding: bool = False,
-        event_bytes_max: int = 1024 * 1024,
-    ) -> Stream[Any]:
-        """The stream ``name``, opened when the fleet starts; the options are those of `flotta.streaming.Stream`. No
-        ``codec``: bytes. The rest is as for `map`."""
-        from flotta.streaming import BYTES, Stream  # noqa: PLC0415
-
-        given: dict[str, Any] = {
-            "codec": BYTES if codec is None else codec,
-            "maxlen": maxlen,
-            "retain": retain,
-            "backlog_max": backlog_max,
-            "overflow": overflow,
-            "ttl_s": ttl_s,
-            "sliding": sliding,
-            "event_bytes_max": event_bytes_max,
-        }
-        known = self._streams.find(name, given)
-        if known is not None:
-            return known
-        self._check_declarable(f"stream {name!r}", "declare it before, or use Stream.open(name, fleet.redis)")
-        return self._streams.add(name, given, Stream(name, logger=self._logger, **given))
-
-    def realtime(
-        self, *, options: ServerOptions | None = None, adapter: Adapter | None = None, **single_options: Any
-    ) -> Server:
-        """A Socket.IO server whose broadcasts reach the clients of all instances. The options are those of
-        `flotta.realtime.Server`: a `ServerOptions`, or its fields by name. Mount it with ``server.app(app)``; for a
-        WSGI application the worker does that."""
-        from flotta.realtime import Server  # noqa: PLC0415
-
-        self._check_declarable("a realtime server", "make it before the fleet starts")
-        server = Server(options=options, adapter=adapter, logger=self._logger, **single_options)
-        self._servers.append(server)
-        return server
-
-    def migrations(
-        self,
-        folder: Path | str,
-        *,
-        seeds: Path | str | None = None,
-        application: str | None = None,
-        wait_timeout_s: float = 300.0,
-        lock_timeout_s: float | None = None,
-    ) -> None:
-        """Brings the schema up to date while the fleet starts: one instance migrates, the others wait. The options are
-        those of `flotta.migrations.Migrations`; ``application`` is the service's name if not given."""
-        self._check_declarable("migrations", "declare them before the fleet starts")
-        options = {"wait_timeout_s": wait_timeout_s, "lock_timeout_s": lock_timeout_s}
-        self._migrations.append(Schema(Path(folder), None if seeds is None else Path(seeds), application, options))
-
-    @overload
-    def background(self, fn: B) -> B: ...
-    @overload
-    def background(self, *, name: str | None = None) -> Callable[[B], B]: ...
-
-    def background(self, fn: B | None = None, *, name: str | None = None) -> B | Callable[[B], B]:
-        """Decorator: ``fn`` (``async``, no arguments) runs in this instance from ready until the drain, where it is
-        cancelled and waited for. If it raises it is logged and started again after a back-off; if it returns it is
-        done. Also allowed while the fleet runs."""
-
-        def register(run: B) -> B:
-            self._background.add(name or name_of(run), run)
-            return run
-
-        return register if fn is None else register(fn)
-
-    def on_start(self, fn: H) -> H:
-        """Decorator: ``fn`` (no arguments, plain or ``async``) runs when all parts are up, before the instance is
-        ready. If it raises, the start fails."""
-        self._start_hooks.append(fn)
-        return fn
-
-    def on_stop(self, fn: H) -> H:
-        """Decorator: ``fn`` (no arguments, plain or ``async``) runs after the drain, while PostgreSQL and Redis are
-        still there. The last registered runs first."""
-        self._stop_hooks.append(fn)
-        return fn
 
     # --- start and stop ----------------------------------------------------------------------------------------------
 
@@ -374,6 +179,9 @@ class Fleet:
         self._move(FleetState.DRAINING)
         self._drain_deadline = asyncio.get_running_loop().time() + limit_s
         drains = [asyncio.create_task(server.drain(limit_s), name="drain realtime") for server in self._servers]
+        drains += [
+            asyncio.create_task(_stop_working(pool, limit_s), name=f"drain pool {pool.name}") for pool in self.pools
+        ]
         if not drains:
             return
         done, pending = await asyncio.wait(drains, timeout=limit_s)
@@ -381,7 +189,7 @@ class Fleet:
             task.cancel()
         for task in done:
             if (error := task.exception()) is not None:
-                self._log.error("a realtime server did not drain", exc_info=error)
+                self._log.error("a part did not drain", part=task.get_name(), exc_info=error)
 
     async def stop(self, timeout_s: float | None = None) -> None:
         """Drains and stops everything, in order, within ``timeout_s`` seconds (None: ``FLOTTA_STOP_S``). Stopping
@@ -453,11 +261,13 @@ class Fleet:
         ]
         plan += [self._part("map", handle.name, handle) for handle in self.maps]
         plan += [self._part("stream", handle.name, handle) for handle in self.streams]
+        plan += [self._pool(handle) for handle in self.pools]
         plan += [self._part("realtime", str(n), handle) for n, handle in enumerate(self._servers)]
         plan += [stop_hook(fn) for fn in self._stop_hooks]
         plan += [start_hook(fn) for fn in self._start_hooks]
+        plan += [self._work(handle) for handle in self.pools if not handle.options.client_only]
         plan.append(
-            Step("background tasks", self._background.start, self._background.stop, time_limit=self._background_time)
+            Step("background tasks", self._background.start, self._background.stop, time_limit=self._drain_time)
         )
         return plan
 
@@ -468,8 +278,23 @@ class Fleet:
 
         return Step(f"{kind} {name}", lambda: handle.start(self.redis), close)
 
-    def _background_time(self, left_s: float) -> float:
-        """Background tasks may use what is left of the drain, and at least a second."""
+    def _pool(self, handle: WorkerPool) -> Step:
+        async def join() -> None:
+            handle.service = handle.service or self.instance.service
+            await handle.start(self.redis)
+
+        async def leave(left_s: float) -> None:
+            self._used_up = True
+            await handle.close(max(left_s - DRAIN_MARGIN_S, 0))
+
+        return Step(f"pool {handle.name}", join, leave)
+
+    def _work(self, handle: WorkerPool) -> Step:
+        start, stop = lambda: handle.work(name=self.instance.id), partial(_stop_working, handle)
+        return Step(f"work of pool {handle.name}", start, stop, time_limit=self._drain_time)
+
+    def _drain_time(self, left_s: float) -> float:
+        """Pools and background tasks may use what is left of the drain, and at least a second."""
         drain_left_s = self._drain_deadline - asyncio.get_running_loop().time()
         return min(max(drain_left_s, 1.0), left_s - DRAIN_MARGIN_S)
 
@@ -491,9 +316,9 @@ class Fleet:
     def _move(self, state: FleetState) -> None:
         self._state = check_move(self._state, state)
 
-    def _check_declarable(self, what: str, cure: str) -> None:
-        if self._state not in (FleetState.NEW, FleetState.STOPPED):
-            raise StateError("fleet", f"{what}: the fleet is {self._state.value} already; {cure}")
-
     def _not_started(self, what: str) -> NotStarted:
         return NotStarted("the fleet", f"{what} exists while it runs (async with fleet: ..., lifespan, or fleet.sync)")
+
+
+async def _stop_working(pool: WorkerPool, left_s: float) -> None:
+    await pool.stop_working(max(left_s - DRAIN_MARGIN_S, 0))

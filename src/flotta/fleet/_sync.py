@@ -58,8 +58,14 @@ class SyncFleet:
         handle = self._fleet.stream(name, **options)
         return SyncProxy(self, lambda: handle)
 
+    def pool(self, name: str, **options: Any) -> SyncProxy:
+        """As `Fleet.pool`, for its jobs from outside: ``fleet.sync.pool("orders").stop(key)``. To dispatch and enqueue,
+        take what was declared: ``fleet.sync.of(watch).dispatch(1)``."""
+        handle = self._fleet.pool(name, **options)
+        return SyncProxy(self, lambda: handle)
+
     def of(self, part: object) -> SyncProxy:
-        """The synchronous face of any part, for example of the server that `Fleet.realtime` gave."""
+        """The synchronous face of any part: of the server that `Fleet.realtime` gave, of a declared job or task."""
         return SyncProxy(self, lambda: part)
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:

@@ -12,9 +12,7 @@ import contextlib
 import os
 import secrets
 import socket
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Self, final
 
@@ -37,10 +35,12 @@ from flotta.pool.dispatching import Dispatcher, is_refusal
 from flotta.pool.handler import Handler, run_handler
 from flotta.pool.heartbeat import BeatNews, Lease
 from flotta.pool.inbox import Entry, Inbox
+from flotta.pool.inspection import PoolWorker, list_workers
 from flotta.pool.keys import check_key, check_name
 from flotta.pool.lease import Loss
-from flotta.pool.membership import Membership, WorkerInfo
+from flotta.pool.membership import Membership
 from flotta.pool.options import PoolOptions
+from flotta.pool.peers import Peers
 from flotta.pool.records import Counts as PoolCounts
 from flotta.pool.records import JobInfo
 from flotta.pool.runs import JobKind
@@ -69,18 +69,6 @@ class _State(Enum):
     JOINED = "joined"
     CLOSING = "closing"
     CLOSED = "closed"
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolWorker:
-    """One worker of the pool, anywhere. ``lives``: its lease is valid; ``leaves``: it hands its jobs over."""
-
-    id: str
-    lives: bool
-    leaves: bool
-    jobs: int
-    info: WorkerInfo
 
 
 @final
@@ -307,7 +295,7 @@ class Node:
             counts=self.counts,
             logger=self.log,
             kind_of=kinds.get,
-            pick_other=self._pick_other,
+            peers=Peers(self.redis.link, self.keys),
             tasks=WorkerTasks(
                 self.tasks.store,
                 registry or TaskRegistry(self.name),
@@ -429,30 +417,7 @@ class Node:
     async def workers(self) -> list[PoolWorker]:
         """All workers of the pool, the oldest first."""
         self._check_joined()
-        link, keys = self.redis.link, self.keys
-        facts, leases, leaving, now = await link.call_many(
-            [
-                ("HGETALL", keys.workers),
-                ("ZRANGE", keys.leases, 0, -1, "WITHSCORES"),
-                ("SMEMBERS", keys.leaving),
-                ("TIME",),
-            ]
-        )
-        now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
-        until_ms: dict[bytes, float] = dict(leases)
-        ids = list(facts)
-        owned = await link.call_many([("SCARD", keys.owned(worker.decode())) for worker in ids]) if ids else []
-        found = [
-            PoolWorker(
-                id=worker.decode(),
-                lives=until_ms.get(worker, 0) > now_ms,
-                leaves=worker in leaving,
-                jobs=int(jobs),
-                info=WorkerInfo.decode(facts[worker]),
-            )
-            for worker, jobs in zip(ids, owned, strict=True)
-        ]
-        return sorted(found, key=lambda worker: (worker.info.since_ms, worker.id))
+        return await list_workers(self.redis.link, self.keys)
 
     async def pool_counts(self) -> PoolCounts:
         """How many jobs of the whole pool wait, how many workers and dead letters there are."""
@@ -534,16 +499,6 @@ class Node:
         for worker in self._workers:
             if worker.tenure is not None:
                 worker.tenure.see_epoch(news.epoch)
-
-    async def _pick_other(self, kind: str) -> str:
-        """A live worker of another process or kind that knows ``kind``; '' if there is none."""
-        mine = {worker.id for worker in self._workers}
-        able = [
-            worker.id
-            for worker in await self.workers()
-            if worker.lives and not worker.leaves and kind in worker.info.kinds and worker.id not in mine
-        ]
-        return able[time.monotonic_ns() % len(able)] if able else ""
 
     async def _leave(self, worker: Worker, timeout_s: float) -> None:
         left = await worker.leave(timeout_s)

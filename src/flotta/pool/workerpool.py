@@ -14,6 +14,7 @@ from flotta.errors import Closed, ConfigError, StateError
 from flotta.pool.backoff import Backoff
 from flotta.pool.clock import SERVER_CLOCK, Clock
 from flotta.pool.cron import Cron, Every, Recurrence
+from flotta.pool.deadletters import DeadLetters
 from flotta.pool.declared import DeclaredJob, JobDecorator, JobOptions, Ready, not_started
 from flotta.pool.keys import check_name
 from flotta.pool.node import CRASHES_MAX, Node, PoolWorker
@@ -201,6 +202,18 @@ class WorkerPool:
                 node.timetable.schedule(schedule, producer, every_s=every_s, resolve=self._resolve)
         return self._worker
 
+    async def stop_working(self, timeout_s: float | None = None) -> None:
+        """Hand this process' jobs to others and give its tasks back, and stay: dispatching and enqueueing go on.
+
+        Its schedules end here, too. Again, or before ``work``: harmless. ``timeout_s``: None is ``close_timeout_s``.
+        """
+        if self._node is None or self._node.closed:
+            return
+        await self._node.timetable.close()
+        worker = self._worker
+        if worker is not None and worker in self._node.local_workers:
+            await self._node.remove_worker(worker, timeout_s=timeout_s)
+
     async def close(self, timeout_s: float | None = None) -> None:
         """Hand this process' jobs to others, give its tasks back, leave. Again, or before ``start``: harmless.
 
@@ -278,6 +291,12 @@ class WorkerPool:
     async def enqueue_many(self, calls: Iterable[TaskCall[Any]]) -> list[TaskHandle[Any]]:
         """Enqueue ``task.call(...)`` many times in few round trips. See ``TaskClient.enqueue_many``."""
         return await self._require_node().tasks.client.enqueue_many(calls)
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The jobs and tasks that were given up: ``walk``, ``redrive``, ``delete``."""
+        node = self._require_node()
+        return DeadLetters(node.redis.link, node.store, node.tasks.store)
 
     async def ticker(self, name: str, *, every_s: float) -> Ticker:
         """As ``Node.ticker``."""
