@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import random
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -31,6 +31,7 @@ from flotta.pool.lease import Loss
 from flotta.pool.mailbox import Mailbox
 from flotta.pool.membership import Membership
 from flotta.pool.options import PoolOptions
+from flotta.pool.peers import Peers
 from flotta.pool.records import Release
 from flotta.pool.reports import LeaseOver, Reports
 from flotta.pool.runs import JobKind, Run, Runs, RunState
@@ -61,8 +62,7 @@ class Surroundings:
     logger: Any
     kind_of: Callable[[str], JobKind | None]
     """How jobs of a kind run here; None: not here."""
-    pick_other: Callable[[str], Coroutine[Any, Any, str]]
-    """Another live worker that knows a kind, or ''."""
+    peers: Peers
     tasks: WorkerTasks
     on_shutdown: Callable[[], None]
     zombies: dict[str, asyncio.Task[None]]
@@ -240,7 +240,7 @@ class Tenure:
         if run.reason is not None:
             run.move(RunState.REPORTING)
         elif self._is_astray(run):  # it was queued here a moment before its slot moved
-            asyncio.get_running_loop().call_soon(self._handover.add, (run,))
+            self._spawn(self._move({run.slot}), f"pool move {run.key}")
         return True
 
     async def _attempt(self, run: Run) -> None:
@@ -321,8 +321,10 @@ class Tenure:
         run.mailbox.rewind()
         if run.reason is None:
             run.move(RunState.BACKOFF)
-            if self._leaving or self._is_astray(run):
+            if self._leaving:
                 self._handover.add((run,))
+            elif self._is_astray(run):
+                self._spawn(self._move({run.slot}), f"pool move {run.key}")
             await self._wait_in_backoff(run)
         return False
 
@@ -365,8 +367,8 @@ class Tenure:
 
     async def _decline(self, bell: Bell) -> None:
         self._counts.declined += 1
-        to = await self._reports.persist(lambda: self._around.pick_other(bell.kind))
-        self._log.warning("a job of a kind that is not known here", job=bell.key, kind=bell.kind, goes_to=to or None)
+        to = await self._reports.persist(lambda: self._around.peers.able(bell.kind, but=(self.worker,)))
+        self._log.info("a job of a kind that is not known here", job=bell.key, kind=bell.kind, goes_to=to or None)
         await self._reports.persist(lambda: self._store.decline(self.worker, bell.key, bell.fence, to))
 
     def _forget(self, run: Run) -> None:
@@ -467,7 +469,13 @@ class Tenure:
         for slot in slots:
             self._lost_slots.pop(slot, None)
         self._lost_slots.update(dict.fromkeys(lost, now_s))
-        self._handover.add(self.runs.in_slots(lost))
+        await self._move(lost)
+
+    async def _move(self, lost: Collection[int]) -> None:
+        """Hand over what is in these slots, where their new owners know its kind: else it would come back at once."""
+        slots = {run.slot for run in self.runs.in_slots(lost)}
+        kinds = await self._reports.persist(lambda: self._around.peers.kinds_by_slot(slots))
+        self._handover.add(run for run in self.runs.in_slots(slots) if run.kind.name in kinds.get(run.slot, ()))
 
     def reconcile(self) -> None:
         """Bells may have been lost with the server's memory: compare the records with what runs here."""
