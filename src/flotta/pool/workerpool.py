@@ -251,6 +251,11 @@ class WorkerPool:
         return self._node is not None and not self._node.closed
 
     @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues of the declared tasks."""
+        return tuple(self._registry.queues)
+
+    @property
     def worker(self) -> Worker | None:
         """The worker of this process, once ``work`` was called."""
         return self._worker

@@ -1,8 +1,8 @@
 """The statistics of a fleet's parts, in Prometheus' form.
 
 Everything is read from counters that the parts keep anyway, except what only Redis knows of a stream (its length, and
-the lag and pending events of its sinks): that is asked for when somebody scrapes, all streams at once, in bounded time,
-and left out when Redis does not answer.
+the lag and pending events of its sinks) and of a worker pool (`pool_metrics.py`): that is asked for when somebody
+scrapes, all at once, in bounded time, and left out when Redis does not answer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
 from flotta.fleet import Fleet, in_loop_of, registered
+from flotta.server.pool_metrics import PoolFigures, ask_pools, pool_families
 
 if TYPE_CHECKING:
     from flotta.streaming import StreamInfo
@@ -44,9 +45,13 @@ class FleetCollector:
 
     def __init__(self) -> None:
         self._streams: dict[str, StreamInfo] = {}
+        self._pools: dict[str, PoolFigures] = {}
 
     async def prepare(self) -> None:
-        """Asks Redis about the streams. Call it before each scrape; never raises."""
+        """Asks Redis about the streams and pools. Call it before each scrape; never raises."""
+        _, self._pools = await asyncio.gather(self._ask_streams(), ask_pools(_running()))
+
+    async def _ask_streams(self) -> None:
         asked = [(f, stream) for f in _running() for stream in f.streams]
         answers = await asyncio.gather(
             *(asyncio.wait_for(in_loop_of(f, stream.info()), STREAM_INFO_TIMEOUT_S) for f, stream in asked),
@@ -69,6 +74,7 @@ class FleetCollector:
         yield from _of("postgres_pool", pools, ["service"], _POOL_GAUGES, _POOL_COUNTERS)
         yield from _maps(fleets)
         yield from self._stream_families()
+        yield from pool_families(fleets, self._pools)
         yield from _realtime(fleets)
         yield from _background(fleets)
 
