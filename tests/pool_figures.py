@@ -102,7 +102,18 @@ def story(history: History, key: str) -> str:
             and (event.process in whose or event.what in (What.FAULT, What.SETTLED))
         )
     ]
-    return "\n".join(_told(event) for event in told)
+    return "\n".join(_told(event) for event in _without_routine(told))
+
+
+def _without_routine(events: list[Event]) -> list[Event]:
+    """Of checkpoints and writes that follow each other in one run only the first and the last of each."""
+    kept: list[Event] = []
+    for at, event in enumerate(events):
+        around = events[max(0, at - 2) : at] + events[at + 1 : at + 3]
+        same = [other for other in around if (other.what, other.fence) == (event.what, event.fence)]
+        if event.what not in (What.SAVED, What.WROTE) or len(same) < 2:
+            kept.append(event)
+    return kept
 
 
 def _told(event: Event) -> str:

@@ -399,7 +399,9 @@ def _no_task_is_lost(history: History) -> Iterator[tuple[str, str]]:
 
 
 def _settled_s(history: History) -> float:
-    return max((event.at_s for event in history.of(What.SETTLED)), default=math.inf)
+    """When everything should be in its place: at the last such mark, else at the end of what is known."""
+    marks = [event.at_s for event in history.of(What.SETTLED)]
+    return marks[-1] if marks else history.events[-1].at_s if history.events else 0.0
 
 
 RULES: Final[dict[str, Callable[[History], Iterator[tuple[str, str]]]]] = {

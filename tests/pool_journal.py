@@ -24,6 +24,7 @@ class Journal:
     """The file of ``process`` in ``folder``. What was said stays, also if the process is killed in the next moment."""
 
     def __init__(self, folder: Path, process: str) -> None:
+        self.folder = folder
         self.process = process
         self._file = os.open(folder / f"{process}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
