@@ -52,6 +52,7 @@ DISPATCHES_ALONE = 100
 WAIT_S = 120.0
 TASKS_FIRST = 300
 TASKS_MAX = 50_000
+number = itertools.count()
 JOB_PROGRAM = Path(__file__).parent / "_pool" / "job_flotta.py"
 
 
@@ -187,9 +188,10 @@ def kept(values: list[float]) -> Result:
 @contextlib.asynccontextmanager
 async def flotta_pool(url: str) -> AsyncIterator[Dispatching]:
     async with flotta_node(url) as client, flotta_node(url) as worker:
-        await worker.call("pool.node", name="bench-jobs")
+        name = f"bench-{next(number)}"
+        await worker.call("pool.node", name=name)
         await worker.call("pool.worker")
-        await client.call("pool.node", name="bench-jobs", client_only=True)
+        await client.call("pool.node", name=name, client_only=True)
         yield Dispatching(client, worker, "client", DISPATCHES)
 
 
@@ -210,7 +212,7 @@ async def pulse_pool(url: str, *, processes: int) -> AsyncIterator[Dispatching]:
     """Its limit of queued jobs is raised: it trims the queue, and with it jobs, instead of refusing."""
     async with contextlib.AsyncExitStack() as stack:
         worker = client = await stack.enter_async_context(GoPeer.start(url, pool=2 * CALLERS))
-        name = f"bench-pulse-{processes}"
+        name = f"bench-{next(number)}"
         await worker.call("pool.node", handle="worker", name=name, queued_max=20_000)
         await worker.call("pool.worker", handle="worker")
         if processes == 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 
 import structlog
@@ -30,7 +31,9 @@ async def main() -> None:
             await produce(enqueue)
         else:
             await pool.work()
-            await asyncio.Event().wait()
+            ended = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+            await ended.wait()
     finally:
         await pool.close()
 
