@@ -4,163 +4,21 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from flotta.postgres import EmbeddedPostgres
-from harbor_stage import HOME, Stage, position, stage
-from peers import missing
+from harbor_stage import Stage, position
+from harbor_visit import PHONE, SIDEWAYS, SMALL_PHONE, SMALL_SIDEWAYS, WIDE
 
 pytestmark = pytest.mark.browser
 
-WIDE = {"width": 1280, "height": 800}
-PHONE = {"width": 390, "height": 844}
-SMALL_PHONE = {"width": 320, "height": 568}
-SIDEWAYS = {"width": 844, "height": 390}
-SMALL_SIDEWAYS = {"width": 667, "height": 375}
-# As root and without a GPU; without the last two it asks for its maker's hosts at every start.
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-SPEED = 60.0
 # What Chromium itself writes when an instance dies under a connection or a request. Nothing of the page's own fits.
 LOST_INSTANCE = re.compile(
     r"error: (WebSocket connection to 'ws://127\.0\.0\.1:\d+/socket\.io/\S*' failed: .*"
     r"|Failed to load resource: net::ERR_\w+)"
 )
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        missing("browser", "no Chromium on this machine")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def harbor(
-    tmp_path_factory: pytest.TempPathFactory, chromium: Browser, valkey_url: str, postgres_server: EmbeddedPostgres
-) -> Iterator[Stage]:
-    if not (HOME / "src/harbor/static/app/index.html").is_file():
-        missing("browser", "Harbor's page is not built: make web")
-    with stage(tmp_path_factory.mktemp("harbor"), valkey_url, postgres_server, feed=SPEED) as running:
-        yield running
-
-
-# Notes what is drawn on the layer of the vessels, frame by frame, at the canvas itself: each marker with its place and
-# turn, each piece of a trail (two points, in the map's own coordinates). Of what is drawn nothing is changed.
-RECORDER = """
-window.drawn = [];
-const canvas = CanvasRenderingContext2D.prototype;
-const spy = (name, note) => {
-  const real = canvas[name];
-  canvas[name] = function (...given) {
-    if (this.canvas.classList.contains('map-live')) note(window.drawn.at(-1) ?? { markers: [], trail: [] }, given);
-    return real.apply(this, given);
-  };
-};
-let path = [], inMarker = false;
-spy('clearRect', () => {
-  window.drawn.push({ ms: performance.now(), markers: [], trail: [] });
-  if (window.drawn.length > 2000) window.drawn.shift();
-});
-spy('translate', (frame, [x, y]) => { inMarker = true; frame.markers.push({ x, y, deg: null }); });
-spy('rotate', (frame, [radians]) => { frame.markers.at(-1).deg = radians * 180 / Math.PI; });
-spy('restore', () => { inMarker = false; });
-spy('beginPath', () => { path = []; });
-spy('moveTo', (frame, [x, y]) => path.push({ x, y }));
-spy('lineTo', (frame, [x, y]) => path.push({ x, y }));
-spy('stroke', (frame) => { if (!inMarker && path.length === 2) frame.trail.push(path); });
-"""
-
-
-class Visit:
-    """A browser window on Harbor. What the page complains about is collected."""
-
-    def __init__(self, context: BrowserContext, url: str, *, session: str | None = None) -> None:
-        self.complaints: list[str] = []
-        if session is not None:
-            context.add_init_script(f"sessionStorage.setItem('harbor-session', '{session}')")
-            context.add_init_script(RECORDER)
-        self.page: Page = context.new_page()
-        self.page.set_default_timeout(10_000)
-        self.page.on("pageerror", lambda error: self.complaints.append(f"exception: {error}"))
-        self.page.on("console", self._console)
-        self.page.goto(url)
-
-    def _console(self, message: Any) -> None:
-        if message.type in {"error", "warning"}:
-            self.complaints.append(f"{message.type}: {message.text}")
-
-    def rows(self) -> Any:
-        return self.page.locator("#list .row")
-
-    def loaded(self) -> None:
-        self.rows().first.wait_for()
-
-    def state(self, state: str) -> None:
-        self.page.locator(f'#connection[data-state="{state}"]').wait_for()
-
-    def serving_pid(self) -> int:
-        self.page.locator("#connection[data-pid]").wait_for()
-        return int(self.page.locator("#connection").get_attribute("data-pid") or 0)
-
-    def picture(self) -> str:
-        """What the layer of the vessels shows now."""
-        return str(self.page.evaluate("document.querySelector('.map-live').toDataURL()"))
-
-    def frame(self, fact: str) -> Any:
-        """The first drawn frame of which ``fact`` (JavaScript, of ``frame`` and its only ``marker``) is true."""
-        script = f"""() => {{
-            const frame = window.drawn.at(-1), marker = frame?.markers[0];
-            return frame?.markers.length === 1 && ({fact}) ? frame : null;
-        }}"""
-        return self.page.wait_for_function(script).json_value()
-
-    def frames(self, since_ms: float, until_ms: float) -> list[Any]:
-        """What was drawn in between, by the page's clock."""
-        drawn: list[Any] = self.page.evaluate("window.drawn")
-        return [frame for frame in drawn if since_ms <= frame["ms"] <= until_ms]
-
-    def changes(self, times: int) -> None:
-        """Waits until the vessels have moved that often."""
-        self.page.evaluate(
-            """times => new Promise((done, failed) => {
-                 const canvas = document.querySelector('.map-live');
-                 let last = canvas.toDataURL(), left = times;
-                 const deadline = performance.now() + 8000;
-                 const look = () => {
-                   const now = canvas.toDataURL();
-                   if (now !== last) { last = now; left -= 1; }
-                   if (left === 0) done();
-                   else if (performance.now() > deadline) failed(new Error(`${left} changes are missing`));
-                   else setTimeout(look, 60);
-                 };
-                 look();
-               })""",
-            times,
-        )
-
-
-@pytest.fixture
-def visits(chromium: Browser, harbor: Stage) -> Iterator[Any]:
-    contexts: list[BrowserContext] = []
-
-    def visit(viewport: dict[str, int] = WIDE, *, session: str | None = None, **options: Any) -> Visit:
-        context = chromium.new_context(viewport=viewport, **options)  # type: ignore[arg-type]
-        contexts.append(context)
-        return Visit(context, harbor.url, session=session)
-
-    yield visit
-    for context in contexts:
-        context.close()
 
 
 def test_the_page_opens_into_the_live_map_and_the_vessels_move(visits: Any, harbor: Stage) -> None:

@@ -35,6 +35,10 @@ class HarborConfig:
     """A device that would have had to move faster since its last position has reported nonsense."""
     ack_grace_s: float = 10.0
     """When positions that a dead instance had taken to store come to another one. ``HARBOR_ACK_GRACE_S``."""
+    worker_ttl_s: float = 10.0
+    """How long an instance that is dead or hangs keeps the jobs that watch vessels. ``HARBOR_WORKER_TTL_S``."""
+    silent_s: float = 1_800.0
+    """A vessel that has not reported for so long is not watched any more. ``HARBOR_SILENT_S``."""
     batch_max: int = 500
     """Positions or devices in one request."""
     body_bytes_max: int = 262_144
@@ -56,6 +60,8 @@ class HarborConfig:
             age_max_s=_number(environ, "HARBOR_AGE_MAX_DAYS", 7.0) * _DAY_S,
             future_max_s=_number(environ, "HARBOR_FUTURE_MAX_DAYS", 60 / _DAY_S) * _DAY_S,
             ack_grace_s=_number(environ, "HARBOR_ACK_GRACE_S", 10.0),
+            worker_ttl_s=_number(environ, "HARBOR_WORKER_TTL_S", 10.0),
+            silent_s=_number(environ, "HARBOR_SILENT_S", 1_800.0),
             token_ttl_s=_number(environ, "HARBOR_TOKEN_TTL_S", 900.0),
         )
 

@@ -29,6 +29,7 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
         "FLOTTA_SERVICE": "harbor",
         "HARBOR_SECRET": secrets.token_urlsafe(48),
         "HARBOR_DEMO": "1",
+        "HARBOR_WORKER_TTL_S": "4",  # so that a killed instance's vessels are watched elsewhere before one wonders
         "HARBOR_DEMO_TOKEN": secrets.token_urlsafe(48),
         # The feed has a calendar of its own: it begins half a year back, runs faster than the clock and so passes it.
         "HARBOR_AGE_MAX_DAYS": "200",

@@ -1,7 +1,7 @@
 """The parts of one instance of Harbor, each made with what it needs, and the order in which they open and close.
 
-The fleet starts Redis, PostgreSQL, the migrations, maps, stream and realtime server before ``_open`` runs, and stops
-them after ``_close``.
+The fleet starts Redis, PostgreSQL, the migrations, maps, stream, pool and realtime server before ``_open`` runs, and
+stops them after ``_close``. The pool works from ready on: a job never sees a map that ``_open`` has not filled.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import final
 
 from flotta.fleet import Fleet
+from flotta.pool import PoolOptions
 from harbor.accounts.sessions import Sessions
 from harbor.areas.alerts import Alerts
 from harbor.areas.areas import Areas
+from harbor.areas.watch import Geofences
 from harbor.config import HarborConfig
 from harbor.devices.registry import Registry
 from harbor.fence import Fence
 from harbor.live.broadcast import Broadcast
 from harbor.live.sockets import Sockets
 from harbor.persister import Persister
+from harbor.positions.heard import Heard
 from harbor.positions.history import History
 from harbor.positions.ingest import Ingest
 from harbor.positions.latest import Latest
+from harbor.positions.tap import Tap
 from harbor.sharing.grants import Grants
 from harbor.status.board import Board
 
@@ -33,6 +37,8 @@ RECONCILE_S = 30.0
 MESSAGE_BYTES_MAX = 16_384
 CONNECTIONS_MAX = 10_000
 MESSAGES_PER_S_MAX = 20.0
+JOBS_WAITING_MAX = 10_000
+"""Times the number of instances: so many vessels may begin to report at once."""
 
 
 @final
@@ -55,15 +61,35 @@ class Harbor:
         self.latest = Latest(fleet)
         self.history = History(fleet)
         self.broadcast = Broadcast(self.server, self.grants)
-        self.ingest = Ingest(fleet, config, self.registry, self.latest, self.broadcast)
+        self.heard = Heard(fleet, silent_s=config.silent_s)
+        self.ingest = Ingest(
+            fleet,
+            config,
+            registry=self.registry,
+            latest=self.latest,
+            heard=self.heard,
+            broadcast=self.broadcast,
+        )
         self.persister = Persister(fleet, self.ingest.stream, ack_grace_s=config.ack_grace_s)
-        self.board = Board(fleet, per_second=lambda: self.persister.per_second, jobs=lambda: 0)
+        self.tap = Tap(self.ingest.stream)
+        options = PoolOptions(worker_ttl_s=config.worker_ttl_s, queue_max_per_worker=JOBS_WAITING_MAX)
+        self.geofences = Geofences(
+            fleet.pool("harbor", options=options),
+            registry=self.registry,
+            grants=self.grants,
+            areas=self.areas,
+            alerts=self.alerts,
+            heard=self.heard,
+            tap=self.tap,
+            broadcast=self.broadcast,
+        )
+        self.board = Board(fleet, per_second=lambda: self.persister.per_second, jobs=lambda: self.geofences.running)
         self.sockets = Sockets(fleet, self.server, self.sessions, self.board)
         registry = self.registry
         self._mirrors = (registry.devices_mirror, registry.credentials_mirror, self.grants.mirror, self.areas.mirror)
         fleet.on_start(self._open)
         fleet.on_stop(self._close)
-        for task in (self.persister.run, self.board.beat, self.sockets.sweep, self._keep_mirrors):
+        for task in (self.persister.run, self.tap.run, self.board.beat, self.sockets.sweep, self._keep_mirrors):
             fleet.background(task)
 
     async def _open(self) -> None:

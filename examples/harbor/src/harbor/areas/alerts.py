@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, final
 
 from flotta.fleet import Fleet
-from harbor.areas.crossing import Crossing
+from harbor.areas.crossing import Crossing, Track
 
 __all__ = ["PAGE_MAX", "Alerts", "Query"]
 
@@ -53,10 +53,11 @@ class Alerts:
                     stored.append(_as_json(row))
         return stored
 
-    async def open_stays(self, device: str) -> dict[int, int]:
-        """The areas that the vessel has entered and not left, as far as alerts tell, and when (ms since 1970)."""
-        rows = await self._fleet.postgres.fetch(_OPEN, (device,))
-        return {int(row[0]): _ms(row[1]) for row in rows}
+    async def last_track(self, device: str) -> Track:
+        """The vessel's state as far as alerts tell: what it has entered and not left, as of its last alert."""
+        rows = await self._fleet.postgres.fetch(_LAST, (device,))
+        last_ms = max((_ms(at) for _, _, at in rows), default=0)
+        return Track(time_ms=last_ms, inside={area_id: _ms(at) for area_id, kind, at in rows if kind == "enter"})
 
     async def list(self, owner_id: int, visible: Collection[str], query: Query) -> list[dict[str, Any]]:
         """The alerts of the account's areas and of ``visible`` vessels, newest first."""
@@ -107,11 +108,7 @@ SELECT %s, %s, %s, %s, %s, %s, id FROM areas WHERE id = %s FOR KEY SHARE
 ON CONFLICT (device_id, area_id, at, kind) DO UPDATE SET kind = EXCLUDED.kind
 RETURNING id, area_id, device_id, kind, at, since, lat, lon, raised_at
 """
-_OPEN = """
-SELECT area_id, at FROM (
-    SELECT DISTINCT ON (area_id) area_id, kind, at FROM alerts WHERE device_id = %s ORDER BY area_id, at DESC) AS last
-WHERE kind = 'enter'
-"""
+_LAST = "SELECT DISTINCT ON (area_id) area_id, kind, at FROM alerts WHERE device_id = %s ORDER BY area_id, at DESC"
 _LIST = """
 SELECT alerts.id, area_id, device_id, kind, at, since, lat, lon, raised_at
 FROM alerts JOIN areas ON areas.id = area_id

@@ -7,6 +7,7 @@ an answer is given only when the stream holds the positions. Every step may run 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from harbor.config import HarborConfig
 from harbor.devices.registry import Registry, Reporter
 from harbor.live.broadcast import Broadcast
 from harbor.positions.fix import Fix, fixes_to_wire
+from harbor.positions.heard import Heard
 from harbor.positions.latest import Latest
 from harbor.positions.validation import Limits, Refusal, parse, plan
 
@@ -47,11 +49,19 @@ class Ingest:
     """Takes reports in."""
 
     def __init__(
-        self, fleet: Fleet, config: HarborConfig, registry: Registry, latest: Latest, broadcast: Broadcast
+        self,
+        fleet: Fleet,
+        config: HarborConfig,
+        *,
+        registry: Registry,
+        latest: Latest,
+        heard: Heard,
+        broadcast: Broadcast,
     ) -> None:
         self.stream = fleet.stream("positions", codec=JSON)
         self._registry = registry
         self._latest = latest
+        self._heard = heard
         self._broadcast = broadcast
         self._limits = Limits(
             age_max_s=config.age_max_s, future_max_s=config.future_max_s, speed_kn_max=config.speed_kn_max
@@ -74,5 +84,5 @@ class Ingest:
 
     async def _accept(self, owner_id: int, fixes: list[Fix]) -> None:
         await self.stream.add(EVENT, fixes_to_wire(fixes))
-        await self._latest.update(fixes)
+        await asyncio.gather(self._latest.update(fixes), self._heard.note({fix.device for fix in fixes}))
         await self._broadcast.positions(owner_id, fixes)

@@ -28,6 +28,11 @@ class Grants:
         self._viewers = fleet.map("harbor:sharing", codec=JSON)
         self.mirror = Mirror(fleet, fence, self._viewers, _share_rows, number=3)
 
+    @property
+    def known(self) -> bool:
+        """Whether this instance knows who may see what; False while shares may have changed unheard."""
+        return not self._viewers.stale
+
     def may_see(self, account_id: int, device_id: str, owner_id: int) -> bool:
         return account_id == owner_id or account_id in self.audience(device_id, owner_id)
 

@@ -23,6 +23,8 @@ export class Gestures {
   private readonly pointers = new Map<number, Point>();
   private travelPx = 0;
   private pinched = false;
+  /** How the tap was made whose click is about to come. */
+  private tap: "touch" | "mouse" | null = null;
 
   constructor(
     private readonly element: HTMLElement,
@@ -33,6 +35,11 @@ export class Gestures {
     element.addEventListener("pointermove", (event) => this.move(event));
     element.addEventListener("pointerup", (event) => this.up(event, true));
     element.addEventListener("pointercancel", (event) => this.up(event, false));
+    // The click picks, not the pointer that goes up: what a pick opens must not get the click that follows it.
+    element.addEventListener("click", (event) => {
+      if (this.tap !== null) events.picked(this.pixel(event), this.tap === "touch");
+      this.tap = null;
+    });
     element.addEventListener("pointerleave", () => events.hovered(null));
     element.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     element.addEventListener("dblclick", (event) => {
@@ -88,7 +95,8 @@ export class Gestures {
 
   private up(event: PointerEvent, picks: boolean): void {
     if (!this.pointers.delete(event.pointerId)) return;
-    if (picks && !this.pinched && this.travelPx < TAP_PX) this.events.picked(this.pixel(event), event.pointerType === "touch");
+    const tapped = picks && !this.pinched && this.travelPx < TAP_PX;
+    this.tap = !tapped ? null : event.pointerType === "touch" ? "touch" : "mouse";
   }
 
   private wheel(event: WheelEvent): void {

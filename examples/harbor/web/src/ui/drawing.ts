@@ -123,5 +123,7 @@ export class Drawing {
 function usualWords(count: number): string {
   if (count === 0) return "Set the first corner of the area on the map.";
   const corners = count === 1 ? "1 corner" : `${count} corners`;
-  return count < 3 ? `${corners}. Set ${count === 1 ? "two more" : "one more"} at least.` : `${corners}. Double click or Enter closes the area.`;
+  if (count < 3) return `${corners}. Set ${count === 1 ? "two more" : "one more"} at least.`;
+  const closing = matchMedia("(pointer: coarse)").matches ? "Tap the first one to close the area." : "Double click or Enter closes the area.";
+  return `${corners}. ${closing}`;
 }
