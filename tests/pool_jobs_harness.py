@@ -98,8 +98,9 @@ def declare(pool: WorkerPool, say: Callable[..., None]) -> Any:
 
     @pool.job(key="unit:{number}", name="unit", crashes_max=50, backoff=QUICK)
     async def unit(job: Job[int], number: int, mode: str = "stay") -> None:
-        say("run", job.key, job.fence, job.attempt, job.state)
-        await job.checkpoint((job.state or 0) + 1)
+        before = job.state
+        await job.checkpoint((before or 0) + 1)
+        say("run", job.key, job.fence, job.attempt, before)
         try:
             async for note in job.notifications():
                 assert note is not None

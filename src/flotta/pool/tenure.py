@@ -245,6 +245,8 @@ class Tenure:
 
     async def _attempt(self, run: Run) -> None:
         """Run the function once; what came of it is in ``run.error`` (None: it returned)."""
+        if not self.lease.owned():  # the loop was blocked for so long, and the news of it is still on its way
+            raise LeaseOver
         job: Job[Any] = Job(
             run.key,
             run.payload,
