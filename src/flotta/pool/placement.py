@@ -139,30 +139,29 @@ class _Placing:
         if not orphans:
             return
         lightest = min(weights[slot] for slot in orphans)
-        everyone = range(len(self.workers))
-        roomy = [worker for worker in everyone if self.has_room(worker, lightest)]
         for first in range(0, len(orphans), _COLUMNS):
             part = orphans[first : first + _COLUMNS]
-            for slot, column in zip(part, self._columns(part), strict=True):
-                to = self._best(roomy, column, self.weights[slot])
-                self.move(slot, to)
-                if not self.has_room(to, lightest) and to in roomy:
-                    roomy.remove(to)
+            roomy = [worker for worker in range(len(self.workers)) if self.has_room(worker, lightest)]
+            for slot, column in zip(part, self._columns(part, roomy), strict=True):
+                self.move(slot, self._best(slot, roomy, column))
 
-    def _columns(self, slots: list[int]) -> list[tuple[int, ...]]:
-        """The scores of all workers, by slot: transposed piece by piece, since a thousand workers have four million."""
+    def _columns(self, slots: list[int], workers: list[int]) -> list[tuple[int, ...]]:
+        """The scores of ``workers`` by slot: transposed piece by piece, since a thousand workers have four million."""
+        if not workers:
+            return [()] * len(slots)
         pick = itemgetter(*slots, slots[0])  # twice the first: one index alone would give no tuple
-        return list(zip(*(pick(self.scores(worker)) for worker in range(len(self.workers))), strict=True))[:-1]
+        return list(zip(*(pick(self.scores(worker)) for worker in workers), strict=True))[:-1]
 
-    def _best(self, roomy: list[int], column: tuple[int, ...], weight: int) -> int:
-        if roomy:
-            best = max(roomy, key=column.__getitem__)
-            if self.has_room(best, weight):
-                return best
-            fitting = [worker for worker in roomy if self.has_room(worker, weight)]
-            if fitting:
-                return max(fitting, key=column.__getitem__)
-        return min(range(len(self.workers)), key=lambda worker: (self.loads[worker], -column[worker], worker))
+    def _best(self, slot: int, roomy: list[int], column: tuple[int, ...]) -> int:
+        weight = self.weights[slot]
+        if column and self.has_room(best := roomy[column.index(max(column))], weight):
+            return best
+        fitting = [pair for pair in zip(column, roomy, strict=True) if self.has_room(pair[1], weight)]
+        if fitting:
+            return max(fitting)[1]
+        return min(
+            range(len(self.workers)), key=lambda worker: (self.loads[worker], -self.scores(worker)[slot], worker)
+        )
 
     # --- workers with too little or too much ----------------------------------------------------------------------
 
@@ -170,8 +169,9 @@ class _Placing:
         """Who has too little takes, who has too much gives, until nothing moves."""
         while True:
             before = list(self.owners)
-            for worker in self._beyond(lambda load: load < self.low):
-                self._take(worker)
+            takers = self._beyond(lambda load: load < self.low)
+            for worker in takers:
+                self._take(worker, takers)
             for worker in self._beyond(lambda load: load > self.high):
                 self._give(worker)
             if before == self.owners:
@@ -181,11 +181,12 @@ class _Placing:
         found = [worker for worker, load in enumerate(self.loads) if is_beyond(load)]
         return sorted(found, key=lambda worker: (-abs(self.loads[worker] - self.mean), worker))
 
-    def _take(self, worker: int) -> None:
-        """The slots in which it scores highest: of whoever is above the mean, else, still short, of the most loaded."""
+    def _take(self, worker: int, takers: list[int]) -> None:
+        """The slots in which it scores highest: of who was above the mean; still short, of the most loaded."""
         scores = self.scores(worker)
-        rich = [slot for slot, owner in enumerate(self.owners) if owner is not None and self.loads[owner] > self.mean]
-        for slot in sorted(rich, key=scores.__getitem__, reverse=True):
+        rich = {other for other, load in enumerate(self.loads) if load > self.mean}.difference(takers)
+        theirs = [slot for slot, owner in enumerate(self.owners) if owner in rich]
+        for slot in sorted(theirs, key=scores.__getitem__, reverse=True):
             if not self.has_room(worker, 1):
                 return
             owner, weight = self.owners[slot], self.weights[slot]
