@@ -276,6 +276,7 @@ class Oracle:
             return job
         if job.state == "b":
             job.state = "r"
+            self._started(worker, key, job)
         return {"x": "X", "q": "F"}.get(job.state, "O")
 
     def checkpoint(self, worker: str, key: str, fence: int, data: bytes) -> str:

@@ -7,8 +7,8 @@
 local P = string.sub(KEYS[1], 1, -5)
 local META, LEASES, SLOTS, SLOTJOBS = KEYS[1], P .. 'leases', P .. 'slots', P .. 'slotjobs'
 local QUEUED, PARKED, DEAD = P .. 'queued', P .. 'parked', P .. 'dead'
-local JOB, OWNED, INBOX, REPLIES, NOTES, PLAN = P .. 'job:', P .. 'owned:', P .. 'inbox:', P .. 'replies:', P .. 'notes:',
-  P .. 'plan:'
+local JOB, OWNED, INBOX, REPLIES = P .. 'job:', P .. 'owned:', P .. 'inbox:', P .. 'replies:'
+local NOTES, PLAN = P .. 'notes:', P .. 'plan:'
 
 local function int(number)
   return string.format('%.0f', number)
@@ -126,6 +126,16 @@ local function tell_end(key, job, answer, reason)
   end
   if answer and not job.b then
     reply(job.f, 't', answer, 'd', job.d, 'k', key, 'e', reason or '')
+  end
+end
+
+-- The job runs. At its first start its dispatcher hears `started`.
+local function mark_started(worker, key, job)
+  if job.b then
+    redis.call('HSET', JOB .. key, 's', 'r')
+  else
+    redis.call('HSET', JOB .. key, 's', 'r', 'b', now_ms())
+    reply(job.f, 't', 'started', 'w', worker, 'd', job.d, 'k', key, 'g', job.g)
   end
 end
 

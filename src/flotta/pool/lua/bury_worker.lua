@@ -1,5 +1,5 @@
--- The end of a worker whose lease is over and that has neither jobs nor tasks any more: notifications that it has not used
--- follow their jobs, then all that is known of it is deleted. Its id is never used again.
+-- The end of a worker whose lease is over and that has neither jobs nor tasks any more: notifications that it has not
+-- used follow their jobs, then all that is known of it is deleted. Its id is never used again.
 -- KEYS[1] meta   ARGV: worker, how many notifications at most
 -- Returns 'D' (done) | 'M' more notifications: call again | 'J' it still has jobs or tasks | 'L' its lease is valid.
 -- Again: 'D'.

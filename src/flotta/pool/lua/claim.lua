@@ -1,7 +1,7 @@
 -- A worker takes jobs that are queued for it: they are running from now on (starting, where the job says itself when it
 -- is ready), and their dispatchers hear `started` at the first start.
--- KEYS[1] meta   ARGV: worker, bytes of payloads and checkpoints that one reply may hold, then for each job: key, fence,
--- '1' if it says itself when it is ready, else ''
+-- KEYS[1] meta   ARGV: worker, bytes of payloads and checkpoints that one reply may hold, then for each job: key,
+-- fence, '1' if it says itself when it is ready, else ''
 -- Returns for each job: {'G' (go), kind, payload, checkpoint or nil, crashes, losses, crashes allowed, 1 if it was
 -- started before else 0} | {'F' fenced, or the lease is over} | {'N' gone} | {'X' stopping: end it} | {'L' later: ask
 -- again, the reply is full}.

@@ -1,8 +1,8 @@
--- A job raised. It stays with its worker, which waits and starts it again under a new fence; past its maximum it becomes a
--- dead letter; a stopping one ends.
+-- A job raised. It stays with its worker, which waits and starts it again under a new fence; past its maximum it
+-- becomes a dead letter; a stopping one ends.
 -- KEYS[1] meta   ARGV: worker, key, fence, error, dead letters kept
--- Returns {'B' (back off), crashes, the new fence} | {'D' (dead), crashes} | {'X'} it was stopping and is gone |
--- {'F' fenced} | {'N' gone}.
+-- Returns {'B' (back off), crashes, the new fence} | {'D' (dead), crashes} | {'X'} it was stopping and is gone | {'F'
+-- fenced} | {'N' gone}.
 -- Again: 'B' with the same numbers while it backs off ("a" is the fence that its last crash ended); else 'N'.
 local worker, key, fence = ARGV[1], ARGV[2], ARGV[3]
 local job = load_job(key)

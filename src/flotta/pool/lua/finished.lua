@@ -1,5 +1,5 @@
--- Jobs have ended: their records are deleted; who asked for the stop of one hears `stopped`, and who still waits for the
--- start of one that was stopped before hears `gone`.
+-- Jobs have ended: their records are deleted; who asked for the stop of one hears `stopped`, and who still waits for
+-- the start of one that was stopped before hears `gone`.
 -- KEYS[1] meta   ARGV: worker, then for each job: key, fence
 -- Returns for each job 'O' | 'F' fenced | 'N' gone.   Again: 'N', and nothing changes.
 -- Calls: 2 a job (HMGET, HINCRBY; HDEL for the last job of a slot), 2 a batch (UNLINK, SREM), XADD for each who waits.

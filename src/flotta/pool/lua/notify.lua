@@ -1,4 +1,5 @@
--- A notification for a job, in order behind the others of its owner. A parked job keeps up to NOTES_MAX beside its record.
+-- A notification for a job, in order behind the others of its owner. A parked job keeps up to NOTES_MAX beside its
+-- record.
 -- KEYS[1] meta   ARGV: key, payload, entries allowed in an inbox, NOTES_MAX
 -- Returns {'O'} | {'N'} not there, or stopping | {'F', waiting, limit} full.
 -- Again: it is delivered twice.   Calls: 3 (HMGET, XLEN, XADD).

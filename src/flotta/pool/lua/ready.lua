@@ -9,11 +9,6 @@ elseif job.s == 'x' then
 elseif job.s == 'q' then
   return 'F'
 elseif job.s == 's' then
-  if job.b then
-    redis.call('HSET', JOB .. ARGV[2], 's', 'r')
-  else
-    redis.call('HSET', JOB .. ARGV[2], 's', 'r', 'b', now_ms())
-    reply(job.f, 't', 'started', 'w', ARGV[1], 'd', job.d, 'k', ARGV[2], 'g', job.g)
-  end
+  mark_started(ARGV[1], ARGV[2], job)
 end
 return 'O'

@@ -1,5 +1,6 @@
--- Takes jobs back from a worker whose lease is over: stopping ones are gone; the others are queued for the owners of their
--- slots or parked. What a job had begun with counts as a loss where the worker is to blame; past its maximum it is dead.
+-- Takes jobs back from a worker whose lease is over: stopping ones are gone; the others are queued for the owners of
+-- their slots or parked. What a job had begun with counts as a loss where the worker is to blame; past its maximum it
+-- is dead.
 -- KEYS[1] meta   ARGV: worker, 1 to blame it else 0, how many at most, dead letters kept
 -- Returns {left, moved, parked, dropped, dead}, or {-1} if its lease is valid.   Again: takes the next ones.
 local worker, blame = ARGV[1], tonumber(ARGV[2])

@@ -1,4 +1,5 @@
--- Dead letters of jobs become jobs again, with their checkpoints and without their crashes; no limit of the queue applies.
+-- Dead letters of jobs become jobs again, with their checkpoints and without their crashes; no limit of the queue
+-- applies.
 -- KEYS[1] meta   ARGV: for each: id of the dead letter
 -- Returns for each 'O' | 'E' a job with its key exists: the letter stays | 'N' no such letter | 'T' it is no job's |
 -- 'S' (shutting down).   Again: 'N'.

@@ -1,8 +1,8 @@
--- A worker hands jobs over: each is queued for the owner of its slot by the table, or parked if that one is not alive or
--- leaves (as the worker itself may). Notifications that it has not used go behind the doorbell of the new owner.
+-- A worker hands jobs over: each is queued for the owner of its slot by the table, or parked if that one is not alive
+-- or leaves (as the worker itself may). Notifications that it has not used go behind the doorbell of the new owner.
 -- KEYS[1] meta   ARGV: worker, then for each job: key, fence, number of notifications, the ids of their inbox entries
--- Returns for each job 'O' | 'K' keep it: by the table it is yours | 'X' it was stopping and is gone | 'F' fenced |
--- 'N' gone.   Again: 'F' or 'N' for what was handed over, and nothing changes.
+-- Returns for each job 'O' | 'K' keep it: by the table it is yours | 'X' it was stopping and is gone | 'F' fenced | 'N'
+-- gone.   Again: 'F' or 'N' for what was handed over, and nothing changes.
 local worker, answers = ARGV[1], {}
 local at = 2
 

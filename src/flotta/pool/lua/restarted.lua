@@ -1,4 +1,4 @@
--- A job that backed off runs again: backoff -> running.
+-- A job that backed off runs again: backoff -> running; its dispatcher hears `started` if it has not yet.
 -- KEYS[1] meta   ARGV: worker, key, fence
 -- Returns 'O' | 'X' it is stopping: end it | 'F' fenced | 'N' gone.   Again: 'O', and nothing changes.
 local job, why = load_owned(ARGV[1], ARGV[2], ARGV[3])
@@ -9,6 +9,6 @@ elseif job.s == 'x' then
 elseif job.s == 'q' then
   return 'F'
 elseif job.s == 'b' then
-  redis.call('HSET', JOB .. ARGV[2], 's', 'r')
+  mark_started(ARGV[1], ARGV[2], job)
 end
 return 'O'

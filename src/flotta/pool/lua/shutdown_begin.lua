@@ -1,6 +1,7 @@
 -- The whole pool stops: from now on nothing is accepted and no worker joins; every worker and every node is told.
 -- KEYS[1] meta   ARGV: node, ms after which jobs are taken away from workers that have not ended them
--- Returns {node that began it, ms left}.   Again, also by another node: tells them once more; the first one's time counts.
+-- Returns {node that began it, ms left}.   Again, also by another node: tells them once more; the first one's time
+-- counts.
 -- Calls: O(workers + nodes).
 local known = redis.call('HMGET', META, 'shutdown', 'shutdown_until')
 if not known[1] then

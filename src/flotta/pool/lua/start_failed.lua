@@ -1,6 +1,8 @@
--- A job ended before it was ready: its record is deleted, its dispatcher hears `failed`, who asked for its stop `stopped`.
+-- A job ended before it was ready: its record is deleted, its dispatcher hears `failed`, who asked for its stop
+-- `stopped`.
 -- KEYS[1] meta   ARGV: worker, key, fence, error
--- Returns 'O' | 'S' it was started before, elsewhere or earlier: nothing is changed, say `crashed` | 'F' fenced | 'N' gone.
+-- Returns 'O' | 'S' it was started before, elsewhere or earlier: nothing is changed, say `crashed` | 'F' fenced | 'N'
+-- gone.
 -- Again: 'N', and nothing changes.
 local key = ARGV[2]
 local job, why = load_owned(ARGV[1], key, ARGV[3])

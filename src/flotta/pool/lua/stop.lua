@@ -1,5 +1,5 @@
--- Ends a job. One that nobody has claimed is gone at once and its dispatcher hears `gone`; any other is marked as stopping
--- for good, and its owner is rung.
+-- Ends a job. One that nobody has claimed is gone at once and its dispatcher hears `gone`; any other is marked as
+-- stopping for good, and its owner is rung.
 -- KEYS[1] meta   ARGV: key, node that waits for the end ('' none)
 -- Returns 'G' (gone) | 'S' (stopping) | 'N' (not there).   Again: rings again, which is harmless; 'N' after 'G'.
 local key, node = ARGV[1], ARGV[2]

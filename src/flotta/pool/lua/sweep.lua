@@ -1,5 +1,5 @@
--- Jobs that nobody has claimed for the ack grace go to another live worker than the silent one: the owner of the slot, else
--- one of those given. Where there is no other, the owner is rung again. Parked ones find an owner here, too.
+-- Jobs that nobody has claimed for the ack grace go to another live worker than the silent one: the owner of the slot,
+-- else one of those given. Where there is no other, the owner is rung again. Parked ones find an owner here, too.
 -- KEYS[1] meta   ARGV: grace in ms, how many at most, live workers that the caller knows ...
 -- Returns {moved, rung again, still parked}; all three together below "how many" means that no more are late.
 -- Again: harmless; what was swept is not late any more.
