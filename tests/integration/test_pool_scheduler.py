@@ -13,6 +13,7 @@ import structlog
 from flotta.errors import ConfigError, InvalidName
 from flotta.pool.options import PoolOptions
 from flotta.pool.scheduler import Plan, PlannedJob, Schedule, ScheduleStop
+from flotta.pool.states import JobState
 from flotta.pool.store import JobStore
 from flotta.redis import Redis
 from flotta.testing import FakeClock
@@ -54,7 +55,7 @@ async def node(redis: Redis, store: JobStore) -> AsyncIterator[Node]:
 
 
 async def jobs(store: JobStore) -> set[str]:
-    return {job.key async for job in store.jobs(WORKER) if job.state.value != "x"}
+    return {job.key async for job in store.jobs(WORKER) if job.state is not JobState.STOPPING}
 
 
 def wanting(*keys: str, calls: list[int] | None = None) -> Callable[[], Plan]:

@@ -86,7 +86,7 @@ async def first(items: AsyncIterator[T], count: int) -> tuple[list[T], bool]:
 
 def write_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, none: str = "", more: bool = False) -> None:
     """Columns as wide as their widest cell, numbers to the right. ``none``: said on standard error if there is no row.
-    ``more``: there are rows that are not shown."""
+    ``more``: there are rows that are not shown. States are coloured where they need somebody."""
     if not rows:
         click.echo(none, err=True)
         return
@@ -95,9 +95,9 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, none
     widths = [max(_width(name), *(_width(row[n]) for row in cells)) for n, name in enumerate(header)]
     click.secho(_line(header, widths, numeric), dim=True)
     for row in cells:
-        click.echo(_line(row, widths, numeric))
+        click.echo(_coloured(_line(row, widths, numeric), row))
     if more:
-        click.echo("there are more: -n shows them", err=True)
+        click.echo(f"the first {len(rows):,}; -n shows more", err=True)
 
 
 def write_record(record: dict[str, Any]) -> None:
@@ -126,7 +126,8 @@ def show_summary(summary: PoolSummary, figures: TaskFigures, timers: Sequence[Ti
     click.echo(f"tasks         {summary.tasks_waiting:,} waiting, {summary.tasks_running:,} running")
     ended = ", ".join(f"{figures.totals.get(name, 0):,} {name}" for name in ("done", "failed", "cancelled"))
     click.echo(f"              {ended} so far")
-    running = [timer for timer in timers if timer.next_at is not None]
+    now = datetime.now(UTC)
+    running = [timer for timer in timers if timer.next_at is not None and timer.next_at > now]
     after = f", next: {running[0].name} {until(running[0].next_at)}" if running else ""
     click.echo(f"timers        {len(timers):,}{after}")
     click.echo("dead letters  " + click.style(f"{summary.dead:,}", fg="red" if summary.dead else None))
@@ -135,8 +136,8 @@ def show_summary(summary: PoolSummary, figures: TaskFigures, timers: Sequence[Ti
 def show_tasks(figures: TaskFigures) -> None:
     """Where the tasks are, then what became of the others."""
     write_table(("queue", "ready"), [(_queue(name), n) for name, n in figures.queues.items()], none="no task is ready")
-    due = f"{figures.due:,} due later, {figures.running:,} running, {figures.totals.get('waiting', 0):,} in all waiting"
-    click.echo(due)
+    held_up = figures.totals.get("waiting", 0) - figures.due - sum(figures.queues.values())
+    click.echo(f"{figures.running:,} running, {figures.due:,} due later, {max(held_up, 0):,} held up by others")
     names = ("enqueued", "done", "failed", "cancelled", "retried", "lost", "redriven")
     click.echo("so far: " + ", ".join(f"{figures.totals.get(name, 0):,} {name}" for name in names))
 
@@ -147,6 +148,14 @@ def _queue(name: str) -> str:
         return name
     queue, _, task = name[1:].partition("?")
     return f"{queue} ({task}: not every worker knows it)"
+
+
+_COLOURS: Final = {"lost": "red", "backoff": "yellow", "draining": "yellow", "stopping": "yellow", "(parked)": "yellow"}
+
+
+def _coloured(line: str, cells: Sequence[str]) -> str:
+    colour = next((_COLOURS[cell] for cell in cells if cell in _COLOURS), None)
+    return line if colour is None else click.style(line, fg=colour)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
@@ -188,7 +197,7 @@ def job_record(job: JobInfo) -> dict[str, Any]:
     """For JSON and ``flotta pool job``."""
     return {
         **dataclasses.asdict(job),
-        "state": job.state.name.lower(),
+        "state": job.state.value,
         "dispatched_at": _iso(job.dispatched_ms),
         "started_at": _iso(job.started_ms),
     }

@@ -42,7 +42,7 @@ __all__ = ["pool_group"]
 
 _SHUTDOWN_POLL_S: Final = 0.2
 _NODES_LEAVE_POLLS: Final = 25
-_STATES: Final = {state.name.lower(): state for state in JobState}
+_STATES: Final = {state.value: state for state in JobState}
 
 
 @click.group("pool")
@@ -67,7 +67,7 @@ for command in (dead, redrive, discard):
 # --- looking ---------------------------------------------------------------------------------------------------------
 
 
-@pool_group.command("list")
+@pool_group.command("list", short_help="Every pool, in figures.")
 @redis_option
 @json_option
 def list_pools(*, url: str | None, as_json: bool) -> None:
@@ -101,7 +101,7 @@ def list_pools(*, url: str | None, as_json: bool) -> None:
     sys.exit(run_until_interrupt(main()))
 
 
-@pool_group.command("info")
+@pool_group.command("info", short_help="One pool in figures.")
 @click.argument("name")
 @redis_option
 @json_option
@@ -120,7 +120,7 @@ def info(*, name: str, url: str | None, as_json: bool) -> None:
     on_pool(name, url, look)
 
 
-@pool_group.command("workers")
+@pool_group.command("workers", short_help="Its workers, and what each has.")
 @click.argument("name")
 @redis_option
 @json_option
@@ -143,7 +143,7 @@ def workers(*, name: str, url: str | None, as_json: bool) -> None:
     on_pool(name, url, look)
 
 
-@pool_group.command("jobs")
+@pool_group.command("jobs", short_help="Its jobs, and who runs them.")
 @click.argument("name")
 @click.option("--state", type=click.Choice(list(_STATES)), help="Only jobs in this state.")
 @click.option("--worker", metavar="ID", help="Only jobs of this worker.")
@@ -151,7 +151,10 @@ def workers(*, name: str, url: str | None, as_json: bool) -> None:
 @redis_option
 @json_option
 def jobs(*, name: str, state: str | None, worker: str | None, count: int, url: str | None, as_json: bool) -> None:
-    """Print the jobs of pool NAME, in no order."""
+    """Print the jobs of pool NAME and who runs them.
+
+    With more of them than --count, which ones are shown is left to chance.
+    """
 
     async def look(view: PoolView) -> int:
         wanted = _STATES[state] if state is not None else None
@@ -160,18 +163,18 @@ def jobs(*, name: str, state: str | None, worker: str | None, count: int, url: s
             write_json([job_record(job) for job in found])
         else:
             rows = [
-                (job.key, job.state.name.lower(), job.kind or "-", job.owner or "(parked)", job.fence, job.crashes,
-                 since(job.started_ms), job.error or "-")
-                for job in found
+                (job.key, job.state.value, job.kind or "-", job.owner or "(parked)", job.crashes + job.losses,
+                 since(job.started_ms), job.error.partition("\n")[0] or "-")
+                for job in sorted(found, key=lambda job: job.key)
             ]  # fmt: skip
-            header = ("key", "state", "kind", "worker", "fence", "crashes", "started", "last error")
+            header = ("key", "state", "kind", "worker", "crashes", "started", "last error")
             write_table(header, rows, none="no such jobs", more=more)
         return 0
 
     on_pool(name, url, look)
 
 
-@pool_group.command("job")
+@pool_group.command("job", short_help="One job, with its payload.")
 @click.argument("name")
 @click.argument("key")
 @redis_option
@@ -191,7 +194,7 @@ def job(*, name: str, key: str, url: str | None, as_json: bool) -> None:
     on_pool(name, url, look)
 
 
-@pool_group.command("tasks")
+@pool_group.command("tasks", short_help="How many tasks, and what became of the others.")
 @click.argument("name")
 @redis_option
 @json_option
@@ -209,7 +212,7 @@ def tasks(*, name: str, url: str | None, as_json: bool) -> None:
     on_pool(name, url, look)
 
 
-@pool_group.command("task")
+@pool_group.command("task", short_help="What is known of one task.")
 @click.argument("name")
 @click.argument("task_id", metavar="ID")
 @redis_option
@@ -229,7 +232,7 @@ def task(*, name: str, task_id: str, url: str | None, as_json: bool) -> None:
     on_pool(name, url, look)
 
 
-@pool_group.command("cancel")
+@pool_group.command("cancel", short_help="Cancel one task.")
 @click.argument("name")
 @click.argument("task_id", metavar="ID")
 @redis_option
@@ -247,7 +250,7 @@ def cancel(*, name: str, task_id: str, url: str | None) -> None:
     on_pool(name, url, act)
 
 
-@pool_group.command("timers")
+@pool_group.command("timers", short_help="Tickers, schedulers and cron tasks.")
 @click.argument("name")
 @redis_option
 @json_option
@@ -272,7 +275,7 @@ def timers(*, name: str, url: str | None, as_json: bool) -> None:
 # --- stepping in -----------------------------------------------------------------------------------------------------
 
 
-@pool_group.command("stop")
+@pool_group.command("stop", short_help="End jobs for good.")
 @click.argument("name")
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), default=30.0, show_default=True, metavar="S")
@@ -314,7 +317,7 @@ def _tell(ends: Iterable[tuple[str, str | None]]) -> int:
     return code
 
 
-@pool_group.command("notify")
+@pool_group.command("notify", short_help="Send a message to a job.")
 @click.argument("name")
 @click.argument("key")
 @click.argument("payload", required=False)
@@ -333,7 +336,7 @@ def notify(*, name: str, key: str, payload: str | None, url: str | None) -> None
     on_pool(name, url, act)
 
 
-@pool_group.command("drain")
+@pool_group.command("drain", short_help="Let one worker hand its jobs over.")
 @click.argument("name")
 @click.argument("worker")
 @redis_option
@@ -358,7 +361,7 @@ def drain(*, name: str, worker: str, url: str | None) -> None:
     on_pool(name, url, act)
 
 
-@pool_group.command("shutdown")
+@pool_group.command("shutdown", short_help="Stop a pool everywhere, and delete it.")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @redis_option

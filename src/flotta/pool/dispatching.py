@@ -28,7 +28,7 @@ from flotta.errors import (
 )
 from flotta.pool.inbox import Entry
 from flotta.pool.options import PoolOptions
-from flotta.pool.states import StopAnswer, WithdrawAnswer
+from flotta.pool.states import JobState, StopAnswer, WithdrawAnswer
 from flotta.pool.stats import Counts
 from flotta.pool.store import JobStore
 from flotta.pool.wire import Ring, parse_reply
@@ -155,7 +155,7 @@ class Dispatcher:
                 await answer
         except TimeoutError:
             before = await self._store.read(key)
-            if before is not None and before.state.value == "x":
+            if before is not None and before.state is JobState.STOPPING:
                 raise StopUnconfirmed(self._store.name, key, limit_s) from None
 
     # --- answers ------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ class Dispatcher:
         """Answers may have been lost: whoever waits for an end whose record is gone has it."""
         for key in list(self._stops):
             info = await self._store.read(key)
-            if info is None or info.state.value != "x":
+            if info is None or info.state is not JobState.STOPPING:
                 self._end(key)
 
     def close(self, reason: WorkerPoolError | Closed) -> None:

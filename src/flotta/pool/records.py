@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from flotta.pool.states import Answer, CrashAnswer, JobState, WithdrawAnswer
+from flotta.pool.states import LETTERS, Answer, CrashAnswer, JobState, WithdrawAnswer
 
 __all__ = [
     "INFO_FIELDS",
@@ -111,7 +111,7 @@ class JobInfo:
         state, owner, fence, kind, slot, node, crashes, losses, crashes_max, dispatched, started, error = fields
         return cls(
             key=key,
-            state=JobState((state or b"").decode()),
+            state=LETTERS[state or b""],
             owner=(owner or b"").decode(),
             fence=int(fence or 0),
             kind=(kind or b"").decode(),

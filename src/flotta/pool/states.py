@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Final
 
 __all__ = [
+    "LETTERS",
     "NEXT_STATES",
     "Answer",
     "BuryAnswer",
@@ -25,17 +26,26 @@ __all__ = [
 class JobState(Enum):
     """Where a job stands. A job that has ended has no record, so there is no state for it."""
 
-    QUEUED = "q"
+    QUEUED = "queued"
     """Accepted, not claimed: waits for its owner, or parked for one to come."""
-    STARTING = "s"
+    STARTING = "starting"
     """Claimed; the job will say itself when it is ready."""
-    RUNNING = "r"
+    RUNNING = "running"
     """Started."""
-    BACKOFF = "b"
+    BACKOFF = "backoff"
     """It raised; its owner waits and starts it again."""
-    STOPPING = "x"
+    STOPPING = "stopping"
     """Its end is decided: it ends here or with its owner, and runs nowhere else."""
 
+
+LETTERS: Final[dict[bytes, JobState]] = {
+    b"q": JobState.QUEUED,
+    b"s": JobState.STARTING,
+    b"r": JobState.RUNNING,
+    b"b": JobState.BACKOFF,
+    b"x": JobState.STOPPING,
+}
+"""How states stand in a record."""
 
 NEXT_STATES: Final[dict[JobState | None, frozenset[JobState | None]]] = {
     None: frozenset({None, JobState.QUEUED}),
