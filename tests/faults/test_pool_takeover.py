@@ -1,6 +1,7 @@
 """How long the jobs of a killed worker stand still: p95 at most the worker's time to live and 2 s.
 
-Each sample is one job: from the moment in which its process was seen dead to the first statement of its next run. ``POOL_TAKEOVER_KILLS`` (default 4) makes it longer.
+Each sample is one job: from the moment in which its process was seen dead to the first statement of its next run.
+``POOL_TAKEOVER_KILLS`` (default 4) makes it longer.
 """
 
 from __future__ import annotations
