@@ -123,7 +123,7 @@ local function line_of(t)
 end
 
 -- The generic cell rate algorithm (ITU-T I.371), by the server's clock, in microseconds. Reserves the next run for
--- `spec` = "<interval>:<burst>:<key>" and returns from which ms on it may be. The set holds theoretical arrival times;
+-- `spec` = "<interval>:<burst>:<key>" and returns from when on it may be. The set holds theoretical arrival times;
 -- one that has passed says no more than a missing one, and is swept with the due tasks.
 local function reserve(spec)
   local interval, burst, key = string.match(spec, '^(%d+):(%d+):(.*)$')
@@ -131,7 +131,7 @@ local function reserve(spec)
   local now = now_us()
   local arrival = math.max(tonumber(redis.call('ZSCORE', RATE, key) or now), now)
   redis.call('ZADD', RATE, arrival + interval, key)
-  return math.ceil((arrival - (tonumber(burst) - 1) * interval) / 1000)
+  return arrival - (tonumber(burst) - 1) * interval
 end
 
 -- Tasks of a key with one slot run in the order of enqueueing, whatever their priorities.
@@ -159,11 +159,14 @@ local function place_task(id, t)
   end
   if t.j and not t.c then
     t.c = true
-    local at_ms = reserve(t.j)
-    if at_ms > now_ms() then
-      put_due(id, at_ms)
+    local at_us = reserve(t.j)
+    if at_us > now_us() then
+      put_due(id, math.ceil(at_us / 1000))
       return 'due'
     end
+  end
+  if t.un then
+    redis.call('SADD', STRAYS, line_of(t))
   end
   make_ready(id, line_of(t), t.q)
   return 'queued'

@@ -23,7 +23,6 @@ local function finish(id, verdict, value, delay_ms)
   elseif verdict == 'u' then
     t.un = '1'
     redis.call('HSET', TASK .. id, 'un', '1', 'f', '1')
-    redis.call('SADD', STRAYS, line_of(t))
     give_back(id, t, 0)
   else
     t.a = redis.call('HINCRBY', TASK .. id, 'a', 1)
@@ -119,7 +118,7 @@ local function hand_out(queue, n)
 end
 
 local next_ms = -1
-if live and want > 0 then
+if want > 0 and takes_work(worker) then
   local sharers = redis.call('HLEN', IDLE) + 1
   for _, queue in ipairs(lines()) do
     local ready = redis.call('ZCARD', READY .. queue)
