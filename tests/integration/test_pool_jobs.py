@@ -127,9 +127,11 @@ async def test_a_stop_waits_for_the_end(valkey_url: str, unique: str) -> None:
     pool = WorkerPool(unique, options=FAST)
     slow = asyncio.Event()
     reasons: list[StopReason | None] = []
+    runs: list[int] = []
 
     @pool.job(key="k{n}")
     async def job(job: Job[None], n: int) -> None:
+        runs.append(n)
         try:
             await asyncio.Event().wait()
         finally:
@@ -138,6 +140,7 @@ async def test_a_stop_waits_for_the_end(valkey_url: str, unique: str) -> None:
 
     async with pool.running(valkey_url):
         handle = await job.dispatch(1)
+        await until(lambda: runs)
         stopping = asyncio.create_task(handle.stop())
         await until(lambda: reasons)
         assert not stopping.done()
@@ -168,6 +171,7 @@ async def test_a_job_that_ignores_its_stop_is_reported_and_never_runs_again(valk
     async with pool.running(valkey_url), joined(unique, valkey_url) as other:
         await other.add_worker(Recorder())
         handle = await job.dispatch(1)
+        await until(lambda: starts)
         with pytest.raises(StopUnconfirmed):
             await handle.stop()
         await until(lambda: pool.stats.stuck == 1)

@@ -60,7 +60,8 @@ async def test_a_killed_worker_is_replaced_and_what_it_was_sent_is_not_lost(valk
         old = {said[1]: said[2] for said in victim.about("run")}
         for _, key, fence, attempt, state in heir.about("run"):
             assert fence > old[key]
-            assert (attempt, state) == (2, 1)  # a loss is an attempt; the checkpoint has moved along
+            assert attempt in (1, 2)  # a loss is an attempt, unless the server was so young that nobody is blamed
+            assert state == 1  # the checkpoint has moved along
             assert [said[3] for said in heir.about("note", key)] == ["first", "second"]
 
 

@@ -47,9 +47,9 @@ from flotta.pool.runs import JobKind
 from flotta.pool.scheduler import PlannedJob, Producer, Schedule
 from flotta.pool.stats import Counts, NodeStats
 from flotta.pool.store import JobStore
+from flotta.pool.surroundings import Surroundings
 from flotta.pool.tasks import TaskRegistry, TaskStore
 from flotta.pool.taskside import NodeTasks, WorkerTasks
-from flotta.pool.tenure import Surroundings
 from flotta.pool.ticker import Ticker
 from flotta.pool.timetable import Timetable
 from flotta.pool.worker import Worker, WorkerState

@@ -73,7 +73,7 @@ class Run:
 
     __slots__ = (
         "checkpoint", "crashes", "error", "fence", "interrupt", "job", "key", "kind", "losses", "mailbox", "next_bell",
-        "payload", "readying", "reason", "slot", "started", "started_s", "state", "task",
+        "payload", "ready", "readying", "reason", "slot", "started", "started_s", "state", "task",
     )  # fmt: skip
 
     def __init__(self, key: str, slot: int, fence: int, kind: JobKind, mailbox: Mailbox) -> None:
@@ -87,6 +87,7 @@ class Run:
         self.checkpoint: bytes | None = None
         self.crashes = 0
         self.losses = 0
+        self.ready = False  # this run has said so, or need not
         self.started = False  # it is or was ready: if it raises, that is a crash and no failed start
         self.started_s = 0.0
         self.job: Job[Any] | None = None

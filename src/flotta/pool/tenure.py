@@ -1,11 +1,9 @@
 """One worker under one lease: the jobs that it runs, from the doorbell to the last word in their records.
 
-Owns the task of each job and everything that happens to it here. Invariants:
+Owns the runs, the bells and what they change; the steps of one run are in ``life.py``. Invariants:
 
-* A job's function runs only between a claim that was granted and a lease that is trusted. When the lease is lost all of
-  them are cancelled at once; what one of them still reports is refused by its fencing token.
-* One task for each job: it claims, runs the function, reports, waits after a crash and runs it again. It is cancelled
-  only by ``_cancel`` and ``fence`` here, after the reason was set.
+* When the lease is lost every job is cancelled at once; what one of them still reports is refused by its fencing token.
+* One task for each job. It is cancelled only by ``_cancel`` and ``lose`` here, after the reason was set.
 * A key runs once in this process at most: a run that does not end when it is cancelled holds the next one of its key
   back, also the next tenure's.
 * No timers and no periodic work for a job that runs: what is looked at regularly are jobs that are ending or that
@@ -15,58 +13,27 @@ Owns the task of each job and everything that happens to it here. Invariants:
 from __future__ import annotations
 
 import asyncio
-import random
-import traceback
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, final
 
 from flotta.errors import Fenced, FlottaError, WireError
 from flotta.pool.handover import Handover
 from flotta.pool.heartbeat import Lease
-from flotta.pool.inbox import Entry, Inbox
-from flotta.pool.job import Job, StopReason
+from flotta.pool.inbox import Entry
+from flotta.pool.job import StopReason
 from flotta.pool.keys import slot_of
 from flotta.pool.lease import Loss
+from flotta.pool.life import Lives
 from flotta.pool.mailbox import Mailbox
-from flotta.pool.membership import Membership
-from flotta.pool.options import PoolOptions
-from flotta.pool.peers import Peers
-from flotta.pool.records import Release
 from flotta.pool.reports import LeaseOver, Reports
-from flotta.pool.runs import JobKind, Run, Runs, RunState
-from flotta.pool.states import Answer, CrashAnswer, JobState, ReleaseAnswer
-from flotta.pool.stats import Counts
-from flotta.pool.store import JobStore
-from flotta.pool.taskside import WorkerTasks
-from flotta.pool.turns import Turns
+from flotta.pool.runs import Run, Runs, RunState
+from flotta.pool.states import Answer, JobState
+from flotta.pool.surroundings import Surroundings
 from flotta.pool.wire import Bell, parse_bell
 
-__all__ = ["Surroundings", "Tenure"]
+__all__ = ["Tenure"]
 
 _TEND_PERIOD_S: Final = 0.25
-_ERROR_CHARS_MAX: Final = 2_000
-_RELEASES_MAX: Final = 100  # the store's limit for one script
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Surroundings:
-    """What a tenure needs of its node."""
-
-    store: JobStore
-    inbox: Inbox
-    membership: Membership
-    options: PoolOptions
-    counts: Counts
-    logger: Any
-    kind_of: Callable[[str], JobKind | None]
-    """How jobs of a kind run here; None: not here."""
-    peers: Peers
-    tasks: WorkerTasks
-    on_shutdown: Callable[[], None]
-    zombies: dict[str, asyncio.Task[None]]
-    """Runs of this process, of any tenure, that were lost and whose functions have not ended, by key."""
 
 
 @final
@@ -84,19 +51,15 @@ class Tenure:
         self._counts = around.counts
         self._log = around.logger
         self._reports = Reports(lease, around.logger)
-        self._releases: Turns[Release, ReleaseAnswer] = Turns(
-            self._send_releases, name=f"pool release {self.worker}", items_max=_RELEASES_MAX
-        )
         self._handover = Handover(around.options.handover_concurrency, self._begin_move)
         self._slots: frozenset[int] = frozenset()
         self._epoch = 0
         self._lost_slots: dict[int, float] = {}  # when a slot was given to another worker
-        self._ending: dict[Run, float] = {}  # until when each may take to end
-        self._blemished: set[Run] = set()
+        self._lives = Lives(self, self, lease, self._reports, around)
         self._emptied = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._looking = False
-        self._leaving = False
+        self.leaving = False
         self._over = False
         self._on_bell: dict[str, Callable[[Bell], None]] = {
             "start": self._hear_start,
@@ -126,7 +89,7 @@ class Tenure:
         try:
             await self._store.checkpoint(self.worker, key, fence, data)
         except Fenced:
-            self._lose(run)
+            self.lose(run)
             raise
         run.checkpoint = data
 
@@ -136,8 +99,8 @@ class Tenure:
         if run is None or run.fence != fence or run.state is not RunState.STARTING:
             return
         run.move(RunState.RUNNING)
-        run.started = True
-        run.readying = self._spawn(self._say_ready(run), f"pool ready {key}")
+        run.ready = run.started = True
+        run.readying = self._spawn(self._lives.say_ready(run), f"pool ready {key}")
 
     # --- doorbells ----------------------------------------------------------------------------------------------
 
@@ -162,18 +125,18 @@ class Tenure:
             if run.state in (RunState.CLAIMING, RunState.REPORTING):
                 run.next_bell = bell
                 return
-            self._lose(run)  # the job was taken from this worker and has come back under a new fence
+            self.lose(run)  # the job was taken from this worker and has come back under a new fence
         self._start(bell)
 
     def _start(self, bell: Bell) -> None:
         kind = self._around.kind_of(bell.kind)
         if kind is None:
-            self._spawn(self._decline(bell), f"pool decline {bell.key}")
+            self._spawn(self._lives.decline(bell), f"pool decline {bell.key}")
             return
         run = Run(bell.key, slot_of(bell.key), bell.fence, kind, Mailbox(self._mail.done))
         self.runs.add(run)
         self._emptied.clear()
-        run.task = asyncio.get_running_loop().create_task(self._live(run), name=f"job {bell.key}")
+        run.task = asyncio.get_running_loop().create_task(self._lives.live(run), name=f"job {bell.key}")
 
     def _hear_note(self, entry_id: bytes, bell: Bell) -> None:
         self._mail.keep(entry_id)
@@ -187,7 +150,7 @@ class Tenure:
     def _hear_stop(self, bell: Bell) -> None:
         run = self.runs.get(bell.key)
         if run is not None and bell.fence >= run.fence:  # above: a crash gave it a new fence that is not known here yet
-            self._stop(run, StopReason.STOP)
+            self.stop(run, StopReason.STOP)
 
     def _hear_table(self, _: Bell) -> None:
         self._around.membership.table_changed()
@@ -199,181 +162,9 @@ class Tenure:
     def _hear_shutdown(self, _: Bell) -> None:
         self._around.on_shutdown()
 
-    # --- the life of a job --------------------------------------------------------------------------------------
+    # --- what a life needs (Holder) -----------------------------------------------------------------------------
 
-    async def _live(self, run: Run) -> None:
-        """From the claim to the last word."""
-        try:
-            zombie = self._around.zombies.get(run.key)
-            if zombie is not None and zombie is not run.task:
-                await asyncio.wait({zombie})
-            ended = not await self._claim(run)
-            while not ended:
-                if run.reason is None:
-                    await self._attempt(run)
-                ended = await self._report(run)
-        except LeaseOver:
-            pass
-        finally:
-            self._forget(run)
-
-    async def _claim(self, run: Run) -> bool:
-        """Whether the job is this worker's now: to be run, or (``reason`` is set) to be ended."""
-        if self._leaving:
-            run.move(RunState.REPORTING)
-            run.reason = StopReason.HANDOVER
-            return True
-        claim = await self._reports.persist(
-            lambda: self._store.claim(self.worker, run.key, run.fence, explicit=run.kind.explicit)
-        )
-        if claim.answer is Answer.STOPPING:
-            run.reason = StopReason.STOP
-        elif claim.answer is not Answer.OK:
-            self._forward(run, claim.answer)
-            return False
-        self._counts.claimed += 1
-        run.payload, run.checkpoint = claim.payload, claim.checkpoint
-        run.crashes, run.losses = claim.crashes, claim.losses
-        run.started = claim.started_before or not run.kind.explicit
-        if run.crashes or run.losses:
-            self._blemished.add(run)
-        if run.reason is not None:
-            run.move(RunState.REPORTING)
-        elif self._is_astray(run):  # it was queued here a moment before its slot moved
-            self._spawn(self._move({run.slot}), f"pool move {run.key}")
-        return True
-
-    async def _attempt(self, run: Run) -> None:
-        """Run the function once; what came of it is in ``run.error`` (None: it returned)."""
-        if not self.lease.owned():  # the loop was blocked for so long, and the news of it is still on its way
-            raise LeaseOver
-        job: Job[Any] = Job(
-            run.key,
-            run.payload,
-            fence=run.fence,
-            kind=run.kind.name,
-            crashes=run.crashes,
-            losses=run.losses,
-            checkpoint=run.checkpoint,
-            state_type=run.kind.state_type,
-            mailbox=run.mailbox,
-            port=self,
-        )
-        run.job, run.error = job, None
-        run.started_s = asyncio.get_running_loop().time()
-        run.move(RunState.RUNNING if run.started else RunState.STARTING)
-        self._counts.started += 1
-        try:
-            await run.kind.run(job)
-        except asyncio.CancelledError as error:
-            if run.state is RunState.GONE or (run.reason is None and _is_cancelled()):
-                raise  # the job was lost; or the loop is being torn down around it
-            run.error = error
-        except Exception as error:  # noqa: BLE001 - whatever it is, the job has crashed
-            run.error = error
-        if run.state is RunState.GONE:
-            raise LeaseOver
-        _forget_cancelling()
-        self._ending.pop(run, None)
-        run.move(RunState.REPORTING)
-
-    async def _report(self, run: Run) -> bool:
-        """Tell the record how it ended; whether this worker is done with the job."""
-        if run.readying is not None:
-            await asyncio.wait({run.readying})
-        error, run.error = run.error, None
-        if run.reason is StopReason.HANDOVER:
-            self._complain(run, error)
-            return await self._release(run)
-        if run.reason is not None:
-            self._complain(run, error)
-            self._counts.stopped += 1
-        elif error is None and run.started:
-            self._counts.finished += 1
-        elif not run.started:
-            text = "it returned before it was ready" if error is None else _describe(error)
-            return await self._fail(run, text)
-        else:
-            assert error is not None
-            return await self._crash(run, error)
-        await self._reports.persist(lambda: self._store.finished(self.worker, run.key, run.fence))
-        return True
-
-    async def _fail(self, run: Run, reason: str) -> bool:
-        self._counts.failed += 1
-        self._counts.failing.add(run.key)
-        send = self._store.start_failed
-        await self._reports.persist(lambda: send(self.worker, run.key, run.fence, reason))
-        return True
-
-    async def _crash(self, run: Run, error: BaseException) -> bool:
-        """The function raised after the start: wait and run it again, unless that was once too often."""
-        self._counts.crashed += 1
-        self._counts.failing.add(run.key)
-        reason = _describe(error)
-        self._log.warning("a job crashed", job=run.key, attempt=run.attempt, error=reason, at=_place(error))
-        crash = await self._reports.persist(lambda: self._store.crashed(self.worker, run.key, run.fence, reason))
-        if crash.answer is CrashAnswer.DEAD:
-            self._counts.dead += 1
-            self._log.error("a job is a dead letter now", job=run.key, crashes=crash.crashes, exc_info=error)
-        if crash.answer is not CrashAnswer.BACKOFF:
-            return True
-        run.fence, run.crashes = crash.fence, crash.crashes
-        self._blemished.add(run)
-        run.mailbox.rewind()
-        if run.reason is None:
-            run.move(RunState.BACKOFF)
-            if self._leaving:
-                self._handover.add((run,))
-            elif self._is_astray(run):
-                self._spawn(self._move({run.slot}), f"pool move {run.key}")
-            await self._wait_in_backoff(run)
-        return False
-
-    async def _wait_in_backoff(self, run: Run) -> None:
-        if run.reason is None:
-            run.interrupt = asyncio.get_running_loop().create_future()
-            pause_s = run.kind.backoff.pause_s(run.crashes, random.random())  # noqa: S311 - jitter, no secret
-            await asyncio.wait({run.interrupt}, timeout=pause_s)
-            run.interrupt = None
-        if run.reason is None:
-            answer = await self._reports.persist(lambda: self._store.restarted(self.worker, run.key, run.fence))
-            if answer is Answer.STOPPING:
-                run.reason = StopReason.STOP
-            elif answer is not Answer.OK:
-                raise LeaseOver
-        if run.reason is not None:
-            run.move(RunState.REPORTING)
-
-    async def _release(self, run: Run) -> bool:
-        """Hand the job over; False: by the table it stays, so run it again."""
-        answer = await self._releases.add(Release(run.key, run.fence, run.mailbox.not_done()))
-        if answer is not ReleaseAnswer.KEEP or self._leaving:
-            self._counts.moved += answer is ReleaseAnswer.OK
-            return True
-        if run.reason is StopReason.HANDOVER:
-            run.reason = None
-        run.mailbox.rewind()
-        self._handover.ended(run)
-        return False
-
-    async def _send_releases(self, items: list[Release]) -> list[ReleaseAnswer]:
-        return await self._reports.persist(lambda: self._store.release(self.worker, items))
-
-    async def _say_ready(self, run: Run) -> None:
-        answer = await self._reports.persist(lambda: self._store.ready(self.worker, run.key, run.fence))
-        if answer is Answer.STOPPING:
-            self._stop(run, StopReason.STOP)
-        elif answer is not Answer.OK:
-            self._lose(run)
-
-    async def _decline(self, bell: Bell) -> None:
-        self._counts.declined += 1
-        to = await self._reports.persist(lambda: self._around.peers.able(bell.kind, but=(self.worker,)))
-        self._log.info("a job of a kind that is not known here", job=bell.key, kind=bell.kind, goes_to=to or None)
-        await self._reports.persist(lambda: self._store.decline(self.worker, bell.key, bell.fence, to))
-
-    def _forget(self, run: Run) -> None:
+    def forget(self, run: Run) -> None:
         """The task of a job ends: nothing here points to it any more."""
         was_lost = run.state is RunState.GONE
         if not was_lost:
@@ -389,14 +180,14 @@ class Tenure:
         self.runs.remove(run)
         if not self.runs:
             self._emptied.set()
-        self._ending.pop(run, None)
-        self._blemished.discard(run)
+        self._lives.ending.pop(run, None)
+        self._lives.blemished.discard(run)
         run.mailbox.close()
         self._handover.ended(run)
 
     # --- ending jobs --------------------------------------------------------------------------------------------
 
-    def _stop(self, run: Run, reason: StopReason) -> None:
+    def stop(self, run: Run, reason: StopReason) -> None:
         """End a job for good."""
         was, run.reason = run.reason, reason
         if run.state in (RunState.STARTING, RunState.RUNNING):
@@ -409,7 +200,7 @@ class Tenure:
 
     def _begin_move(self, run: Run) -> bool:
         """Begin to hand a job over."""
-        if run.reason is not None or (run.slot in self._slots and not self._leaving):
+        if run.reason is not None or (run.slot in self._slots and not self.leaving):
             return False
         if run.state is RunState.REPORTING:
             return False  # it has ended by itself, or crashed: a crashed one is looked at again from its back-off
@@ -426,10 +217,10 @@ class Tenure:
         assert run.job is not None
         run.job.stop_reason = run.reason
         run.move(RunState.ENDING)
-        self._ending[run] = asyncio.get_running_loop().time() + patience_s
+        self._lives.ending[run] = asyncio.get_running_loop().time() + patience_s
         run.task.cancel()
 
-    def _lose(self, run: Run) -> None:
+    def lose(self, run: Run) -> None:
         """This worker does not own the job any more: cancel it, report nothing."""
         if run.state is RunState.GONE:
             return
@@ -438,7 +229,7 @@ class Tenure:
         job, task = run.job, run.task
         run.move(RunState.GONE)
         if not self._over:
-            self._forward(run, Answer.FENCED)
+            self.forward(run, Answer.FENCED)
         self._drop(run)
         if task is None or task.done():
             return
@@ -500,23 +291,23 @@ class Tenure:
         for key, fence in known.items():
             run = self.runs.get(key)
             if run is not None and run.fence == fence and key not in recorded and run.state is not RunState.REPORTING:
-                self._lose(run)
+                self.lose(run)
 
     def _compare(self, key: str, fence: int, kind: str, state: JobState) -> None:
         run = self.runs.get(key)
         if run is None or run.fence < fence:
             self._hear_start(Bell("start", key, fence, kind))
         elif state is JobState.STOPPING and run.fence == fence:
-            self._stop(run, StopReason.STOP)
+            self.stop(run, StopReason.STOP)
 
     def stop_all(self) -> None:
         """The pool is being shut down: end every job for good."""
         for run in self.runs:
-            self._stop(run, StopReason.SHUTDOWN)
+            self.stop(run, StopReason.SHUTDOWN)
 
     async def hand_over_all(self, timeout_s: float) -> list[str]:
         """Hand every job over and take no new one; gives the keys of those that have not ended within ``timeout_s``."""
-        self._leaving = True
+        self.leaving = True
         self._handover.add(self.runs)
         if self.runs:
             try:
@@ -537,13 +328,13 @@ class Tenure:
         self._around.tasks.fence()
         self.end()
         for run in self.runs:
-            self._lose(run)
+            self.lose(run)
 
     def end(self) -> None:
         """Read nothing and report nothing any more. Again: harmless."""
         self._over = True
         self._around.inbox.close(self._mail)
-        self._releases.cancel()
+        self._lives.cancel_releases()
         for task in tuple(self._tasks):
             task.cancel()
 
@@ -555,12 +346,12 @@ class Tenure:
         while True:
             await asyncio.sleep(_TEND_PERIOD_S)
             now_s = loop.time()
-            for run in [run for run, until_s in self._ending.items() if now_s >= until_s]:
-                del self._ending[run]
+            for run in [run for run, until_s in self._lives.ending.items() if now_s >= until_s]:
+                del self._lives.ending[run]
                 self._overdue(run)
-            for run in [run for run in self._blemished if run.state is RunState.RUNNING]:
+            for run in [run for run in self._lives.blemished if run.state is RunState.RUNNING]:
                 if now_s - run.started_s >= run.kind.crashes_reset_s:
-                    self._blemished.discard(run)
+                    self._lives.blemished.discard(run)
                     self._spawn(self._reset_crashes(run), f"pool reset {run.key}")
 
     def _overdue(self, run: Run) -> None:
@@ -580,11 +371,22 @@ class Tenure:
         if answer is Answer.OK and run.fence == fence:
             run.crashes = run.losses = 0
 
-    def _is_astray(self, run: Run) -> bool:
-        """Whether its slot went to another worker while it was under way to this one."""
-        return run.slot in self._lost_slots and run.slot not in self._slots
+    def is_astray(self, run: Run) -> bool:
+        """Whether this worker leaves, or its slot went to another one while it was under way to this one."""
+        return self.leaving or (run.slot in self._lost_slots and run.slot not in self._slots)
 
-    def _forward(self, run: Run, answer: Answer) -> None:
+    def move_soon(self, run: Run) -> None:
+        """Hand it over when its turn comes, if who should have it knows its kind."""
+        if self.leaving:
+            self._handover.add((run,))
+        else:
+            self._spawn(self._move({run.slot}), f"pool move {run.key}")
+
+    def stays(self, run: Run) -> None:
+        """Its hand-over has ended here."""
+        self._handover.ended(run)
+
+    def forward(self, run: Run, answer: Answer) -> None:
         """The job is another worker's: so are the notifications that came for it."""
         waiting = run.mailbox.empty()
         if answer is Answer.FENCED and waiting:
@@ -610,11 +412,6 @@ class Tenure:
             self._log.debug("a notification came too late", job=key)
         self._mail.done([entry_id])
 
-    def _complain(self, run: Run, error: BaseException | None) -> None:
-        """A function that was told to end and raised something else than its cancellation."""
-        if error is not None and not isinstance(error, asyncio.CancelledError):
-            self._log.warning("a job raised while it was ending", job=run.key, exc_info=error)
-
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
@@ -626,27 +423,3 @@ class Tenure:
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, LeaseOver):
             self._log.error("a pool worker's own step failed", worker=self.worker, step=task.get_name(), exc_info=error)
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _forget_cancelling() -> None:
-    """The cancellation has done its work: what this task awaits from here on is not to be cut short by it."""
-    task = asyncio.current_task()
-    while task is not None and task.cancelling() > 0:
-        task.uncancel()
-
-
-def _place(error: BaseException) -> str:
-    """Where it was raised: a whole traceback for each crash would cost the loop more than the crash."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
-
-
-def _describe(error: BaseException) -> str:
-    text = str(error)
-    name = type(error).__name__
-    return (f"{name}: {text}" if text else name)[:_ERROR_CHARS_MAX]

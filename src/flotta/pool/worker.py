@@ -21,7 +21,8 @@ from flotta.pool.heartbeat import Lease
 from flotta.pool.lease import Loss
 from flotta.pool.membership import Membership, WorkerInfo
 from flotta.pool.runs import RunState
-from flotta.pool.tenure import Surroundings, Tenure
+from flotta.pool.surroundings import Surroundings
+from flotta.pool.tenure import Tenure
 
 __all__ = ["Worker", "WorkerState"]
 
