@@ -25,7 +25,7 @@ from flotta.pool.inspection import PoolView
 __all__ = ["dead", "discard", "redrive"]
 
 
-@click.command("dead")
+@click.command("dead", short_help="What was given up, and why.")
 @click.argument("name")
 @click.option("--kind", type=click.Choice(["job", "task"]), help="Only jobs, or only tasks.")
 @click.option("--name", "only", metavar="NAME", help="Only jobs of this kind, or tasks of this name.")
@@ -66,7 +66,7 @@ def dead(
     on_pool(name, url, look)
 
 
-@click.command("redrive")
+@click.command("redrive", short_help="Make dead jobs and tasks again.")
 @click.argument("name")
 @click.argument("letters", metavar="[LETTER]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All letters, or all that the other options choose.")
@@ -112,7 +112,7 @@ _WHY: Final = {
 }
 
 
-@click.command("discard")
+@click.command("discard", short_help="Throw dead letters away.")
 @click.argument("name")
 @click.argument("letters", metavar="[LETTER]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All letters, or all that the other options choose.")

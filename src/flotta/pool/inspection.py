@@ -157,7 +157,8 @@ class PoolView:
     async def exists(self) -> bool:
         """Whether there is anything of it."""
         keys = self.keys
-        return bool(await self._link.call("EXISTS", keys.meta, keys.workers, keys.queued, keys.dead, keys.tickers))
+        traces = (keys.meta, keys.nodes, keys.workers, keys.dead, keys.tickers, f"{keys.prefix}tasks")
+        return bool(await self._link.call("EXISTS", *traces))
 
     async def workers(self) -> list[PoolWorker]:
         """All workers, the oldest first."""
