@@ -195,12 +195,17 @@ class WorkerPool:
         """
         node = self._require_node()
         if self._worker is None:
-            kinds = {name: declared.as_kind() for name, declared in self._jobs.items()}
-            self._worker = await node.add_kinds(kinds, name=name, registry=self._registry, queues=queues)
-            node.timetable.recur(self._recurring)
-            for schedule, every_s, producer in self._schedules:
-                node.timetable.schedule(schedule, producer, every_s=every_s, resolve=self._resolve)
+            self._worker = await self.equip(node, queues=queues, name=name)
         return self._worker
+
+    async def equip(self, node: Node, *, queues: Iterable[str] | None = None, name: str | None = None) -> Worker:
+        """Add a worker with what is declared here to ``node``, also to one that is not this pool's. See ``work``."""
+        kinds = {kind: declared.as_kind() for kind, declared in self._jobs.items()}
+        worker = await node.add_kinds(kinds, name=name, registry=self._registry, queues=queues)
+        node.timetable.recur(self._recurring)
+        for schedule, every_s, producer in self._schedules:
+            node.timetable.schedule(schedule, producer, every_s=every_s, resolve=self._resolve)
+        return worker
 
     async def stop_working(self, timeout_s: float | None = None) -> None:
         """Hand this process' jobs to others and give its tasks back, and stay: dispatching and enqueueing go on.
@@ -230,6 +235,17 @@ class WorkerPool:
         await node.shutdown(timeout_s)
         self._closed = True
         self._registry.bind(None)
+
+    def renew(self, *, options: PoolOptions, clock: Clock = SERVER_CLOCK) -> None:
+        """Forget a life that has ended, for tests that start the declared pool of a service many times.
+
+        Raises ``StateError`` while it lives.
+        """
+        if self.started:
+            raise StateError(f"pool {self.name!r}", "it runs: close it first")
+        self.options, self._clock = options, clock
+        self._node = self._worker = None
+        self._closed = False
 
     @asynccontextmanager
     async def running(self, redis: Redis | str) -> AsyncIterator[WorkerPool]:
