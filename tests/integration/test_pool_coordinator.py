@@ -85,6 +85,30 @@ async def test_what_a_dead_worker_had_follows_its_slots(valkey_url: str, unique:
         assert [key for key in await one.redis.keys(f"{one.keys.prefix}*") if dead.encode() in key] == []
 
 
+async def test_a_death_does_not_wait_for_joins_to_pause(valkey_url: str, unique: str) -> None:
+    options = PoolOptions(worker_ttl_s=30.0, rebalance_debounce_s=3600.0)
+    async with member(valkey_url, unique, "n1", options=options) as one:
+        first = await one.work()
+        assert await one.membership.placed(first.worker, PATIENCE_S)
+        second = await one.work()  # waits for an hour
+        await die(one, first.worker)
+        assert await one.membership.placed(second.worker, PATIENCE_S)
+        assert set((await one.membership.table()).owners.values()) == {second.worker}
+
+
+async def test_joins_that_never_pause_are_acted_on_after_four_pauses(valkey_url: str, unique: str) -> None:
+    options = PoolOptions(worker_ttl_s=30.0, rebalance_debounce_s=0.3)
+    async with member(valkey_url, unique, "n1", options=options) as one:
+        first = await one.work()
+        assert await one.membership.placed(first.worker, PATIENCE_S)
+        second = await one.work()
+        began_s = time.monotonic()
+        async with asyncio.timeout(PATIENCE_S):
+            while not await one.membership.placed(second.worker, 0.1):
+                await one.work()
+        assert 1.0 < time.monotonic() - began_s < 10.0
+
+
 async def test_jobs_without_any_worker_are_parked_and_go_to_the_next_one(valkey_url: str, unique: str) -> None:
     async with member(valkey_url, unique, "n1", options=LONG) as one:
         first = await one.work()
