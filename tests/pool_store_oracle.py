@@ -388,13 +388,15 @@ class Oracle:
             self.ring(worker, "shutdown")
         return self.shutdown
 
-    def redrive(self, letter: dict[str, Any], did: str) -> str:
+    def redrive(self, place: int, did: str) -> str:
+        """``place``: which of the letters; two of one job may be alike."""
+        letter = self.dead[place]
         key = letter["key"]
         if self.shutdown:
             return "S"
         if key in self.records:
             return "E"
-        self.dead.remove(letter)
+        del self.dead[place]
         self.records[key] = Record(
             owner="", fence=Token(), kind=letter["name"], payload=letter["payload"], slot=letter["slot"], did=did,
             node="", crashes_max=letter["crashes_max"], started=True, checkpoint=letter["checkpoint"],

@@ -510,7 +510,7 @@ class PoolMachine(RuleBasedStateMachine):
         place = data.draw(st.integers(0, len(letters) - 1))
         letter_id = letters[place][0].decode()
         answer = self.world.run(self.store.redrive([letter_id]))[0]
-        assert answer.value == self.oracle.redrive(self.oracle.dead[place], f"redrive-{letter_id}")
+        assert answer.value == self.oracle.redrive(place, f"redrive-{letter_id}")
 
     @rule(data=st.data())
     def shut_down(self, data: st.DataObject) -> None:
