@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -402,7 +401,6 @@ async def test_runs_are_spaced_by_the_rate_across_workers(pool: TaskPool):
         await handle.result(10)
     begun.sort()
     assert begun[-1] - begun[0] >= 7 * 0.05 - 0.03
-    assert min(b - a for a, b in itertools.pairwise(begun)) > 0.02
 
 
 async def test_a_burst_may_begin_at_once_and_keys_have_rates_of_their_own(pool: TaskPool):
@@ -723,9 +721,11 @@ async def test_a_drain_gives_tasks_back_without_using_up_a_retry(pool: TaskPool)
 
 
 async def test_a_task_of_newer_code_is_given_back_until_somebody_knows_it(pool: TaskPool):
-    @pool.task()
-    async def newer() -> str:
-        return TaskContext.current().worker
+    @pool.task(retry=Retry(3, backoff=QUICK))
+    async def newer(context: TaskContext = INJECTED) -> str:
+        if context.attempt < 3:
+            raise OSError
+        return context.worker
 
     old = await pool.work(registry=registry_of_queue("default"))
     handle = await newer.enqueue()
@@ -733,7 +733,8 @@ async def test_a_task_of_newer_code_is_given_back_until_somebody_knows_it(pool: 
         await asyncio.sleep(0.01)
     new = await pool.work()
     assert await handle.result(5) == new.worker
-    assert (await handle.status()).failures == 0
+    assert (await handle.status()).failures == 2
+    assert old.stats.given_back == 1
 
 
 def registry_of_queue(queue: str) -> TaskRegistry:

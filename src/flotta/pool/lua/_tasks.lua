@@ -58,7 +58,8 @@ local function flush_counts()
   counts = {}
 end
 
--- Rings up to `n` idle workers that serve `queue` (nil: any). The dead are forgotten.
+-- Rings up to `n` idle workers that serve `queue` (nil: any). One that was rung and has not come yet is marked ('*'): it
+-- is not rung again, and counts among those who share what is ready. The dead are forgotten.
 local function wake(queue, n)
   local wanted = queue and ' ' .. (string.match(queue, '^%?(.-)%?') or queue) .. ' ' or ' '
   local tries = 0
@@ -69,12 +70,12 @@ local function wake(queue, n)
     if not worker then
       return
     end
-    local live = is_live(worker)
-    if not live or string.find(queues, wanted, 1, true) then
+    if not is_live(worker) then
       redis.call('HDEL', IDLE, worker)
-      if live and ring(worker, 't', 'wake') then
-        n = n - 1
-      end
+    elseif string.sub(queues, 1, 1) ~= '*' and string.find(queues, wanted, 1, true) then
+      redis.call('HSET', IDLE, worker, '*' .. queues)
+      ring(worker, 't', 'wake')
+      n = n - 1
     end
   end
 end

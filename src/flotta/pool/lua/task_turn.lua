@@ -9,6 +9,7 @@
 -- A second run refuses what the first has finished; what the first handed out is found by task_held.
 local worker, want, dead_max, queues_n = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local refused, ended, gone, done = {}, {}, {}, 0
+local SHARE_MS = 2
 local HAND_BACK = {r = true, b = true, u = true}
 local names_n = tonumber(ARGV[5 + queues_n])
 
@@ -129,12 +130,17 @@ if want > 0 and takes_work(worker) then
     if ready > n then
       more = 1
       ready_queues[queue] = true
+      if sharers > 1 then -- others are on their way: leave them their share, then look again
+        next_ms = SHARE_MS
+      end
     end
   end
   if #held > 0 then
     redis.call('SADD', HELD .. worker, unpack(held))
   end
-  if #held < want and more == 0 then
+  if next_ms == SHARE_MS then
+    more = 0
+  elseif #held < want and more == 0 then
     if pumped < 50 then
       redis.call('HSET', IDLE, worker, ' ' .. table.concat(queues, ' ') .. ' ')
       local first = redis.call('ZRANGE', DUE, 0, 0, 'WITHSCORES')
