@@ -43,24 +43,35 @@ class Frequent:
     one, never too low.
     """
 
-    __slots__ = ("_counts", "limit", "total")
+    __slots__ = ("_by_count", "_counts", "_least", "limit", "total")
 
     def __init__(self, limit: int = _KEYS_MAX) -> None:
         self.limit = limit
         self.total = 0
         self._counts: dict[str, int] = {}
+        self._by_count: dict[int, dict[str, None]] = {}  # so that one of the rarest is found without a search
+        self._least = 1
 
     def add(self, key: str) -> None:
         """One more occurrence."""
         self.total += 1
-        counts = self._counts
-        if key in counts:
-            counts[key] += 1
-        elif len(counts) < self.limit:
-            counts[key] = 1
+        counts, by_count = self._counts, self._by_count
+        count = counts.get(key, 0)
+        if not count:
+            if len(counts) < self.limit:
+                self._least = 1
+            else:
+                count = self._least
+                rarest = next(iter(by_count[count]))
+                del counts[rarest], by_count[count][rarest]
         else:
-            least = min(counts, key=counts.__getitem__)
-            counts[key] = counts.pop(least) + 1
+            del by_count[count][key]
+        counts[key] = count + 1
+        by_count.setdefault(count + 1, {})[key] = None
+        if count and not by_count[count]:
+            del by_count[count]
+            if count == self._least:
+                self._least = count + 1  # where this key is now
 
     def top(self, count: int = 10, *, share_min: float = 0.0) -> list[tuple[str, int]]:
         """The most frequent keys with their counts, of at least ``share_min`` (0 to 1) of all occurrences each."""

@@ -74,6 +74,12 @@ def parse_bell(fields: Sequence[bytes]) -> list[Bell]:
         return []
     name = kind.decode()
     if kind == _START:
+        jobs = fields[2:]
+        if jobs[::6].count(b"k") == jobs[2::6].count(b"g") == jobs[4::6].count(b"n") == len(jobs) / 6:
+            bells = zip(jobs[1::6], jobs[3::6], jobs[5::6], strict=True)  # as our scripts write them: the short way
+            return [
+                Bell(name, _as_text(key, b"k"), _as_number(fence, b"g"), _as_text(of, b"n")) for key, fence, of in bells
+            ]
         return [
             Bell(name, _text(job, b"k"), _number(job, b"g"), _text(job, b"n")) for job in _split(pairs, b"k", fields)
         ]
@@ -92,11 +98,7 @@ def parse_reply(fields: Sequence[bytes]) -> list[Ring]:
         return []
     name = kind.decode()
     if kind == b"started":
-        worker = _text(dict(pairs[:1]), b"w")
-        return [
-            Ring(name, _text(job, b"k"), _text(job, b"d"), _number(job, b"g"), worker)
-            for job in _split(pairs[1:], b"d", fields)
-        ]
+        return _started(fields, pairs)
     entry = dict(pairs)
     if kind in (b"failed", b"gone"):
         return [Ring(name, _text(entry, b"k"), _text(entry, b"d"), error=_text(entry, b"e"))]
@@ -108,6 +110,21 @@ def parse_reply(fields: Sequence[bytes]) -> list[Ring]:
 
 
 _Pairs = list[tuple[bytes, bytes]]
+
+
+def _started(fields: Sequence[bytes], pairs: _Pairs) -> list[Ring]:
+    worker = _text(dict(pairs[:1]), b"w")
+    jobs = fields[4:]
+    if jobs[::6].count(b"d") == jobs[2::6].count(b"k") == jobs[4::6].count(b"g") == len(jobs) / 6:
+        rings = zip(jobs[1::6], jobs[3::6], jobs[5::6], strict=True)  # as our scripts write them
+        return [
+            Ring("started", _as_text(key, b"k"), _as_text(did, b"d"), _as_number(fence, b"g"), worker)
+            for did, key, fence in rings
+        ]
+    return [
+        Ring("started", _text(job, b"k"), _text(job, b"d"), _number(job, b"g"), worker)
+        for job in _split(pairs[1:], b"d", fields)
+    ]
 
 
 def _open(fields: Sequence[bytes], what: str) -> tuple[bytes, _Pairs]:
@@ -137,15 +154,21 @@ def _take(entry: dict[bytes, bytes], name: bytes) -> bytes:
 
 
 def _text(entry: dict[bytes, bytes], name: bytes) -> str:
-    value = _take(entry, name)
+    return _as_text(_take(entry, name), name)
+
+
+def _number(entry: dict[bytes, bytes], name: bytes) -> int:
+    return _as_number(_take(entry, name), name)
+
+
+def _as_text(value: bytes, name: bytes) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError:
         raise WireError("entry", f"{name!r} is no UTF-8", value) from None
 
 
-def _number(entry: dict[bytes, bytes], name: bytes) -> int:
-    value = _take(entry, name)
+def _as_number(value: bytes, name: bytes) -> int:
     if not value.isdigit() or len(value) > 18:
         raise WireError("entry", f"{name!r} is no number", value)
     return int(value)
