@@ -188,8 +188,8 @@ def test_alerts_are_counted_told_listed_and_flown_to(own: Any, harbor: Stage) ->
     rows = page.locator("#alerts .alert-words")
     assert rows.all_inner_texts() == ["Lone Tug left Roads", "Lone Tug entered Roads"]
     told = page.locator("#alerts .alert-told").first.inner_text()
-    assert re.fullmatch(r"(just now|\d+ s ago) · \d\d:\d\d:\d\d UTC after 10 min", told), told
-    page.wait_for_function("document.querySelector('#announce-alerts').textContent === 'Lone Tug left Roads'")
+    assert re.fullmatch(r"(just now|\d+ s ago), after 10 min · \d\d:\d\d:\d\d UTC", told), told
+    page.wait_for_function("() => document.querySelector('#announce-alerts').textContent === 'Lone Tug left Roads'")
     page.locator("#alerts .alert").last.click()
     assert page.locator("#detail h2").inner_text() == "Lone Tug"
 

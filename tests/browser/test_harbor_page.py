@@ -42,7 +42,7 @@ def test_a_killed_instance_leaves_the_map_going_on(visits: Any, harbor: Stage) -
     harbor.kill(first)
     visit.page.locator(f'#connection[data-state="live"]:not([data-pid="{first}"])').wait_for()
     visit.page.get_by_text("Carried on by").wait_for()
-    visit.page.wait_for_function("document.querySelector('#counts').textContent === '295 vessels'")
+    visit.page.wait_for_function("() => document.querySelector('#counts').textContent === '295 vessels'")
     visit.changes(12)
     assert [text for text in visit.complaints if not LOST_INSTANCE.fullmatch(text)] == []
 
@@ -120,7 +120,7 @@ def test_everything_is_reached_by_keyboard(visits: Any) -> None:
     keyboard.press("/")
     keyboard.press("Escape")
     keyboard.press("Escape")
-    page.wait_for_function("document.querySelectorAll('#list .row').length === 295")
+    page.wait_for_function("() => document.querySelectorAll('#list .row').length === 295")
     page.locator("#list").focus()
     keyboard.press("End")
     keyboard.press("Home")

@@ -57,7 +57,7 @@ export class AreaLayer {
     ctx.textAlign = "left";
     ctx.textBaseline = "middle";
     const width = ctx.measureText(area.name).width + 25;
-    const left = (west + east - width) / 2;
+    const left = Math.max(4, Math.min((west + east - width) / 2, camera.width - width - 4));
     const top = Math.max(north - LABEL_HEIGHT - 3, Math.min(4, south - LABEL_HEIGHT - 4)); // kept in sight while the area is
     const box: Label = { area, left, top, width };
     if (this.labels.some((other) => overlaps(box, other))) return;

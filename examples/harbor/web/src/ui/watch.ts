@@ -171,8 +171,8 @@ export class Watch {
     const sentence = this.sentence(alert);
     if (row.words.textContent !== sentence)
       row.words.replaceChildren(el("b", {}, this.who(alert)), alert.kind === "enter" ? " entered " : " left ", el("b", {}, area?.name ?? "an area"));
-    const stay = alert.kind === "leave" ? ` after ${duration(Math.max(0, alert.at_ms - alert.since_ms) / 1_000)}` : "";
-    setText(row.told, `${ago(Math.max(0, wallMs - alert.raised_ms) / 1_000)} · ${clock(alert.at_ms)} UTC${stay}`);
+    const stay = alert.kind === "leave" ? `, after ${duration(Math.max(0, alert.at_ms - alert.since_ms) / 1_000)}` : "";
+    setText(row.told, `${ago(Math.max(0, wallMs - alert.raised_ms) / 1_000)}${stay} · ${clock(alert.at_ms)} UTC`);
     if (row.told.title === "") row.told.title = `${clock(alert.at_ms)} UTC, ${day(alert.at_ms)}`;
   }
 
