@@ -63,7 +63,7 @@ class Dispatcher:
         self._log = logger
         self._token = secrets.token_hex(6)
         self._number = 0
-        self._starts: dict[str, asyncio.Future[Ring]] = {}
+        self._starts: dict[str, asyncio.Future[Ring | None]] = {}
         self._stops: dict[str, set[asyncio.Future[None]]] = {}
         self._closed: WorkerPoolError | Closed | None = None
 
@@ -76,7 +76,7 @@ class Dispatcher:
         begun_s = loop.time()
         self._number += 1
         did = f"{self._token}{self._number:x}"
-        answer: asyncio.Future[Ring] = loop.create_future()
+        answer: asyncio.Future[Ring | None] = loop.create_future()
         self._starts[did] = answer
         limit_s = self._options.dispatch_timeout_s if timeout_s is None else timeout_s
         try:
@@ -84,12 +84,12 @@ class Dispatcher:
                 await self._store.dispatch(
                     key, kind, payload, node=self._node, did=did, crashes_max=crashes_max, scheduler=scheduler
                 )
+            timer = loop.call_at(begun_s + limit_s, self._expire, did)  # a fifth of what asyncio.timeout_at costs
             try:
-                async with asyncio.timeout_at(begun_s + limit_s):
-                    ring = await answer
-                started = self._read(ring)
-            except TimeoutError:
-                started = await self._withdraw(key, did, answer, limit_s)
+                ring = await answer
+            finally:
+                timer.cancel()
+            started = await self._withdraw(key, did, limit_s) if ring is None else self._read(ring)
         except Exception:
             self._counts.refused += 1
             raise
@@ -109,7 +109,14 @@ class Dispatcher:
             raise PoolShutdown(self._store.name)
         raise StartFailed(self._store.name, ring.key, "it was stopped before it had started")
 
-    async def _withdraw(self, key: str, did: str, answer: asyncio.Future[Ring], waited_s: float) -> Started:
+    def _expire(self, did: str) -> None:
+        """Let the dispatch ``did`` wait no longer; an answer that comes from now on is kept for ``_withdraw``."""
+        answer = self._starts.get(did)
+        if answer is not None and not answer.done():
+            self._starts[did] = asyncio.get_running_loop().create_future()
+            answer.set_result(None)
+
+    async def _withdraw(self, key: str, did: str, waited_s: float) -> Started:
         """The time is over: take the job back, or learn that it has started after all."""
         withdrawal = None
         for last in (False,) * 7 + (True,):
@@ -127,7 +134,9 @@ class Dispatcher:
             # That job has ended, or never was accepted. An answer was written in the same step as its end.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LATE_S):
-                    return self._read(await answer)
+                    ring = await self._starts[did]
+                    assert ring is not None
+                    return self._read(ring)
         is_stopping = withdrawal.answer is WithdrawAnswer.STOPPING
         raise DispatchTimeout(self._store.name, key, waited_s, withdrawn=not is_stopping)
 

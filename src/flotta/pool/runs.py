@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Final, final
 
 from flotta.pool.backoff import Backoff
@@ -37,7 +37,7 @@ class JobKind:
     state_type: Any = Any
 
 
-class RunState(Enum):
+class RunState(StrEnum):  # a plain Enum hashes in Python: four times for each job
     """Where a run is."""
 
     CLAIMING = "claiming"
@@ -60,7 +60,8 @@ _MAY_FOLLOW: Final = {
     RunState.CLAIMING: {RunState.STARTING, RunState.RUNNING, RunState.REPORTING, RunState.GONE},
     RunState.STARTING: {RunState.RUNNING, RunState.ENDING, RunState.REPORTING, RunState.GONE},
     RunState.RUNNING: {RunState.ENDING, RunState.REPORTING, RunState.GONE},
-    RunState.ENDING: {RunState.RUNNING, RunState.REPORTING, RunState.GONE},  # RUNNING: it stays after a hand-over
+    # STARTING, RUNNING: it stays, its hand-over took too long. ENDING: it was to move and is stopped now.
+    RunState.ENDING: {RunState.STARTING, RunState.RUNNING, RunState.ENDING, RunState.REPORTING, RunState.GONE},
     RunState.BACKOFF: {RunState.RUNNING, RunState.STARTING, RunState.REPORTING, RunState.GONE},
     RunState.REPORTING: {RunState.BACKOFF, RunState.RUNNING, RunState.STARTING, RunState.GONE},
     RunState.GONE: set(),
