@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from flotta.errors import (
+    Closed,
     ConfigError,
     Fenced,
     InvalidName,
@@ -888,3 +889,17 @@ async def test_nothing_is_left_behind_but_results(pool: TaskPool):
     await (await f.options(delay_s=0.2, result_ttl_s=60, unique="z").enqueue(9)).result(5)
     left = {key.partition(":")[0] for key in await left_keys(pool)}
     assert left <= {"task", "rate"}
+
+
+async def test_closing_ends_every_wait(redis: Redis, unique: str):
+    async with TaskPool(redis, unique) as pool:
+
+        @pool.task()
+        async def f() -> None: ...
+
+        handle = await f.enqueue()
+        waiting = asyncio.create_task(handle.result())
+        while await redis.link.call("HEXISTS", pool.keys.task(handle.id), "w") == 0:
+            await asyncio.sleep(0.005)
+    with pytest.raises(Closed):
+        await waiting

@@ -213,6 +213,13 @@ class TaskMachine(RuleBasedStateMachine):
         if not self.oracle.owns(worker, report.id.decode(), int(report.fence)):
             self._turn(worker, 0, [report])
 
+    @precondition(has_running)
+    @rule(data=st.data(), verdict=st.sampled_from(["done", "failed", "back"]))
+    def report_of_an_earlier_run(self, data: st.DataObject, verdict: str) -> None:
+        """The same worker has the task again: only the token tells that the report is not of this run."""
+        task = data.draw(st.sampled_from(self.oracle.of("running")))
+        self._turn(task.worker, 0, [self._report(task, verdict)._replace(fence=str(task.fence - 1).encode())])
+
     @rule(worker=st.sampled_from(WORKERS))
     def audit(self, worker: str) -> None:
         tasks, cancelled = self.world.run(self.store.held(worker))

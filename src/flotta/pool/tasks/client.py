@@ -89,7 +89,8 @@ class TaskHandle(Generic[R]):
         """What the task returned, once it has ended.
 
         Raises ``TaskFailed``, ``TaskCancelled``, ``ResultTimeout`` after ``timeout_s`` seconds (None: waits as long as
-        it takes), ``NoResult`` if nothing is known of it (any more), ``WireError`` and what ``Link.call`` raises.
+        it takes), ``NoResult`` if nothing is known of it (any more), ``Closed``, ``WireError`` and what ``Link.call``
+        raises.
         Cancelling is harmless to the task.
         """
         return self._decoder.decode(await self._client.result(self.id, timeout_s))  # type: ignore[no-any-return]
@@ -164,7 +165,7 @@ class TaskClient:
         return state
 
     async def aclose(self) -> None:
-        """End every wait for a result: they are cancelled. Again: harmless."""
+        """End every wait for a result: it raises ``Closed``. Again: harmless."""
         await self.results.aclose()
 
     def _handle(self, call: TaskCall[R], found: Answer) -> TaskHandle[R]:

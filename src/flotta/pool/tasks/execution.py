@@ -89,7 +89,7 @@ class Run:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin."""
-        self._task = loop.create_task(self._execute(), name="task")
+        self._task = loop.create_task(self._execute(), name=self._declared.name)
 
     def cancel(self, ending: Ending) -> None:
         """End it. A second time, a function in a thread is abandoned. FENCED is final: nothing is reported."""

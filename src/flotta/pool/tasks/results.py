@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final, final
 
+from flotta.errors import Closed
 from flotta.pool.tasks.records import TaskState
 from flotta.pool.tasks.store import TaskStore
 from flotta.pool.turns import Turns
@@ -24,7 +25,7 @@ Ended = tuple[TaskState | None, bytes]
 
 @final
 class Results:
-    """What the node ``node`` waits for. ``aclose`` ends every wait (they are cancelled)."""
+    """What the node ``node`` waits for. ``aclose`` ends every wait."""
 
     def __init__(self, store: TaskStore, node: str) -> None:
         self._node = node
@@ -36,7 +37,8 @@ class Results:
     async def ended(self, id: str) -> Ended:  # noqa: A002 - it is its id
         """State and value of a task once it has ended; at once if nothing is known of it.
 
-        Waits as long as it takes. Raises what ``Link.call`` raises for the first question. Cancelling is harmless.
+        Waits as long as it takes. Raises ``Closed``, and what ``Link.call`` raises for the first question. Cancelling
+        is harmless.
         """
         future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         waiters = self._waiters.setdefault(id, set())  # before asking: the doorbell may be quicker than the answer
@@ -67,13 +69,14 @@ class Results:
             self._ask_again(id)
 
     async def aclose(self) -> None:
-        """End every wait: they are cancelled. Again: harmless."""
+        """End every wait: it raises ``Closed``. Again: harmless."""
         if self._timer is not None:
             self._timer.cancel()
-        self._asking.cancel()
         for waiters in self._waiters.values():
             for future in waiters:
-                future.cancel()
+                if not future.done():
+                    future.set_exception(Closed(f"pool {self._store.pool!r}"))
+                    future.exception()  # a caller who has gone must not make the loop complain
         await self._asking.settle()
 
     def _ask_again(self, id: str) -> None:  # noqa: A002
