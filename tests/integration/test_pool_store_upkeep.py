@@ -9,7 +9,7 @@ import pytest
 
 from flotta.pool.keys import PoolKeys
 from flotta.pool.records import Adopted, Reaped, Swept
-from flotta.pool.states import Answer, BuryAnswer, JobState, RedriveAnswer
+from flotta.pool.states import Answer, BuryAnswer, CrashAnswer, JobState, RedriveAnswer
 from flotta.pool.wire import Ring
 from flotta.redis import Redis
 from pool_stage import Stage
@@ -119,6 +119,16 @@ async def test_a_job_whose_workers_die_too_often_is_a_dead_letter(stage: Stage) 
     (letter,) = await stage.letters()
     assert (letter["key"], letter["crashes"], letter["losses"]) == (b"k", b"1", b"1")
     assert await stage.store.read("k") is None
+
+
+async def test_crashes_count_on_top_of_the_workers_that_died(stage: Stage) -> None:
+    await stage.running("k", crashes_max=1)
+    await stage.expire("w1")
+    await stage.slots("w2")
+    assert await stage.store.reap("w1", blame=True) == Reaped(0, moved=1)
+    (bell,) = await stage.bells("w2")
+    await stage.store.claim("w2", "k", bell.fence)
+    assert (await stage.store.crashed("w2", "k", bell.fence, "boom")).answer is CrashAnswer.DEAD
 
 
 async def test_a_job_that_dies_with_its_worker_before_it_was_ready_tells_its_dispatcher(stage: Stage) -> None:
