@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flotta.pool.backoff import Backoff
 from flotta.pool.cron import Cron, Every
+from flotta.pool.deadletters import DeadLetter, DeadLetters, Redriven
 from flotta.pool.declared import DeclaredJob, JobOptions
 from flotta.pool.handler import Handler, NotificationHandler
 from flotta.pool.job import Job, StopReason
@@ -37,6 +38,8 @@ from flotta.pool.workerpool import WorkerPool
 __all__ = [
     "Backoff",
     "Cron",
+    "DeadLetter",
+    "DeadLetters",
     "DeclaredJob",
     "Depends",
     "Enqueuing",
@@ -58,6 +61,7 @@ __all__ = [
     "PoolWorker",
     "Progress",
     "Rate",
+    "Redriven",
     "Retry",
     "RetryTask",
     "Schedule",

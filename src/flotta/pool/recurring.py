@@ -173,7 +173,7 @@ class RecurringTasks:
 
     def _wait_s(self) -> float:
         wait_ms = min(self._next_ms.values()) - self._now_ms()
-        return min(max(wait_ms, 1) / 1000, _LOOK_S_MAX)
+        return min(max(wait_ms, 1) / 1000, max(_LOOK_S_MAX, self._clock.check_s_max))
 
     def _tell(self, task: Recurring, *, enqueued: bool) -> None:
         if enqueued:
