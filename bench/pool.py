@@ -36,7 +36,7 @@ from _pool.harness import Counter
 from _pool.programs import CONTESTANTS, Contestant, DelayedServer, Lines, environment_of, versions_in
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
-from interop.peer import GoPeer, PeerMissingError, peer_binary, pulse_version
+from interop.peer import GoPeer, PeerError, PeerMissingError, peer_binary, pulse_version
 
 RTT_MS = [float(value) for value in os.environ.get("RTT_MS", "0,2").split(",")]
 ONLY = set(os.environ.get("ONLY", "dispatch,tasks,results").split(","))
@@ -50,6 +50,8 @@ DISPATCHES_PULSE = 500
 DISPATCHES_PULSE_SLOW = 200  # with 10,000 jobs on its worker, or 2 ms away: more take too long
 DISPATCHES_ALONE = 100
 WAIT_S = 120.0
+FILL_WAIT_S = 400.0
+"""Filling Pulse's worker with 10,000 jobs takes 40 s on a quiet machine, since each start sends all keys to all nodes."""
 TASKS_FIRST = 300
 TASKS_MAX = 50_000
 number = itertools.count()
@@ -120,7 +122,7 @@ class Dispatching:
     numbers: Any = field(default_factory=lambda: itertools.count(10_000_000, 10_000))
 
     async def dispatch(self, first: int, jobs: int, callers: int) -> dict[str, float]:
-        arguments = {"handle": self.handle, "payload": "x" * 100, "timeout_s": WAIT_S}
+        arguments = {"handle": self.handle, "payload": "x" * 100, "timeout_s": FILL_WAIT_S}
         found = await self.client.call("pool.bench.dispatch", first=first, jobs=jobs, callers=callers, **arguments)
         assert isinstance(found, dict)
         return found
@@ -170,8 +172,12 @@ async def bench_dispatch(url: str, delayed: DelayedServer, milliseconds: float, 
                 if "pulse" in pools:
                     pools["pulse"].dispatches = DISPATCHES_PULSE_SLOW
             await delayed.set_round_trip(0)
-            for pool in pools.values():
-                await pool.fill(level)
+            for name in tuple(pools):
+                try:
+                    await pools[name].fill(level)
+                except (PeerError, TimeoutError) as error:
+                    skip(name, f"it cannot have {level} jobs: {type(error).__name__} {error}")
+                    del pools[name]
             await delayed.set_round_trip(milliseconds)
             rates = await compete({name: pool.measure for name, pool in pools.items()}, rounds=rounds_from())
             report(f"pool-dispatch-{level}{suffix}", rates, unit="jobs/s")
