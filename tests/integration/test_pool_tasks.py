@@ -903,3 +903,20 @@ async def test_closing_ends_every_wait(redis: Redis, unique: str):
             await asyncio.sleep(0.005)
     with pytest.raises(Closed):
         await waiting
+
+
+async def test_a_redrive_leaves_a_task_alone_that_has_not_ended(pool: TaskPool):
+    @pool.task()
+    async def f() -> None:
+        raise OSError
+
+    runner = await pool.work()
+    with pytest.raises(TaskFailed):
+        await (await f.options(id="one").enqueue()).result(5)
+    await runner.drain(1)
+    [(entry, _)] = await pool.redis.link.call("XRANGE", pool.keys.dead, "-", "+")
+    await pool.redis.link.call("DEL", pool.keys.task("one"))
+    anew = await f.options(id="one", delay_s=60).enqueue()
+    assert await pool.store.redrive([entry.decode()]) == ["one"]
+    assert (await anew.status()).state is TaskState.DUE
+    assert await pool.waiting() == 1
