@@ -51,7 +51,7 @@ DISPATCHES_PULSE_SLOW = 200  # with 10,000 jobs on its worker, or 2 ms away: mor
 DISPATCHES_ALONE = 100
 WAIT_S = 120.0
 FILL_WAIT_S = 400.0
-"""Filling Pulse's worker with 10,000 jobs takes 40 s on a quiet machine, since each start sends all keys to all nodes."""
+"""Pulse's worker takes 10,000 jobs in 40 s on a quiet machine: each start sends the keys of all to all nodes."""
 TASKS_FIRST = 300
 TASKS_MAX = 50_000
 number = itertools.count()
