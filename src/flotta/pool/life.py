@@ -227,15 +227,26 @@ class Lives:
 
     async def _release(self, run: Run) -> bool:
         """Hand the job over; False: by the table it stays, so run it again."""
-        answer = await self._releases.add(Release(run.key, run.fence, run.mailbox.not_done()))
+        sent = run.mailbox.not_done()
+        answer = await self._releases.add(Release(run.key, run.fence, sent))
         if answer is not ReleaseAnswer.KEEP or self._holder.leaving:
             self._counts.moved += answer is ReleaseAnswer.OK
+            self._send_after(run, sent, answer)
             return True
         if run.reason is StopReason.HANDOVER:
             run.reason = None
         run.mailbox.rewind()
         self._holder.stays(run)
         return False
+
+    def _send_after(self, run: Run, sent: list[bytes], answer: ReleaseAnswer) -> None:
+        """Notifications that came while the job was being released are here, and the job is not."""
+        if answer is ReleaseAnswer.OK:
+            run.mailbox.drop(sent)
+        if answer is ReleaseAnswer.KEEP:
+            run.mailbox.empty()  # not done: they stay in the inbox, and whoever buries this worker sends them on
+        elif answer in (ReleaseAnswer.OK, ReleaseAnswer.FENCED):
+            self._holder.forward(run, Answer.FENCED)
 
     async def _send_releases(self, items: list[Release]) -> list[ReleaseAnswer]:
         return await self._reports.persist(lambda: self._store.release(self._worker, items))
