@@ -1,5 +1,5 @@
 // What the service and the page say to each other: the shapes of the HTTP answers and of the Socket.IO events. The other
-// half is src/harbor/live/wire.py; both change together.
+// half is the routes of src/harbor and live/broadcast.py; both change together.
 
 /** [device, fix time in ms, latitude, longitude, speed in knots, course in degrees, heading in degrees] */
 export type PositionTuple = [
