@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -100,16 +101,18 @@ async def test_start_hooks_dispatch_before_the_pool_works_and_stop_hooks_after(s
 
 async def test_drain_hands_the_jobs_to_another_instance(settings):
     leaving, staying = Service(settings, "api.1"), Service(settings, "api.2")
-    async with staying.fleet:
+    keys = {f"vessel:{mmsi}" for mmsi in range(20)}
+    async with AsyncExitStack() as stack:
         async with leaving.fleet:
             for mmsi in range(20):
                 await leaving.watch.dispatch(mmsi)
+            await leaving.until(running=keys)
+            await stack.enter_async_context(staying.fleet)
             await leaving.fleet.drain()
             assert leaving.running == set()
-            await staying.until(running={f"vessel:{mmsi}" for mmsi in range(20)})
+            await staying.until(running=keys)
             await leaving.watch.dispatch(20)
-        assert leaving.running == set()
-        assert len(staying.running) == 21
+        await staying.until(running=keys | {"vessel:20"})
         [worker] = await staying.pool.workers()
         assert worker.id.startswith("api.2.")
 

@@ -73,9 +73,11 @@ async def test_desired_jobs_are_started_and_what_is_not_desired_any_more_is_stop
     await clock.armed()
     assert await jobs(store) == {"a", "b"}
     assert await store.payload("a") == b"p"
+    before = await store.read("b")
     desired[:] = ["b", "c"]
     await clock.advance(60)
     assert await jobs(store) == {"b", "c"}
+    assert await store.read("b") == before, "what is wanted still is left alone"
     desired.clear()
     await clock.advance(60)
     assert await jobs(store) == set()
