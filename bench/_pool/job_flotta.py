@@ -56,7 +56,7 @@ class PoolNode:
         seconds = await spread(one, first, jobs, callers)
         latencies.sort()
         last = len(latencies) - 1
-        return {"seconds": seconds, "p50_ms": latencies[last // 2], "p99_ms": latencies[last * 99 // 100]}
+        return {"seconds": seconds, "p50_ms": latencies[last // 2], "p99_ms": latencies[last * 99 // 100], "lost": 0}
 
     async def stop(self, *, first: int, jobs: int, callers: int, **_: Any) -> None:
         await spread(lambda number: self._pool.stop(f"job-{number}"), first, jobs, callers)
