@@ -238,14 +238,21 @@ def dispatch_of(payload: bytes) -> int:
 class Faults:
     """Faults on ``herd`` and ``server`` in an order that the seed decides."""
 
-    def __init__(self, herd: Herd, server: EmbeddedRedis, journal: Journal, seed: int) -> None:
+    def __init__(self, herd: Herd, server: EmbeddedRedis, driver: Driver, seed: int, *, rolled_max: int) -> None:
         self.herd = herd
         self.server = server
-        self.journal = journal
+        self.driver = driver
+        self.rolled_max = rolled_max
+        self.journal = driver.journal
         self.chance = random.Random(seed)
         self._pauses: set[asyncio.Task[None]] = set()
         self._one = asyncio.Lock()  # held while a fault is being made
-        rare: list[Callable[[], Coroutine[Any, Any, None]]] = [self._restart_server, self._cut_clients, self._roll]
+        rare: list[Callable[[], Coroutine[Any, Any, None]]] = [
+            self._restart_server,
+            self._cut_clients,
+            self._roll,
+            self._stall,
+        ]
         self._kinds = [self._kill, self._kill, self._kill, self._pause, self._pause, *rare]
 
     async def make_for_ever(self, pause_s: float) -> None:
@@ -295,10 +302,16 @@ class Faults:
         async with Redis.from_url(self.server.url) as redis:
             await redis.link.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
+    async def _stall(self) -> None:
+        """The event loop of some worker is blocked for twice its time to live. (It says itself which, and when.)"""
+        self.journal.say(What.FAULT, how="loop blocked")
+        with contextlib.suppress(RedisError):
+            await self.driver.anyone().stall.enqueue(2 * self.herd.setup.ttl_s)
+
     async def _roll(self) -> None:
         """Every worker is replaced, one after the other, by one of the other version."""
         self.journal.say(What.FAULT, how="rolling restart")
-        for slot in sorted(self.herd.members):
+        for slot in sorted(self.herd.members)[: self.rolled_max]:
             member = self.herd.members[slot]
             if member.alive and not member.paused:
                 await self.herd.end(member)

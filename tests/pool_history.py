@@ -149,18 +149,22 @@ class History:
         """From when to when each process stood still."""
         found: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for event in self.of(What.PAUSED, What.RESUMED):
+            pauses = found[event.process]
             if event.what is What.PAUSED:
-                found[event.process].append((event.at_s, math.inf))
-            else:
-                found[event.process][-1] = (found[event.process][-1][0], event.at_s)
+                pauses.append((event.at_s, math.inf))
+            else:  # a blocked loop may be paused, too: the latest that is open
+                latest = max(i for i, (_, end_s) in enumerate(pauses) if end_s == math.inf)
+                pauses[latest] = (pauses[latest][0], event.at_s)
         return found
 
     def stale_until_s(self, process: str, at_s: float) -> float | None:
         """If ``process`` stood still at ``at_s`` or has just come back: until when it may not know what it missed."""
-        for paused_s, resumed_s in self.pauses.get(process, ()):
-            if paused_s <= at_s <= resumed_s + self.grace_s:
-                return resumed_s + self.grace_s
-        return None
+        ends_s = [
+            resumed_s + self.grace_s
+            for paused_s, resumed_s in self.pauses.get(process, ())
+            if paused_s <= at_s <= resumed_s + self.grace_s
+        ]
+        return max(ends_s, default=None)
 
     def excuses(self, older: Span, since_s: float) -> bool:
         """Whether ``older`` may still have been running at ``since_s``, when it no longer owned its key."""

@@ -14,7 +14,7 @@ import json
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,7 +81,7 @@ class Scene:
     journal: Journal
     ledger: Redis
     every_s: float
-    late: set[asyncio.Task[None]] = field(default_factory=set)
+    pool: WorkerPool
 
     async def job(self, job: Job[State], dispatch: int, mode: str) -> None:
         """One run: first and last statement are in the journal."""
@@ -95,7 +95,7 @@ class Scene:
         except asyncio.CancelledError:
             how = job.stop_reason.value if job.stop_reason is not None else "cancelled without a reason"
             if how in ("fenced", "handover"):
-                await self._last_words(job, about)
+                await self._last_words(job, about, how)
             raise
         except Fenced:
             how = "fenced"
@@ -139,15 +139,29 @@ class Scene:
         else:
             self.journal.say(What.WRITE_REFUSED, job.key, **about)
 
-    async def _last_words(self, job: Job[State], about: dict[str, Any]) -> None:
-        """What every careless job does when it is cancelled: it writes once more."""
+    async def _last_words(self, job: Job[State], about: dict[str, Any], how: str) -> None:
+        """What every careless job does when it is cancelled: it writes once more. One that was fenced goes past what
+        its worker knows, straight to the scripts, as a worker would that has not noticed yet."""
+        count = 1 + (job.state.count if job.state is not None else 0)
         try:
             async with asyncio.timeout(1.0):
                 await self._write(job, about)
-                state = job.state
-                await self._save(job, 1 + (state.count if state is not None else 0), about)
-        except (Fenced, TimeoutError):
+                if how == "fenced":
+                    await self._save_behind_its_back(job, count, about)
+                else:
+                    await self._save(job, count, about)
+        except (Fenced, RedisError, TimeoutError):
             pass
+
+    async def _save_behind_its_back(self, job: Job[State], count: int, about: dict[str, Any]) -> None:
+        since_s = now_s()
+        data = msgspec.msgpack.encode(State(count))
+        try:
+            await self.pool.node.store.checkpoint(job.worker, job.key, job.fence, data)
+        except Fenced:
+            self.journal.say(What.SAVE_REFUSED, job.key, since_s=since_s, **about)
+        else:
+            self.journal.say(What.SAVED, job.key, count=count, since_s=since_s, **about)
 
     async def task(self, context: TaskContext, ident: str, mode: str, lane: str = "") -> str:
         """One run of a task: first and last statement are in the journal."""
@@ -260,7 +274,7 @@ async def work(setup: Setup) -> None:
     journal = Journal(Path(setup.folder), setup.process)
     async with Redis.from_url(setup.ledger_url) as ledger:
         pool = WorkerPool(setup.pool, options=setup.pool_options())
-        declare(pool, setup.code, Scene(journal, ledger, setup.every_s))
+        declare(pool, setup.code, Scene(journal, ledger, setup.every_s, pool))
         redis = Redis.from_url(setup.url, options=LinkOptions(client_name=setup.process))
         async with redis, pool.running(redis):
             (journal.folder / f"{setup.process}.ready").touch()

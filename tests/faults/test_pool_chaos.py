@@ -21,7 +21,9 @@ from pathlib import Path
 
 import pytest
 
+from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
+from pool_crew import crewman, leftovers
 from pool_driver import Driver, Faults
 from pool_figures import figures, story
 from pool_herd import Herd, herd
@@ -62,7 +64,7 @@ async def test_nothing_is_lost_doubled_or_written_by_a_zombie(
         herd(setup, WORKERS, journal, code=lambda slot: "old" if slot % 2 else "new") as workers,
         Driver.open(setup, journal, SEED) as driver,
     ):
-        async with faults_meanwhile(workers, own_valkey, journal), asyncio.TaskGroup() as group:
+        async with faults_meanwhile(workers, own_valkey, driver), asyncio.TaskGroup() as group:
             group.create_task(driver.dispatch_all(range(JOBS)))
             group.create_task(driver.enqueue_all(TASKS, MINUTES * 60 * 0.8))
             enough = asyncio.Event()
@@ -70,19 +72,23 @@ async def test_nothing_is_lost_doubled_or_written_by_a_zombie(
             asyncio.get_running_loop().call_later(MINUTES * 60, enough.set)
         faulty_s = time.monotonic() - began_s
         settled_s = await settle(driver, journal, tmp_path)
+        async with crewman(setup, "last") as last:
+            await last.pool.shutdown(timeout_s=30)
         codes = await end_all(workers)
         print(f"faults over {faulty_s:.0f} s, everything in its place {settled_s:.1f} s after the last one")
     journal.close()
     judge(tmp_path)
+    async with Redis.from_url(own_valkey.url) as redis:
+        assert await leftovers(redis, setup.pool) == [], "keys are left after the shutdown"
     assert codes == [0] * WORKERS, workers.exits
     assert workers.complaints() == []
 
 
 @contextlib.asynccontextmanager
-async def faults_meanwhile(workers: Herd, server: EmbeddedRedis, journal: Journal) -> AsyncIterator[None]:
+async def faults_meanwhile(workers: Herd, server: EmbeddedRedis, driver: Driver) -> AsyncIterator[None]:
     """Faults until the block ends; then what they left behind is put right."""
-    faults = Faults(workers, server, journal, SEED + 1)
-    making = asyncio.create_task(faults.make_for_ever(MINUTES * 60 / 10 if MINUTES < 1 else 3.0), name="faults")
+    faults = Faults(workers, server, driver, SEED + 1, rolled_max=2 if MINUTES < 1 else WORKERS)
+    making = asyncio.create_task(faults.make_for_ever(MINUTES * 60 / 12 if MINUTES < 1 else 3.0), name="faults")
     try:
         yield
         await faults.finish(making)
@@ -107,7 +113,7 @@ async def settle(driver: Driver, journal: Journal, folder: Path) -> float:
 
 
 async def end_all(workers: Herd) -> list[int]:
-    """The exit codes of a graceful end of all at once."""
+    """The exit codes of all, told to end at once."""
     return list(await asyncio.gather(*(workers.end(member) for member in workers.members.values())))
 
 

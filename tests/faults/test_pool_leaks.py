@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from flotta.errors import NoResult, TaskFailed
 from flotta.redis import Redis
@@ -96,6 +97,20 @@ async def test_what_ended_tasks_leave_expires(setup: Setup, own_valkey: Embedded
                 while extra := set(await leftovers(redis, setup.pool)) - before - SOMETIMES:
                     await asyncio.sleep(0.1)
         assert extra == set()
+
+
+async def test_who_leaves_leaves_nothing_at_once(setup: Setup, own_valkey: EmbeddedRedis) -> None:
+    async with Redis.from_url(own_valkey.url) as redis, crewman(setup, "b") as b:
+        with capture_logs() as logs:
+            async with crewman(setup, "a") as a:
+                await until(lambda: a.pool.worker is not None and a.pool.worker.id, "it works")
+                for number in range(10):
+                    await b.dispatch(number)
+                await (await b.declared.charge.enqueue("t")).result(timeout_s=10)
+                names = {a.pool.node.id, a.pool.worker.id if a.pool.worker is not None else ""}
+        assert [line for line in logs if line["log_level"] in ("warning", "error")] == []
+        assert [key for key in await leftovers(redis, setup.pool) if any(name in key for name in names)] == []
+        assert [worker.info.node for worker in await b.pool.workers()] == [b.pool.node.id]
 
 
 SOMETIMES = {"idle", "meta", "coordinator", "leaving", "tasks"}

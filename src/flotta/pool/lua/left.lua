@@ -8,7 +8,7 @@ if left == 0 then
   redis.call('HDEL', P .. 'workers', worker)
   redis.call('ZREM', LEASES, worker)
   redis.call('SREM', P .. 'leaving', worker)
-  redis.call('SREM', P .. 'idle', worker)
+  redis.call('HDEL', P .. 'idle', worker)
 elseif is_live(worker) then
   redis.call('SADD', P .. 'leaving', worker)
   redis.call('ZADD', LEASES, now_ms(), worker)
