@@ -8,6 +8,7 @@ STAMP  := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 PORT   ?= 8000
 WORKERS ?= auto
+MINUTES ?= 5
 
 .PHONY: help demo web test coverage check bench chaos interop docs format lint types contracts clean constraints
 .DEFAULT_GOAL := help
@@ -70,11 +71,13 @@ coverage: $(STAMP) $(NODE_STAMP) ## the tests once more, with the branches that 
 interop: $(STAMP) $(NODE_STAMP) ## only the tests against peers in other languages
 	$(PY) -m pytest tests/interop $(PYTEST)
 
-chaos: $(STAMP) ## the fault runs at full length: kills while 200,000 events and positions pass
+chaos: $(STAMP) ## the fault runs at full length, events, positions, the pool; SEED= and MINUTES=5 of the pool's
 	FLOTTA_CHAOS_EVENTS=200000 $(PY) -m pytest -s tests/faults/test_stream_faults.py -k killed_at_random
 	HARBOR_CHAOS_POSITIONS=200000 HARBOR_CHAOS_PER_S=2000 HARBOR_CHAOS_KILL_S=10 $(PY) -m pytest -s tests/faults/test_harbor_chaos.py
+	POOL_CHAOS_JOBS=2000 POOL_CHAOS_TASKS=20000 POOL_CHAOS_MINUTES=$(MINUTES) POOL_CHAOS_SEED=$(SEED) $(PY) -m pytest -s tests/faults/test_pool_chaos.py
+	POOL_TAKEOVER_KILLS=20 POOL_ROLLING_JOBS=10000 $(PY) -m pytest -s tests/faults/test_pool_takeover.py tests/faults/test_pool_moves.py
 
-bench-%: $(BENCH_STAMP) ## one benchmark: link, map, stream, broadcast
+bench-%: $(BENCH_STAMP) ## one benchmark: link, map, stream, pool, broadcast
 	$(PY) bench/$*.py
 
 bench-broadcast: bench/_realtime/.peers
