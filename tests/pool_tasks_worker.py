@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 from flotta.pool import PoolOptions, WorkerPool
@@ -18,9 +19,8 @@ def declare(pool: WorkerPool, redis: Redis | None = None):
 
     @pool.task()
     async def step(n: int) -> int:
-        await redis.link.call("RPUSH", f"{pool.name}:begun", n)
-        await asyncio.sleep(0.02)
-        await redis.link.call("RPUSH", f"{pool.name}:ended", n)
+        await redis.link.call_many([("RPUSH", f"{pool.name}:begun", n), ("INCR", f"{pool.name}:{os.getpid()}")])
+        await asyncio.sleep(0.1)
         return n
 
     return step
