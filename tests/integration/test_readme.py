@@ -21,7 +21,7 @@ PROGRAM = re.compile(r"```python\n(# (?P<file>\w+\.py)\n.*?)```", re.DOTALL)
 def program(tmp_path: Path):
     """Writes a program of the README into a folder of its own and gives its path."""
     programs = {m["file"]: m[1] for m in PROGRAM.finditer(README.read_text())}
-    assert set(programs) == {"counter.py", "orders.py", "chat.py"}
+    assert set(programs) == {"counter.py", "orders.py", "vessels.py", "chat.py"}
 
     def write(name: str) -> Path:
         path = tmp_path / name
@@ -49,6 +49,15 @@ def test_the_map_program_counts_on(program, valkey_url: str) -> None:
 def test_the_stream_program_bills_each_order_once(program, valkey_url: str) -> None:
     path = program("orders.py")
     assert _run(path, valkey_url) == [f"placed order {n}" for n in range(3)]
+
+
+def test_the_pool_program_runs_a_job_and_a_task(program, valkey_url: str) -> None:
+    printed = [line for line in _run(program("vessels.py"), valkey_url) if line.startswith(("367000140", "report"))]
+    assert printed == [
+        "367000140 called at New York",
+        "367000140 called at New York, Rotterdam",
+        "report on 367000140 sent",
+    ]
 
 
 @pytest.mark.timeout(90)
