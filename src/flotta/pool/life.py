@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import traceback
+from collections.abc import Awaitable
 from typing import Any, Final, Protocol, final
 
 from flotta.pool.heartbeat import Lease
@@ -33,6 +34,11 @@ class Holder(Protocol):
 
     leaving: bool
     """The worker takes nothing new."""
+
+    @property
+    def seen(self) -> bytes:
+        """The last entry of the inbox that was handed to the runs."""
+        ...
 
     def forget(self, run: Run) -> None:
         """Its life is over."""
@@ -73,7 +79,7 @@ class Lives:
         self._store = around.store
         self._counts = around.counts
         self._log = around.logger
-        self._releases: Turns[Release, ReleaseAnswer] = Turns(
+        self._releases: Turns[Run, ReleaseAnswer] = Turns(
             self._send_releases, name=f"pool release {lease.worker}", items_max=_RELEASES_MAX
         )
 
@@ -227,11 +233,10 @@ class Lives:
 
     async def _release(self, run: Run) -> bool:
         """Hand the job over; False: by the table it stays, so run it again."""
-        sent = run.mailbox.not_done()
-        answer = await self._releases.add(Release(run.key, run.fence, sent))
+        answer = await self._releases.add(run)
         if answer is not ReleaseAnswer.KEEP or self._holder.leaving:
             self._counts.moved += answer is ReleaseAnswer.OK
-            self._send_after(run, sent, answer)
+            self._send_after(run, answer)
             return True
         if run.reason is StopReason.HANDOVER:
             run.reason = None
@@ -239,17 +244,20 @@ class Lives:
         self._holder.stays(run)
         return False
 
-    def _send_after(self, run: Run, sent: list[bytes], answer: ReleaseAnswer) -> None:
-        """Notifications that came while the job was being released are here, and the job is not."""
-        if answer is ReleaseAnswer.OK:
-            run.mailbox.drop(sent)
+    def _send_after(self, run: Run, answer: ReleaseAnswer) -> None:
+        """Notifications that are here while the job is not. (OK: the release took them along.)"""
         if answer is ReleaseAnswer.KEEP:
             run.mailbox.empty()  # not done: they stay in the inbox, and whoever buries this worker sends them on
-        elif answer in (ReleaseAnswer.OK, ReleaseAnswer.FENCED):
+        elif answer is ReleaseAnswer.FENCED:
             self._holder.forward(run, Answer.FENCED)
 
-    async def _send_releases(self, items: list[Release]) -> list[ReleaseAnswer]:
-        return await self._reports.persist(lambda: self._store.release(self._worker, items))
+    async def _send_releases(self, runs: list[Run]) -> list[ReleaseAnswer]:
+        def send() -> Awaitable[list[ReleaseAnswer]]:
+            # Both as of this moment: what the inbox brings from here on lies behind "seen" and is taken along.
+            jobs = [Release(run.key, run.fence, run.mailbox.not_done()) for run in runs]
+            return self._store.release(self._worker, jobs, seen=self._holder.seen)
+
+        return await self._reports.persist(send)
 
     async def say_ready(self, run: Run) -> None:
         answer = await self._reports.persist(lambda: self._store.ready(self._worker, run.key, run.fence))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -77,13 +77,6 @@ class Mailbox:
     def not_done(self) -> list[bytes]:
         """The inbox entries of everything that is not done, in order: what moves along with the job."""
         return [entry_id for entry_id, _ in self._taken] + [entry_id for entry_id, _, _ in self._waiting]
-
-    def drop(self, entry_ids: Iterable[bytes]) -> None:
-        """These have moved along with the job: nothing is left of them here."""
-        moved = set(entry_ids)
-        self._taken = [taken for taken in self._taken if taken[0] not in moved]
-        self._waiting = deque(waiting for waiting in self._waiting if waiting[0] not in moved)
-        self._on_done(list(moved))
 
     def empty(self) -> list[tuple[bytes, bytes]]:
         """Take out everything that is not done, with its inbox entries, in order: it goes elsewhere."""

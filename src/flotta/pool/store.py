@@ -256,13 +256,14 @@ class JobStore:
         """Forget the crashes and losses of a job that has run well for long. Answers OK, FENCED, GONE."""
         return Answer((await _RESET_CRASHES(self._link, keys=self._meta, args=(worker, key, fence))).decode())
 
-    async def release(self, worker: str, jobs: Sequence[Release]) -> list[ReleaseAnswer]:
+    async def release(self, worker: str, jobs: Sequence[Release], *, seen: bytes = b"") -> list[ReleaseAnswer]:
         """Hand jobs over to the owners of their slots; their notes move with them from inbox to inbox.
 
+        ``seen``: the last entry of the inbox that the worker has seen (empty: all); notes behind it move along, too.
         At most ``STEP_MAX`` jobs a call. KEEP: by the table it stays here, and ``worker`` is not leaving.
         """
         assert len(jobs) <= STEP_MAX
-        args: list[Any] = [worker]
+        args: list[Any] = [worker, seen]
         for job in jobs:
             args += (job.key, job.fence, len(job.notes), *job.notes)
         replies = await _RELEASE(self._link, keys=self._meta, args=args) if jobs else []

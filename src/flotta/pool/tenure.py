@@ -93,6 +93,11 @@ class Tenure:
             raise
         run.checkpoint = data
 
+    @property
+    def seen(self) -> bytes:
+        """The last entry of the inbox that was handed to the runs."""
+        return self._mail.cursor
+
     def ready(self, key: str, fence: int) -> None:
         """The job is ready: its dispatcher is told."""
         run = self.runs.get(key)
@@ -190,17 +195,19 @@ class Tenure:
     def stop(self, run: Run, reason: StopReason) -> None:
         """End a job for good."""
         was, run.reason = run.reason, reason
-        if run.state in (RunState.STARTING, RunState.RUNNING):
+        if run.state in (RunState.STARTING, RunState.RUNNING) or (
+            run.state is RunState.ENDING and was is StopReason.HANDOVER
+        ):
             self._cancel(run, self._around.options.stop_timeout_s)
-        elif run.state is RunState.ENDING and was is StopReason.HANDOVER:
-            assert run.job is not None
-            run.job.stop_reason = reason
         elif run.interrupt is not None and not run.interrupt.done():
             run.interrupt.set_result(None)
 
     def _begin_move(self, run: Run) -> bool:
         """Begin to hand a job over."""
-        if run.reason is not None or (run.slot in self._slots and not self.leaving):
+        if run.slot in self._slots and not self.leaving:
+            return False
+        stayed = self.leaving and run.reason is StopReason.HANDOVER and run.state is not RunState.ENDING
+        if run.reason is not None and not stayed:
             return False
         if run.state is RunState.REPORTING:
             return False  # it has ended by itself, or crashed: a crashed one is looked at again from its back-off
@@ -359,6 +366,7 @@ class Tenure:
             return
         if run.reason is StopReason.HANDOVER:
             self._counts.stayed += 1
+            run.move(RunState.RUNNING if run.ready else RunState.STARTING)
             self._handover.ended(run)
             self._log.warning("a job was to move and does not end: it stays", job=run.key)
         else:
