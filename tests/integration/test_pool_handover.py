@@ -7,8 +7,10 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from flotta.pool import Backoff, Job, Node, StopReason, WorkerPool
-from pool_jobs_harness import FAST, until
+from flotta.pool import Backoff, Job, Node, StopReason, WorkerInfo, WorkerPool
+from flotta.pool.records import Release
+from flotta.pool.states import ReleaseAnswer
+from pool_jobs_harness import FAST, joined, until
 
 Pool = tuple[WorkerPool, Any]
 
@@ -155,6 +157,33 @@ async def test_a_job_that_waits_after_a_crash_moves_too(valkey_url: str, unique:
             assert scene.twice == []
 
 
+async def test_a_release_takes_along_what_the_worker_has_not_read_yet_in_order(valkey_url: str, unique: str) -> None:
+    async with joined(unique, valkey_url) as node:
+        store, members = node.store, node.membership
+        old, new = [await _silent(node, name) for name in ("old", "new")]
+        await members.leaving(new)  # so that the other one has every slot
+        assert await members.unplaced(new, 5.0)
+        accepted = await store.dispatch("k", "", b"", did="d1", crashes_max=1)
+        await store.claim(old, "k", accepted.fence)
+        for payload in (b"read", b"unread", b"unread too"):
+            await store.notify("k", payload)
+        entries = await node.redis.link.call("XRANGE", store.keys.inbox(old), "-", "+")
+        [read, *_] = [entry_id for entry_id, fields in entries if b"note" in fields]
+        await node.redis.link.call("SREM", store.keys.leaving, new)
+        await members.leaving(old)
+        assert await members.unplaced(old, 5.0)
+        released = await store.release(old, [Release("k", accepted.fence, [read])], seen=read)
+        assert released == [ReleaseAnswer.OK]
+        await store.notify("k", b"younger")
+        heard = [fields for _, fields in await node.redis.link.call("XRANGE", store.keys.inbox(new), "-", "+")]
+        said = [dict(zip(fields[::2], fields[1::2], strict=True)) for fields in heard]
+        told = [(bell[b"t"], bell.get(b"p")) for bell in said if bell[b"t"] in (b"start", b"note")]
+        notes = [(b"note", payload) for payload in (b"read", b"unread", b"unread too", b"younger")]
+        assert told == [(b"start", None), *notes]
+        left = await node.redis.link.call("XRANGE", store.keys.inbox(old), "-", "+")
+        assert [entry for entry in left if b"note" in entry[1]] == []
+
+
 async def test_a_key_goes_to_the_same_worker_while_nobody_comes_or_goes(valkey_url: str, unique: str) -> None:
     scene = Scene()
     (one, unit), (two, again) = scene.pool(unique), scene.pool(unique)
@@ -172,3 +201,12 @@ async def test_a_key_goes_to_the_same_worker_while_nobody_comes_or_goes(valkey_u
 async def _note_all(node: Node, jobs: int, notes: int) -> None:
     for number in range(notes):
         await asyncio.gather(*(node.notify(f"k{n}", b"%d" % number) for n in range(jobs)))
+
+
+async def _silent(node: Node, name: str) -> str:
+    """A worker that has a lease and does nothing."""
+    info = WorkerInfo(node=node.id, name=name, host="h", pid=1, service="", since_ms=1, kinds=("",))
+    lease = await node.membership.join_worker(info)
+    node.coordinator.poke()
+    assert await node.membership.placed(lease.worker, 5.0)
+    return lease.worker
