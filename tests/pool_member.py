@@ -10,13 +10,13 @@ import asyncio
 import os
 import sys
 
-from flotta.pool.coordinator import Coordinator
-from flotta.pool.heartbeat import Lease
+from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import PoolKeys
-from flotta.pool.lease import Loss
-from flotta.pool.membership import Membership, WorkerInfo
+from flotta.pool.members.coordinator import Coordinator
+from flotta.pool.members.heartbeat import Lease
+from flotta.pool.members.lease import Loss
+from flotta.pool.members.membership import Membership, WorkerInfo
 from flotta.pool.options import PoolOptions
-from flotta.pool.store import JobStore
 from flotta.redis import Redis
 
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from flotta.pool.coordinator import Coordinator
-from flotta.pool.heartbeat import BeatNews, Lease
+from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import PoolKeys
-from flotta.pool.lease import Loss
-from flotta.pool.membership import Membership, WorkerInfo
+from flotta.pool.members.coordinator import Coordinator
+from flotta.pool.members.heartbeat import BeatNews, Lease
+from flotta.pool.members.lease import Loss
+from flotta.pool.members.membership import Membership, WorkerInfo
 from flotta.pool.options import PoolOptions
-from flotta.pool.store import JobStore
 from flotta.redis import Redis
 
 TTL_S = 1.5

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import SLOTS, slot_of
 from flotta.pool.options import PoolOptions
-from flotta.pool.store import JobStore
 from flotta.pool.wire import Bell, Ring, parse_bell, parse_reply
 from flotta.redis import Redis
 

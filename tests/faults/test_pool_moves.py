@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from flotta.pool.job import Job
+from flotta.pool.jobs.job import Job
 from flotta.pool.node import JobHandle, Node
 from flotta.pool.options import PoolOptions
 from flotta.redis import Redis

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from flotta.pool import Backoff, Job, Node, StopReason, WorkerInfo, WorkerPool
-from flotta.pool.records import Release
-from flotta.pool.states import ReleaseAnswer
+from flotta.pool.jobs.records import Release
+from flotta.pool.jobs.states import ReleaseAnswer
 from pool_jobs_harness import FAST, joined, until
 
 Pool = tuple[WorkerPool, Any]

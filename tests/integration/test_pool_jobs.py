@@ -403,7 +403,7 @@ async def test_the_backoff_grows_to_its_limit() -> None:
 
 async def _silent_worker(redis: Redis, node: Node) -> None:
     """A worker that has a lease and slots and reads nothing: one that hangs."""
-    from flotta.pool.membership import WorkerInfo
+    from flotta.pool.members.membership import WorkerInfo
 
     info = WorkerInfo(node=node.id, name="silent", host="h", pid=1, service="", since_ms=1, kinds=("",))
     lease = await node.membership.join_worker(info)

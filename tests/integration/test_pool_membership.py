@@ -11,12 +11,12 @@ import pytest
 import redis as driver
 
 from flotta.errors import PoolShutdown, StateError
+from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import SLOTS
-from flotta.pool.lease import Loss
-from flotta.pool.memberscripts import BEAT
-from flotta.pool.membership import WorkerInfo
+from flotta.pool.members.lease import Loss
+from flotta.pool.members.membership import WorkerInfo
+from flotta.pool.members.scripts import BEAT
 from flotta.pool.options import PoolOptions
-from flotta.pool.store import JobStore
 from flotta.redis.embedded import EmbeddedRedis
 from pool_members import OPTIONS, PATIENCE_S, TTL_S, member
 

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import pytest
 
 from flotta.errors import ConfigError
-from flotta.pool.cron import Cron, Every, Recurrence
 from flotta.pool.keys import PoolKeys
-from flotta.pool.recurring import Recurring, RecurringTasks
+from flotta.pool.schedules.cron import Cron, Every, Recurrence
+from flotta.pool.schedules.recurring import Recurring, RecurringTasks
 from flotta.pool.tasks.store import Item
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis

@@ -11,10 +11,10 @@ import pytest
 import structlog
 
 from flotta.errors import ConfigError, InvalidName
+from flotta.pool.jobs.states import JobState
+from flotta.pool.jobs.store import JobStore
 from flotta.pool.options import PoolOptions
-from flotta.pool.scheduler import Plan, PlannedJob, Schedule, ScheduleStop
-from flotta.pool.states import JobState
-from flotta.pool.store import JobStore
+from flotta.pool.schedules.scheduler import Plan, PlannedJob, Schedule, ScheduleStop
 from flotta.redis import Redis
 from flotta.testing import FakeClock
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from flotta.errors import StateError
-from flotta.pool.job import Job
+from flotta.pool.jobs.job import Job
 from flotta.pool.node import Node
-from flotta.pool.scheduler import Plan
+from flotta.pool.schedules.scheduler import Plan
 from flotta.redis import Redis
 from flotta.testing import FakeClock
 

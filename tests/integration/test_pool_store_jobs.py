@@ -19,11 +19,11 @@ from flotta.errors import (
     PoolShutdown,
     QueueFull,
 )
+from flotta.pool.jobs.records import Release
+from flotta.pool.jobs.states import Answer, CrashAnswer, JobState, ReleaseAnswer, StopAnswer, WithdrawAnswer
+from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import KEY_BYTES_MAX, slot_of
 from flotta.pool.options import PoolOptions
-from flotta.pool.records import Release
-from flotta.pool.states import Answer, CrashAnswer, JobState, ReleaseAnswer, StopAnswer, WithdrawAnswer
-from flotta.pool.store import JobStore
 from flotta.pool.wire import Bell, Ring, parse_bell, parse_reply
 from flotta.redis import Link, Redis
 from flotta.testing import FaultProxy

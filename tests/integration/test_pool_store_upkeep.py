@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from flotta.pool.jobs.records import Adopted, Reaped, Swept
+from flotta.pool.jobs.states import Answer, BuryAnswer, CrashAnswer, JobState, RedriveAnswer
 from flotta.pool.keys import PoolKeys
-from flotta.pool.records import Adopted, Reaped, Swept
-from flotta.pool.states import Answer, BuryAnswer, CrashAnswer, JobState, RedriveAnswer
 from flotta.pool.wire import Ring
 from flotta.redis import Redis
 from pool_stage import Stage

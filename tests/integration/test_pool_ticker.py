@@ -13,7 +13,7 @@ import pytest
 
 from flotta.errors import Closed, ConfigError, InvalidName, StateError
 from flotta.pool.keys import PoolKeys
-from flotta.pool.ticker import Tick, Ticker
+from flotta.pool.schedules.ticker import Tick, Ticker
 from flotta.redis import LinkOptions, Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.testing import FakeClock, FaultProxy

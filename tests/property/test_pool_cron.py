@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flotta.errors import ConfigError
-from flotta.pool.cron import Cron, Every
+from flotta.pool.schedules.cron import Cron, Every
 
 ZONES = ("UTC", "Europe/Rome", "America/New_York", "Australia/Lord_Howe", "America/Sao_Paulo", "Asia/Kathmandu")
 TIMES_MS = st.integers(0, 4_102_444_800_000)  # 1970 to 2100

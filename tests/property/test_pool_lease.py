@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from flotta.pool.lease import LeaseMachine, LeaseState, LeaseTimes, Loss, Rhythm
+from flotta.pool.members.lease import LeaseMachine, LeaseState, LeaseTimes, Loss, Rhythm
 
 TTL_S = 10.0
 TIMES = LeaseTimes(TTL_S)

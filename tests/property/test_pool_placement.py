@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flotta.pool.placement import TOLERANCE, deviation, place, scores_of, slot_of
+from flotta.pool.members.placement import TOLERANCE, deviation, place, scores_of, slot_of
 
 SLOTS = 64
 WORKERS = [f"w{number}" for number in range(12)]

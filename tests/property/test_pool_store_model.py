@@ -26,11 +26,11 @@ from hypothesis.stateful import (
 )
 
 from flotta.errors import Fenced, JobExists, NotRunning, NoWorkers, PoolShutdown, QueueFull
+from flotta.pool.jobs.records import Release
+from flotta.pool.jobs.states import LETTERS, NEXT_STATES
+from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import slot_of
 from flotta.pool.options import PoolOptions
-from flotta.pool.records import Release
-from flotta.pool.states import LETTERS, NEXT_STATES
-from flotta.pool.store import JobStore
 from flotta.pool.wire import parse_bell, parse_reply
 from flotta.redis import Redis
 from pool_store_oracle import Oracle, Token

@@ -18,7 +18,7 @@ import msgspec
 from flotta.cli._redis import connected, redis_option, run_until_interrupt
 from flotta.pool.deadletters import DeadLetter
 from flotta.pool.inspection import PoolSummary, PoolView, PoolWorker, TaskFigures, Timer, find_pools
-from flotta.pool.records import JobInfo
+from flotta.pool.jobs.records import JobInfo
 
 __all__ = [
     "ago",

@@ -35,8 +35,8 @@ from flotta.cli._redis import connected, log, redis_option, run_until_interrupt
 from flotta.cli.deadletters import dead, discard, redrive
 from flotta.errors import NotRunning
 from flotta.pool.inspection import PoolView, find_pools
+from flotta.pool.jobs.states import JobState, StopAnswer
 from flotta.pool.node import Node
-from flotta.pool.states import JobState, StopAnswer
 
 __all__ = ["pool_group"]
 

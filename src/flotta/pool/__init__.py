@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from flotta.pool.backoff import Backoff
-from flotta.pool.cron import Cron, Every
 from flotta.pool.deadletters import DeadLetter, DeadLetters, Redriven
-from flotta.pool.declared import DeclaredJob, JobOptions
-from flotta.pool.handler import Handler, NotificationHandler
-from flotta.pool.job import Job, StopReason
-from flotta.pool.mailbox import Notification
-from flotta.pool.membership import WorkerInfo
+from flotta.pool.jobs.declared import DeclaredJob, JobOptions
+from flotta.pool.jobs.handler import Handler, NotificationHandler
+from flotta.pool.jobs.job import Job, StopReason
+from flotta.pool.jobs.mailbox import Notification
+from flotta.pool.jobs.records import JobInfo
+from flotta.pool.jobs.states import JobState
+from flotta.pool.members.membership import WorkerInfo
 from flotta.pool.node import JobHandle, Node, PoolWorker
 from flotta.pool.options import PoolOptions
-from flotta.pool.records import JobInfo
-from flotta.pool.scheduler import Plan, PlannedJob, Schedule, ScheduleStop
-from flotta.pool.states import JobState
+from flotta.pool.schedules.cron import Cron, Every
+from flotta.pool.schedules.scheduler import Plan, PlannedJob, Schedule, ScheduleStop
+from flotta.pool.schedules.ticker import Tick, Ticker
 from flotta.pool.stats import NodeStats
 from flotta.pool.tasks import (
     Depends,
@@ -31,7 +32,6 @@ from flotta.pool.tasks import (
     TaskInfo,
     TaskState,
 )
-from flotta.pool.ticker import Tick, Ticker
 from flotta.pool.worker import Worker, WorkerState
 from flotta.pool.workerpool import WorkerPool
 

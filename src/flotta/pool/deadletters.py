@@ -14,8 +14,8 @@ from enum import Enum
 from typing import Final, Literal, final
 
 from flotta.errors import InvalidName, WireError
-from flotta.pool.states import RedriveAnswer
-from flotta.pool.store import JobStore
+from flotta.pool.jobs.states import RedriveAnswer
+from flotta.pool.jobs.store import JobStore
 from flotta.pool.tasks.records import Failure
 from flotta.pool.tasks.store import TaskStore
 from flotta.redis import Link

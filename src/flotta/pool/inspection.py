@@ -14,14 +14,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, final
 
 from flotta.errors import CommandError
-from flotta.pool import memberscripts
 from flotta.pool.deadletters import DeadLetters
+from flotta.pool.jobs.records import JobInfo
+from flotta.pool.jobs.states import JobState
+from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import PoolKeys
-from flotta.pool.membership import WorkerInfo
+from flotta.pool.members import scripts as memberscripts
+from flotta.pool.members.membership import WorkerInfo
 from flotta.pool.options import PoolOptions
-from flotta.pool.records import JobInfo
-from flotta.pool.states import JobState
-from flotta.pool.store import JobStore
 from flotta.pool.tasks.store import TaskStore
 from flotta.redis import Link, Redis
 

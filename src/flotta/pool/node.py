@@ -29,29 +29,29 @@ from flotta.errors import (
     StateError,
 )
 from flotta.pool.backoff import Backoff
-from flotta.pool.clock import SERVER_CLOCK, Clock
-from flotta.pool.coordinator import Coordinator
-from flotta.pool.dispatching import Dispatcher, is_refusal
-from flotta.pool.handler import Handler, run_handler
-from flotta.pool.heartbeat import BeatNews, Lease
 from flotta.pool.inbox import Entry, Inbox
 from flotta.pool.inspection import PoolWorker, list_workers
+from flotta.pool.jobs.dispatching import Dispatcher, is_refusal
+from flotta.pool.jobs.handler import Handler, run_handler
+from flotta.pool.jobs.peers import Peers
+from flotta.pool.jobs.records import Counts as PoolCounts
+from flotta.pool.jobs.records import JobInfo
+from flotta.pool.jobs.runs import JobKind
+from flotta.pool.jobs.store import JobStore
+from flotta.pool.jobs.surroundings import Surroundings
 from flotta.pool.keys import check_key, check_name
-from flotta.pool.lease import Loss
-from flotta.pool.membership import Membership
+from flotta.pool.members.coordinator import Coordinator
+from flotta.pool.members.heartbeat import BeatNews, Lease
+from flotta.pool.members.lease import Loss
+from flotta.pool.members.membership import Membership
 from flotta.pool.options import PoolOptions
-from flotta.pool.peers import Peers
-from flotta.pool.records import Counts as PoolCounts
-from flotta.pool.records import JobInfo
-from flotta.pool.runs import JobKind
-from flotta.pool.scheduler import PlannedJob, Producer, Schedule
+from flotta.pool.schedules.clock import SERVER_CLOCK, Clock
+from flotta.pool.schedules.scheduler import PlannedJob, Producer, Schedule
+from flotta.pool.schedules.ticker import Ticker
+from flotta.pool.schedules.timetable import Timetable
 from flotta.pool.stats import Counts, NodeStats
-from flotta.pool.store import JobStore
-from flotta.pool.surroundings import Surroundings
 from flotta.pool.tasks import TaskRegistry, TaskStore
 from flotta.pool.taskside import NodeTasks, WorkerTasks
-from flotta.pool.ticker import Ticker
-from flotta.pool.timetable import Timetable
 from flotta.pool.worker import Worker, WorkerState
 from flotta.redis import Redis
 

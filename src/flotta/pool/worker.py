@@ -17,12 +17,12 @@ from enum import Enum
 from typing import Final, final
 
 from flotta.errors import Closed, PoolShutdown, RedisError
-from flotta.pool.heartbeat import Lease
-from flotta.pool.lease import Loss
-from flotta.pool.membership import Membership, WorkerInfo
-from flotta.pool.runs import RunState
-from flotta.pool.surroundings import Surroundings
-from flotta.pool.tenure import Tenure
+from flotta.pool.jobs.runs import RunState
+from flotta.pool.jobs.surroundings import Surroundings
+from flotta.pool.jobs.tenure import Tenure
+from flotta.pool.members.heartbeat import Lease
+from flotta.pool.members.lease import Loss
+from flotta.pool.members.membership import Membership, WorkerInfo
 
 __all__ = ["Worker", "WorkerState"]
 

@@ -12,21 +12,21 @@ from typing import Any, TypeVar, final
 
 from flotta.errors import Closed, ConfigError, StateError
 from flotta.pool.backoff import Backoff
-from flotta.pool.clock import SERVER_CLOCK, Clock
-from flotta.pool.cron import Cron, Every, Recurrence
 from flotta.pool.deadletters import DeadLetters
-from flotta.pool.declared import DeclaredJob, JobDecorator, JobOptions, Ready, not_started
+from flotta.pool.jobs.declared import DeclaredJob, JobDecorator, JobOptions, Ready, not_started
+from flotta.pool.jobs.records import JobInfo
 from flotta.pool.keys import check_name
 from flotta.pool.node import CRASHES_MAX, Node, PoolWorker
 from flotta.pool.options import PoolOptions
-from flotta.pool.records import JobInfo
-from flotta.pool.recurring import LATE_MAX_S, Recurring
-from flotta.pool.scheduler import PlannedJob, Producer
+from flotta.pool.schedules.clock import SERVER_CLOCK, Clock
+from flotta.pool.schedules.cron import Cron, Every, Recurrence
+from flotta.pool.schedules.recurring import LATE_MAX_S, Recurring
+from flotta.pool.schedules.scheduler import PlannedJob, Producer
+from flotta.pool.schedules.ticker import Ticker
 from flotta.pool.stats import NodeStats
 from flotta.pool.tasks import PerKey, Rate, Retry, Task, TaskCall, TaskHandle, TaskRegistry
 from flotta.pool.tasks.declaration import RESULT_TTL_S, WORKER_LOSSES_MAX
 from flotta.pool.tasks.registry import EnqueueHook, Middleware
-from flotta.pool.ticker import Ticker
 from flotta.pool.worker import Worker
 from flotta.redis import Redis
 

@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import Any, Final, Self, final
 
 from flotta.pool import JobInfo, JobState, Node, Worker, WorkerPool
-from flotta.pool.clock import SERVER_CLOCK
 from flotta.pool.deadletters import DeadLetter
 from flotta.pool.inspection import PoolView
+from flotta.pool.schedules.clock import SERVER_CLOCK
 from flotta.redis import LinkOptions, Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.testing.clock import FakeClock

@@ -1,4 +1,4 @@
--- Stands before every script of this folder. Owns: the names of a pool's keys, the clock, fencing tokens, liveness, the
+-- Stands before every script of a pool. Owns: the names of a pool's keys, the clock, fencing tokens, liveness, the
 -- doorbells, and the two ways in which the record of a job leaves its place: drop_job and requeue_job.
 --
 -- KEYS[1] is the hash "meta" of the pool. Every other key is made from its prefix P and lies in the same slot, because

@@ -1,14 +1,15 @@
-"""The scripts of tasks; their contracts stand at the head of the files in ``pool/lua/``.
+"""The scripts of tasks; their contracts stand at the head of the files in ``lua/``.
 
-Owns which heads they stand behind (``TASKS_HEAD`` is also for a tick that enqueues), and which of them may be repeated.
+Owns which of them may be repeated.
 """
 
 from __future__ import annotations
 
-from importlib.resources import files
+from functools import partial
 from typing import Final
 
-from flotta.redis import Effect, Script
+from flotta.pool.scripts import load_script
+from flotta.redis import Effect
 
 __all__ = [
     "AWAIT",
@@ -19,18 +20,10 @@ __all__ = [
     "PROGRESS",
     "REAP",
     "REDRIVE",
-    "TASKS_HEAD",
     "TURN",
 ]
 
-_FOLDER = files("flotta.pool") / "lua"
-TASKS_HEAD: Final = "".join((_FOLDER / name).read_text(encoding="utf-8") for name in ("_common.lua", "_tasks.lua"))
-
-
-def _load(name: str, effect: Effect) -> Script:
-    source = TASKS_HEAD + (_FOLDER / f"task_{name}.lua").read_text(encoding="utf-8")
-    return Script(source, name=f"pool task_{name}", effect=effect)
-
+_load: Final = partial(load_script, "tasks", head="tasks")
 
 ENQUEUE: Final = _load("enqueue", Effect.NEVER)  # a second run must say so: check
 TURN: Final = _load("turn", Effect.NEVER)  # what the first has handed out is found by HELD

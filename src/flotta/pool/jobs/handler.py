@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import structlog
 
-from flotta.pool.job import Job
+from flotta.pool.jobs.job import Job
 
 __all__ = ["Handler", "NotificationHandler", "run_handler"]
 

@@ -17,18 +17,18 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, Final, final
 
 from flotta.errors import Fenced, FlottaError, WireError
-from flotta.pool.handover import Handover
-from flotta.pool.heartbeat import Lease
 from flotta.pool.inbox import Entry
-from flotta.pool.job import StopReason
+from flotta.pool.jobs.handover import Handover
+from flotta.pool.jobs.job import StopReason
+from flotta.pool.jobs.life import Lives
+from flotta.pool.jobs.mailbox import Mailbox
+from flotta.pool.jobs.reports import LeaseOver, Reports
+from flotta.pool.jobs.runs import Run, Runs, RunState
+from flotta.pool.jobs.states import Answer, JobState
+from flotta.pool.jobs.surroundings import Surroundings
 from flotta.pool.keys import slot_of
-from flotta.pool.lease import Loss
-from flotta.pool.life import Lives
-from flotta.pool.mailbox import Mailbox
-from flotta.pool.reports import LeaseOver, Reports
-from flotta.pool.runs import Run, Runs, RunState
-from flotta.pool.states import Answer, JobState
-from flotta.pool.surroundings import Surroundings
+from flotta.pool.members.heartbeat import Lease
+from flotta.pool.members.lease import Loss
 from flotta.pool.wire import Bell, parse_bell
 
 __all__ = ["Tenure"]

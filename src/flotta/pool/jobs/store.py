@@ -32,9 +32,7 @@ from flotta.errors import (
     QueueFull,
     WorkerPoolError,
 )
-from flotta.pool.keys import PoolKeys, check_key, slot_of
-from flotta.pool.options import PoolOptions
-from flotta.pool.records import (
+from flotta.pool.jobs.records import (
     INFO_FIELDS,
     Adopted,
     Claim,
@@ -49,8 +47,7 @@ from flotta.pool.records import (
     Withdrawal,
     claim_of,
 )
-from flotta.pool.scripts import load_script
-from flotta.pool.states import (
+from flotta.pool.jobs.states import (
     Answer,
     BuryAnswer,
     CrashAnswer,
@@ -59,33 +56,36 @@ from flotta.pool.states import (
     StopAnswer,
     WithdrawAnswer,
 )
+from flotta.pool.keys import PoolKeys, check_key, slot_of
+from flotta.pool.options import PoolOptions
+from flotta.pool.scripts import load_script
 from flotta.pool.turns import Turns
 from flotta.redis import Effect, Redis
 
 __all__ = ["STEP_MAX", "JobStore"]
 
-_DISPATCH: Final = load_script("dispatch", Effect.CHECKED)
-_CLAIM: Final = load_script("claim", Effect.CHECKED)
-_READY: Final = load_script("ready", Effect.CHECKED)
-_START_FAILED: Final = load_script("start_failed", Effect.CHECKED)
-_FINISHED: Final = load_script("finished", Effect.CHECKED)
-_CRASHED: Final = load_script("crashed", Effect.CHECKED)
-_RESTARTED: Final = load_script("restarted", Effect.CHECKED)
-_CHECKPOINT: Final = load_script("checkpoint", Effect.LAST_WRITE_WINS)
-_RESET_CRASHES: Final = load_script("reset_crashes", Effect.LAST_WRITE_WINS)
-_RELEASE: Final = load_script("release", Effect.CHECKED)
-_DECLINE: Final = load_script("decline", Effect.CHECKED)
-_STOP: Final = load_script("stop", Effect.CHECKED)
-_NOTIFY: Final = load_script("notify", Effect.NEVER)
-_WITHDRAW: Final = load_script("withdraw", Effect.CHECKED)
-_LIST: Final = load_script("list", Effect.READ)
-_SWEEP: Final = load_script("sweep", Effect.CHECKED)
-_REAP: Final = load_script("reap", Effect.CHECKED)
-_BURY_WORKER: Final = load_script("bury_worker", Effect.CHECKED)
-_ADOPT: Final = load_script("adopt", Effect.CHECKED)
-_SHUTDOWN_BEGIN: Final = load_script("shutdown_begin", Effect.CHECKED)
-_SHUTDOWN_STEP: Final = load_script("shutdown_step", Effect.CHECKED)
-_REDRIVE: Final = load_script("redrive_jobs", Effect.NEVER)
+_DISPATCH: Final = load_script("jobs", "dispatch", Effect.CHECKED)
+_CLAIM: Final = load_script("jobs", "claim", Effect.CHECKED)
+_READY: Final = load_script("jobs", "ready", Effect.CHECKED)
+_START_FAILED: Final = load_script("jobs", "start_failed", Effect.CHECKED)
+_FINISHED: Final = load_script("jobs", "finished", Effect.CHECKED)
+_CRASHED: Final = load_script("jobs", "crashed", Effect.CHECKED)
+_RESTARTED: Final = load_script("jobs", "restarted", Effect.CHECKED)
+_CHECKPOINT: Final = load_script("jobs", "checkpoint", Effect.LAST_WRITE_WINS)
+_RESET_CRASHES: Final = load_script("jobs", "reset_crashes", Effect.LAST_WRITE_WINS)
+_RELEASE: Final = load_script("jobs", "release", Effect.CHECKED)
+_DECLINE: Final = load_script("jobs", "decline", Effect.CHECKED)
+_STOP: Final = load_script("jobs", "stop", Effect.CHECKED)
+_NOTIFY: Final = load_script("jobs", "notify", Effect.NEVER)
+_WITHDRAW: Final = load_script("jobs", "withdraw", Effect.CHECKED)
+_LIST: Final = load_script("jobs", "list", Effect.READ)
+_SWEEP: Final = load_script("jobs", "sweep", Effect.CHECKED)
+_REAP: Final = load_script("jobs", "reap", Effect.CHECKED)
+_BURY_WORKER: Final = load_script("jobs", "bury_worker", Effect.CHECKED)
+_ADOPT: Final = load_script("jobs", "adopt", Effect.CHECKED)
+_SHUTDOWN_BEGIN: Final = load_script("jobs", "shutdown_begin", Effect.CHECKED)
+_SHUTDOWN_STEP: Final = load_script("jobs", "shutdown_step", Effect.CHECKED)
+_REDRIVE: Final = load_script("jobs", "redrive_jobs", Effect.NEVER)
 
 _REPLY_BYTES_MAX: Final = 1 << 20
 """Payloads and checkpoints that one claim gives out, about; the rest of the batch asks again."""

@@ -24,10 +24,10 @@ from typing import Any, Final, final
 import structlog
 
 from flotta.errors import FlottaError
-from flotta.pool.boottime import boottime_s
 from flotta.pool.keys import PoolKeys
-from flotta.pool.lease import LeaseMachine, LeaseTimes, Loss, Rhythm
-from flotta.pool.memberscripts import BEAT
+from flotta.pool.members.boottime import boottime_s
+from flotta.pool.members.lease import LeaseMachine, LeaseTimes, Loss, Rhythm
+from flotta.pool.members.scripts import BEAT
 from flotta.redis import Arg, Link, Redis
 
 __all__ = ["BeatNews", "Heartbeat", "Lease", "stream_life_ms"]

@@ -1,14 +1,15 @@
 """The scripts of membership and coordination; their contracts stand at the head of the files in ``lua/``.
 
-Owns which head they share: the common one, then ``_members.lua``.
+Owns which of them may be repeated.
 """
 
 from __future__ import annotations
 
-from importlib.resources import files
+from functools import partial
 from typing import Final
 
-from flotta.redis import Effect, Script
+from flotta.pool.scripts import load_script
+from flotta.redis import Effect
 
 __all__ = [
     "ASSIGN",
@@ -25,13 +26,7 @@ __all__ = [
     "VIEW",
 ]
 
-_FOLDER = files("flotta.pool") / "lua"
-_HEAD = "".join((_FOLDER / name).read_text(encoding="utf-8") for name in ("_common.lua", "_members.lua"))
-
-
-def _load(name: str, effect: Effect) -> Script:
-    return Script(_HEAD + (_FOLDER / f"{name}.lua").read_text(encoding="utf-8"), name=f"pool {name}", effect=effect)
-
+_load: Final = partial(load_script, "members", head="members")
 
 ASSIGN: Final = _load("assign", Effect.NEVER)  # a second run would be told STALE
 BEAT: Final = _load("beat", Effect.CHECKED)

@@ -23,13 +23,13 @@ from typing import Any, Final, Protocol, final
 import structlog
 
 from flotta.errors import CommandError, FlottaError
-from flotta.pool.boottime import boottime_s
+from flotta.pool.jobs.states import BuryAnswer
+from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import SLOTS
-from flotta.pool.memberscripts import ASSIGN, BURY_NODES, COORDINATE, RESIGN, VIEW
-from flotta.pool.membership import Membership
-from flotta.pool.placement import place
-from flotta.pool.states import BuryAnswer
-from flotta.pool.store import JobStore
+from flotta.pool.members.boottime import boottime_s
+from flotta.pool.members.membership import Membership
+from flotta.pool.members.placement import place
+from flotta.pool.members.scripts import ASSIGN, BURY_NODES, COORDINATE, RESIGN, VIEW
 from flotta.redis import Arg, Script
 
 __all__ = ["Coordinator", "CoordinatorStats", "Reaper"]

@@ -13,13 +13,13 @@ import traceback
 from collections.abc import Awaitable
 from typing import Any, Final, Protocol, final
 
-from flotta.pool.heartbeat import Lease
-from flotta.pool.job import Job, JobPort, StopReason
-from flotta.pool.records import Release
-from flotta.pool.reports import LeaseOver, Reports
-from flotta.pool.runs import Run, RunState
-from flotta.pool.states import Answer, CrashAnswer, ReleaseAnswer
-from flotta.pool.surroundings import Surroundings
+from flotta.pool.jobs.job import Job, JobPort, StopReason
+from flotta.pool.jobs.records import Release
+from flotta.pool.jobs.reports import LeaseOver, Reports
+from flotta.pool.jobs.runs import Run, RunState
+from flotta.pool.jobs.states import Answer, CrashAnswer, ReleaseAnswer
+from flotta.pool.jobs.surroundings import Surroundings
+from flotta.pool.members.heartbeat import Lease
 from flotta.pool.turns import Turns
 from flotta.pool.wire import Bell
 

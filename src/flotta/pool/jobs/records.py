@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from flotta.pool.states import LETTERS, Answer, CrashAnswer, JobState, WithdrawAnswer
+from flotta.pool.jobs.states import LETTERS, Answer, CrashAnswer, JobState, WithdrawAnswer
 
 __all__ = [
     "INFO_FIELDS",

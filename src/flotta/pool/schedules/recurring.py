@@ -16,25 +16,23 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import chain
 from typing import Any, Final, final
 
 import structlog
 
 from flotta.errors import ConfigError, RedisError
-from flotta.pool.clock import SERVER_CLOCK, Clock
-from flotta.pool.cron import Recurrence
 from flotta.pool.keys import PoolKeys
-from flotta.pool.tasks.scripts import TASKS_HEAD
+from flotta.pool.schedules.clock import SERVER_CLOCK, Clock
+from flotta.pool.schedules.cron import Recurrence
+from flotta.pool.scripts import load_script
 from flotta.pool.tasks.store import Item
 from flotta.pool.tasks.task import Task
-from flotta.redis import Arg, Effect, Link, Script
+from flotta.redis import Arg, Effect, Link
 
 __all__ = ["LATE_MAX_S", "Recurring", "RecurringTasks"]
 
-_SOURCE: Final = (files("flotta.pool") / "lua" / "tick_tasks.lua").read_text(encoding="utf-8")
-_TICK_TASKS: Final = Script(TASKS_HEAD + _SOURCE, name="pool tick_tasks", effect=Effect.CHECKED)
+_TICK_TASKS: Final = load_script("schedules", "tick_tasks", Effect.CHECKED, head="tasks")
 
 LATE_MAX_S: Final = 3600.0
 _RETRY_S: Final = 1.0

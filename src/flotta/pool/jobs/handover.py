@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import final
 
-from flotta.pool.runs import Run, RunState
+from flotta.pool.jobs.runs import Run, RunState
 
 __all__ = ["Handover"]
 

@@ -15,11 +15,11 @@ from typing import Any, Concatenate, Final, Generic, Literal, ParamSpec, final
 
 from flotta.errors import ConfigError, NotStarted
 from flotta.pool.backoff import Backoff
-from flotta.pool.job import Job
+from flotta.pool.jobs.job import Job
+from flotta.pool.jobs.runs import JobKind
 from flotta.pool.keys import check_name
 from flotta.pool.node import CRASHES_MAX, JobHandle, Node
-from flotta.pool.runs import JobKind
-from flotta.pool.scheduler import PlannedJob
+from flotta.pool.schedules.scheduler import PlannedJob
 from flotta.pool.signature import Signature
 
 __all__ = ["DeclaredJob", "JobDecorator", "JobOptions", "Ready"]

@@ -13,8 +13,8 @@ from enum import StrEnum
 from typing import Any, Final, final
 
 from flotta.pool.backoff import Backoff
-from flotta.pool.job import Job, StopReason
-from flotta.pool.mailbox import Mailbox
+from flotta.pool.jobs.job import Job, StopReason
+from flotta.pool.jobs.mailbox import Mailbox
 from flotta.pool.wire import Bell
 
 __all__ = ["JobKind", "Run", "RunState", "Runs"]

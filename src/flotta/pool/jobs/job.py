@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast, 
 import msgspec
 
 from flotta.errors import Fenced, PayloadTooLarge, WireError
-from flotta.pool.mailbox import Mailbox, Notification, Notifications
+from flotta.pool.jobs.mailbox import Mailbox, Notification, Notifications
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

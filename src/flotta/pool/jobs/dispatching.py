@@ -27,10 +27,10 @@ from flotta.errors import (
     WorkerPoolError,
 )
 from flotta.pool.inbox import Entry
+from flotta.pool.jobs.states import JobState, StopAnswer, WithdrawAnswer
+from flotta.pool.jobs.store import JobStore
 from flotta.pool.options import PoolOptions
-from flotta.pool.states import JobState, StopAnswer, WithdrawAnswer
 from flotta.pool.stats import Counts
-from flotta.pool.store import JobStore
 from flotta.pool.wire import Ring, parse_reply
 
 __all__ = ["Dispatcher", "Started"]

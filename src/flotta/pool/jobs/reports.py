@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar, final
 
 from flotta.errors import Closed, RedisError
-from flotta.pool.heartbeat import Lease
+from flotta.pool.members.heartbeat import Lease
 
 __all__ = ["LeaseOver", "Reports"]
 

@@ -20,11 +20,11 @@ import msgspec
 import structlog
 
 from flotta.errors import FlottaError, PoolShutdown, StateError, WireError
-from flotta.pool.boottime import boottime_s
-from flotta.pool.heartbeat import BeatNews, Heartbeat, Lease, stream_life_ms
 from flotta.pool.keys import PoolKeys, check_name
-from flotta.pool.lease import Loss
-from flotta.pool.memberscripts import JOIN_NODE, JOIN_WORKER, LEAVING, LEFT, PLACED, TABLE
+from flotta.pool.members.boottime import boottime_s
+from flotta.pool.members.heartbeat import BeatNews, Heartbeat, Lease, stream_life_ms
+from flotta.pool.members.lease import Loss
+from flotta.pool.members.scripts import JOIN_NODE, JOIN_WORKER, LEAVING, LEFT, PLACED, TABLE
 from flotta.pool.options import PoolOptions
 from flotta.redis import Redis
 

@@ -10,7 +10,7 @@ from typing import Any, final
 
 from flotta.pool.inspection import list_workers
 from flotta.pool.keys import PoolKeys
-from flotta.pool.membership import WorkerInfo
+from flotta.pool.members.membership import WorkerInfo
 from flotta.redis import Arg, Link
 
 __all__ = ["Peers"]

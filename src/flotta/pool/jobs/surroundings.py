@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from flotta.pool.inbox import Inbox
-from flotta.pool.membership import Membership
+from flotta.pool.jobs.peers import Peers
+from flotta.pool.jobs.runs import JobKind
+from flotta.pool.jobs.store import JobStore
+from flotta.pool.members.membership import Membership
 from flotta.pool.options import PoolOptions
-from flotta.pool.peers import Peers
-from flotta.pool.runs import JobKind
 from flotta.pool.stats import Counts
-from flotta.pool.store import JobStore
 from flotta.pool.taskside import WorkerTasks
 
 __all__ = ["Surroundings"]

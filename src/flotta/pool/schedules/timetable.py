@@ -13,11 +13,11 @@ from typing import Any, final
 import structlog
 
 from flotta.errors import Closed, StateError
-from flotta.pool.clock import SERVER_CLOCK, Clock
-from flotta.pool.recurring import Recurring, RecurringTasks
-from flotta.pool.scheduler import PlannedJob, Producer, Schedule
-from flotta.pool.store import JobStore
-from flotta.pool.ticker import Ticker
+from flotta.pool.jobs.store import JobStore
+from flotta.pool.schedules.clock import SERVER_CLOCK, Clock
+from flotta.pool.schedules.recurring import Recurring, RecurringTasks
+from flotta.pool.schedules.scheduler import PlannedJob, Producer, Schedule
+from flotta.pool.schedules.ticker import Ticker
 from flotta.redis import Link
 
 __all__ = ["Timetable"]

@@ -24,11 +24,11 @@ from typing import Any, Final, NamedTuple, TypeVar, final
 import structlog
 
 from flotta.errors import Closed, ConfigError, JobExists, NoWorkers, PoolShutdown, QueueFull, RedisError
-from flotta.pool.clock import SERVER_CLOCK, Clock
+from flotta.pool.jobs.states import StopAnswer
+from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import check_key, check_name
-from flotta.pool.states import StopAnswer
-from flotta.pool.store import JobStore
-from flotta.pool.ticker import Ticker
+from flotta.pool.schedules.clock import SERVER_CLOCK, Clock
+from flotta.pool.schedules.ticker import Ticker
 from flotta.redis import Link
 
 __all__ = ["Plan", "PlannedJob", "Producer", "Schedule", "ScheduleStop"]

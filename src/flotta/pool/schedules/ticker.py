@@ -23,16 +23,16 @@ from typing import Any, Final, Self, final
 import structlog
 
 from flotta.errors import Closed, ConfigError, RedisError, StateError
-from flotta.pool.clock import SERVER_CLOCK, Clock
 from flotta.pool.keys import PoolKeys, check_name
+from flotta.pool.schedules.clock import SERVER_CLOCK, Clock
 from flotta.pool.scripts import load_script
 from flotta.redis import Effect, Link
 
 __all__ = ["Tick", "Ticker"]
 
-_TICK: Final = load_script("tick", Effect.CHECKED)
-_SET: Final = load_script("tick_set", Effect.CHECKED)
-_HOLD: Final = load_script("tick_hold", Effect.CHECKED)
+_TICK: Final = load_script("schedules", "tick", Effect.CHECKED)
+_SET: Final = load_script("schedules", "tick_set", Effect.CHECKED)
+_HOLD: Final = load_script("schedules", "tick_hold", Effect.CHECKED)
 
 EVERY_S_MIN: Final = 0.01
 EVERY_S_MAX: Final = 366 * 24 * 3600.0
