@@ -10,9 +10,9 @@ import asyncio
 import os
 import sys
 
+from flotta.pool.coordinator import Coordinator
 from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import PoolKeys
-from flotta.pool.members.coordinator import Coordinator
 from flotta.pool.members.heartbeat import Lease
 from flotta.pool.members.lease import Loss
 from flotta.pool.members.membership import Membership, WorkerInfo

@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from flotta.pool.coordinator import Coordinator
 from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import PoolKeys
-from flotta.pool.members.coordinator import Coordinator
 from flotta.pool.members.heartbeat import BeatNews, Lease
 from flotta.pool.members.lease import Loss
 from flotta.pool.members.membership import Membership, WorkerInfo

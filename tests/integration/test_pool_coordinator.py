@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from flotta.pool.coordinator import Coordinator
 from flotta.pool.jobs.states import JobState
 from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import SLOTS, PoolKeys, slot_of
-from flotta.pool.members.coordinator import Coordinator
 from flotta.pool.members.lease import Loss
 from flotta.pool.members.scripts import ASSIGN, COORDINATE, RESIGN, VIEW
 from flotta.pool.options import PoolOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flotta.pool.backoff import Backoff
 from flotta.pool.deadletters import DeadLetter, DeadLetters, Redriven
-from flotta.pool.jobs.declared import DeclaredJob, JobOptions
+from flotta.pool.declared import DeclaredJob, JobOptions
 from flotta.pool.jobs.handler import Handler, NotificationHandler
 from flotta.pool.jobs.job import Job, StopReason
 from flotta.pool.jobs.mailbox import Notification

@@ -8,7 +8,6 @@ and is closed once; closing takes a bounded time, also without Redis; nothing he
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import socket
@@ -29,9 +28,11 @@ from flotta.errors import (
     StateError,
 )
 from flotta.pool.backoff import Backoff
+from flotta.pool.coordinator import Coordinator
 from flotta.pool.inbox import Entry, Inbox
 from flotta.pool.inspection import PoolWorker, list_workers
 from flotta.pool.jobs.dispatching import Dispatcher, is_refusal
+from flotta.pool.jobs.handle import JobHandle
 from flotta.pool.jobs.handler import Handler, run_handler
 from flotta.pool.jobs.peers import Peers
 from flotta.pool.jobs.records import Counts as PoolCounts
@@ -40,7 +41,6 @@ from flotta.pool.jobs.runs import JobKind
 from flotta.pool.jobs.store import JobStore
 from flotta.pool.jobs.surroundings import Surroundings
 from flotta.pool.keys import check_key, check_name
-from flotta.pool.members.coordinator import Coordinator
 from flotta.pool.members.heartbeat import BeatNews, Lease
 from flotta.pool.members.lease import Loss
 from flotta.pool.members.membership import Membership
@@ -49,6 +49,7 @@ from flotta.pool.schedules.clock import SERVER_CLOCK, Clock
 from flotta.pool.schedules.scheduler import PlannedJob, Producer, Schedule
 from flotta.pool.schedules.ticker import Ticker
 from flotta.pool.schedules.timetable import Timetable
+from flotta.pool.shutdown import LEAVE_S, PoolEnding
 from flotta.pool.stats import Counts, NodeStats
 from flotta.pool.tasks import TaskRegistry, TaskStore
 from flotta.pool.taskside import NodeTasks, WorkerTasks
@@ -59,9 +60,6 @@ __all__ = ["CRASHES_MAX", "JobHandle", "Node", "PoolWorker"]
 
 CRASHES_MAX: Final = 5
 """How often a job may crash, and lose its worker, before it is a dead letter, unless its dispatch says otherwise."""
-_SHUTDOWN_POLL_S: Final = 0.05
-_LEAVE_S: Final = 5.0
-"""How long a shutdown waits for the nodes to go, once every job has ended."""
 
 
 class _State(Enum):
@@ -69,36 +67,6 @@ class _State(Enum):
     JOINED = "joined"
     CLOSING = "closing"
     CLOSED = "closed"
-
-
-@final
-class JobHandle:
-    """A job that was dispatched from here. It holds nothing: the job goes on without it."""
-
-    __slots__ = ("_node", "fence", "key", "worker")
-
-    def __init__(self, node: Node, key: str, fence: int, worker: str) -> None:
-        self._node = node
-        self.key = key
-        self.fence = fence
-        """Its fencing token when it started; each later owner has a higher one."""
-        self.worker = worker
-        """The worker that started it."""
-
-    def __repr__(self) -> str:
-        return f"JobHandle({self.key!r}, worker={self.worker!r}, fence={self.fence})"
-
-    async def notify(self, payload: bytes) -> None:
-        """As ``Node.notify``."""
-        await self._node.notify(self.key, payload)
-
-    async def stop(self, *, timeout_s: float | None = None) -> None:
-        """As ``Node.stop``."""
-        await self._node.stop(self.key, timeout_s=timeout_s)
-
-    async def info(self) -> JobInfo | None:
-        """As ``Node.job_info``."""
-        return await self._node.job_info(self.key)
 
 
 @final
@@ -148,6 +116,7 @@ class Node:
         self._zombies: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._shutting_down: asyncio.Task[None] | None = None
+        self._ending = PoolEnding(self.store, redis.link)
         self._is_shutdown = False
         self._stops_the_pool = False
 
@@ -190,7 +159,7 @@ class Node:
             return
         await self.redis.connect()
         if await self.redis.link.call("HEXISTS", self.keys.meta, "shutdown"):
-            if await self._nodes_there():
+            if await self._ending.nodes_there():
                 raise PoolShutdown(self.name)
             await self.store.purge()  # whoever stopped the pool has died over it
         self._state = _State.JOINED
@@ -231,7 +200,7 @@ class Node:
         if self.options.client_only:
             raise StateError("node", "a client-only node cannot stop the pool")
         self._check_open()
-        limit_s = self.options.shutdown_ttl_s + 2 * _LEAVE_S if timeout_s is None else timeout_s
+        limit_s = self.options.shutdown_ttl_s + 2 * LEAVE_S if timeout_s is None else timeout_s
         self._stops_the_pool = True
         async with asyncio.timeout(limit_s):
             await self.store.shutdown_begin(self.id)
@@ -427,31 +396,9 @@ class Node:
     @property
     def stats(self) -> NodeStats:
         """What has happened here since the node joined."""
-        counts = self.counts
-        return NodeStats(
+        return self.counts.snapshot(
             running=sum(len(worker.tenure.runs) for worker in self._workers if worker.tenure is not None),
             workers=sum(worker.state is WorkerState.WORKING for worker in self._workers),
-            dispatched=counts.dispatched,
-            refused=counts.refused,
-            started=counts.started,
-            failed=counts.failed,
-            finished=counts.finished,
-            stopped=counts.stopped,
-            crashed=counts.crashed,
-            dead=counts.dead,
-            moved=counts.moved,
-            stayed=counts.stayed,
-            declined=counts.declined,
-            fenced=counts.fenced,
-            stuck=counts.stuck,
-            leases_lost=counts.leases_lost,
-            notified=counts.notified,
-            noted=counts.noted,
-            latency_buckets=tuple(counts.latency.buckets),
-            latency_count=counts.latency.count,
-            latency_sum_s=counts.latency.sum_s,
-            failing_keys=tuple((key, number) for key, number in counts.failing.top() if number >= 3),
-            busy_keys=tuple(counts.busy.top(share_min=0.1)),
         )
 
     # --- by the clock -------------------------------------------------------------------------------------------
@@ -524,32 +471,10 @@ class Node:
             workers, await asyncio.gather(*(worker.stop(limit_s) for worker in workers)), strict=True
         ):
             self._give_up(worker, left)
-        while True:
-            with contextlib.suppress(RedisError):
-                step = await self.store.shutdown_step()
-                if step is None or step.done:
-                    break
-            await asyncio.sleep(_SHUTDOWN_POLL_S)
+        await self._ending.see_jobs_end()
         if self._stops_the_pool:
-            await self._wait_for_the_others()
+            await self._ending.wait_for_the_others()
         await self.close()
-
-    async def _wait_for_the_others(self) -> None:
-        with contextlib.suppress(TimeoutError, RedisError):
-            async with asyncio.timeout(_LEAVE_S):
-                while await self._nodes_there() > 1:  # noqa: ASYNC110 - other processes
-                    await asyncio.sleep(_SHUTDOWN_POLL_S)
-
-    async def _nodes_there(self) -> int:
-        now = await self.redis.link.call("TIME")
-        now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
-        return int(await self.redis.link.call("ZCOUNT", self.keys.nodes, now_ms, "+inf"))
-
-    async def _clear_away(self) -> None:
-        """After a shutdown nothing of the pool is to stay."""
-        with contextlib.suppress(RedisError):
-            if self._stops_the_pool or not await self._nodes_there():
-                await self.store.purge()
 
     async def _end(self) -> None:
         for task in tuple(self._tasks):
@@ -560,7 +485,7 @@ class Node:
         await self._inbox.aclose()
         await self.membership.close()
         if self._is_shutdown:
-            await self._clear_away()
+            await self._ending.clear_away(self._stops_the_pool)
         if self._owns_redis:
             await self.redis.aclose()
         self._state = _State.CLOSED

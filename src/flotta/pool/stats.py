@@ -15,6 +15,8 @@ __all__ = ["LATENCY_BUCKETS_S", "Counts", "Frequent", "Histogram", "NodeStats"]
 LATENCY_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0)
 """Upper bounds of the buckets of the dispatch latency, in seconds; one more holds everything above."""
 _KEYS_MAX: Final = 128
+_FAILING_MIN: Final = 3
+_BUSY_SHARE_MIN: Final = 0.1
 
 
 @final
@@ -105,6 +107,34 @@ class Counts:
     latency: Histogram = field(default_factory=Histogram)
     failing: Frequent = field(default_factory=Frequent)
     busy: Frequent = field(default_factory=Frequent)
+
+    def snapshot(self, *, running: int, workers: int) -> NodeStats:
+        """All of it as of now."""
+        return NodeStats(
+            running=running,
+            workers=workers,
+            dispatched=self.dispatched,
+            refused=self.refused,
+            started=self.started,
+            failed=self.failed,
+            finished=self.finished,
+            stopped=self.stopped,
+            crashed=self.crashed,
+            dead=self.dead,
+            moved=self.moved,
+            stayed=self.stayed,
+            declined=self.declined,
+            fenced=self.fenced,
+            stuck=self.stuck,
+            leases_lost=self.leases_lost,
+            notified=self.notified,
+            noted=self.noted,
+            latency_buckets=tuple(self.latency.buckets),
+            latency_count=self.latency.count,
+            latency_sum_s=self.latency.sum_s,
+            failing_keys=tuple((key, number) for key, number in self.failing.top() if number >= _FAILING_MIN),
+            busy_keys=tuple(self.busy.top(share_min=_BUSY_SHARE_MIN)),
+        )
 
 
 @final

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, final
 from flotta.errors import Closed, ConfigError, StateError
 from flotta.pool.backoff import Backoff
 from flotta.pool.deadletters import DeadLetters
-from flotta.pool.jobs.declared import DeclaredJob, JobDecorator, JobOptions, Ready, not_started
+from flotta.pool.declared import DeclaredJob, JobDecorator, JobOptions, Ready, not_started
 from flotta.pool.jobs.records import JobInfo
 from flotta.pool.keys import check_name
 from flotta.pool.node import CRASHES_MAX, Node, PoolWorker

@@ -1,0 +1,58 @@
+"""The end of a whole pool, as one node drives and sees it.
+
+Invariants: any node drives it on, so it outlives the one that began it; nothing is deleted before every job has ended or
+was taken away; what is deleted is everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Final, final
+
+from flotta.errors import RedisError
+from flotta.pool.jobs.store import JobStore
+from flotta.redis import Link
+
+__all__ = ["LEAVE_S", "PoolEnding"]
+
+_POLL_S: Final = 0.05
+LEAVE_S: Final = 5.0
+"""How long whoever stops a pool waits for the other nodes to go, once every job has ended."""
+
+
+@final
+class PoolEnding:
+    """The end of the pool of ``store``."""
+
+    def __init__(self, store: JobStore, link: Link) -> None:
+        self._store = store
+        self._link = link
+
+    async def see_jobs_end(self) -> None:
+        """Drop what is queued until no job is left anywhere, however long Redis is away. Cancelling is harmless."""
+        while True:
+            with contextlib.suppress(RedisError):
+                step = await self._store.shutdown_step()
+                if step is None or step.done:
+                    return
+            await asyncio.sleep(_POLL_S)
+
+    async def wait_for_the_others(self) -> None:
+        """Until this node is the last one, or ``LEAVE_S`` have passed."""
+        with contextlib.suppress(TimeoutError, RedisError):
+            async with asyncio.timeout(LEAVE_S):
+                while await self.nodes_there() > 1:  # noqa: ASYNC110 - other processes
+                    await asyncio.sleep(_POLL_S)
+
+    async def nodes_there(self) -> int:
+        """How many nodes are present. Raises what ``Link.call`` raises."""
+        now = await self._link.call("TIME")
+        now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
+        return int(await self._link.call("ZCOUNT", self._store.keys.nodes, now_ms, "+inf"))
+
+    async def clear_away(self, must: bool) -> None:  # noqa: FBT001 - one yes or no
+        """Delete what the pool has in Redis, if this node ``must`` or is the last. Nothing is raised for Redis."""
+        with contextlib.suppress(RedisError):
+            if must or not await self.nodes_there():
+                await self._store.purge()
