@@ -12,6 +12,9 @@ import { byId, setText } from "./ui/dom";
 import { Drawing } from "./ui/drawing";
 import { Watch } from "./ui/watch";
 
+/** The width of the watch panel and its margin, as areas.css has them. */
+const WATCH_PX = 352;
+
 export interface AreaDeskEvents {
   vesselPicked(id: string): void;
   /** The map needs the room that a sheet covers. */
@@ -51,6 +54,11 @@ export class AreaDesk {
       moved: () => this.events.layout(),
     });
     byId("draw").addEventListener("click", (event) => this.drawing.begin(event.detail === 0));
+  }
+
+  /** How much of the map the watch panel covers at the right; nothing where it lies over everything else. */
+  get coversPx(): number {
+    return this.watch.open && matchMedia("(min-width: 1000px)").matches ? WATCH_PX : 0;
   }
 
   /** Another account, or none. */

@@ -211,7 +211,7 @@ class Page {
   }
 
   private layout(): void {
-    this.map?.layout(this.panel.insets());
+    this.map?.layout({ ...this.panel.insets(), right: this.desk?.coversPx ?? 0 });
   }
 
   private refresh(): void {

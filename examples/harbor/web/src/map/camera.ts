@@ -62,7 +62,9 @@ export class Camera {
     return { x: this.centre.x + (pixel.x - focus.x) / this.scale, y: this.centre.y + (pixel.y - focus.y) / this.scale };
   }
 
+  /** What covers the map at its right comes and goes while the map stays where it is. */
   resize(width: number, height: number, insets: Insets): void {
+    this.centre = { x: this.centre.x - (insets.right - this.insets.right) / 2 / this.scale, y: this.centre.y };
     this.width = width;
     this.height = height;
     this.insets = insets;
