@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import socket
 from collections.abc import Iterable
 from enum import Enum
-from typing import Any, Final, Self, final
+from typing import Any, Self, final
 
 import structlog
 
 from flotta.errors import (
     Closed,
-    ConfigError,
     FlottaError,
     InvalidName,
     NotRunning,
@@ -28,6 +26,7 @@ from flotta.errors import (
     StateError,
 )
 from flotta.pool.backoff import Backoff
+from flotta.pool.chores import Chores
 from flotta.pool.coordinator import Coordinator
 from flotta.pool.inbox import Entry, Inbox
 from flotta.pool.inspection import PoolWorker, list_workers
@@ -37,7 +36,7 @@ from flotta.pool.jobs.handler import Handler, run_handler
 from flotta.pool.jobs.peers import Peers
 from flotta.pool.jobs.records import Counts as PoolCounts
 from flotta.pool.jobs.records import JobInfo
-from flotta.pool.jobs.runs import JobKind
+from flotta.pool.jobs.runs import CRASHES_MAX, JobKind
 from flotta.pool.jobs.store import JobStore
 from flotta.pool.jobs.surroundings import Surroundings
 from flotta.pool.keys import check_key, check_name
@@ -46,20 +45,17 @@ from flotta.pool.members.lease import Loss
 from flotta.pool.members.membership import Membership
 from flotta.pool.options import PoolOptions
 from flotta.pool.schedules.clock import SERVER_CLOCK, Clock
-from flotta.pool.schedules.scheduler import PlannedJob, Producer, Schedule
+from flotta.pool.schedules.scheduler import Producer, Schedule, job_of_pair
 from flotta.pool.schedules.ticker import Ticker
 from flotta.pool.schedules.timetable import Timetable
 from flotta.pool.shutdown import LEAVE_S, PoolEnding
 from flotta.pool.stats import Counts, NodeStats
 from flotta.pool.tasks import TaskRegistry, TaskStore
 from flotta.pool.taskside import NodeTasks, WorkerTasks
-from flotta.pool.worker import Worker, WorkerState
+from flotta.pool.worker import Worker, WorkerState, host_name
 from flotta.redis import Redis
 
 __all__ = ["CRASHES_MAX", "JobHandle", "Node", "PoolWorker"]
-
-CRASHES_MAX: Final = 5
-"""How often a job may crash, and lose its worker, before it is a dead letter, unless its dispatch says otherwise."""
 
 
 class _State(Enum):
@@ -87,7 +83,7 @@ class Node:
         self.name = check_name("pool", name)
         self.options = options or PoolOptions()
         self.redis = redis
-        self.id = f"{_host()}-{os.getpid()}.{secrets.token_hex(6)}"
+        self.id = f"{host_name()}-{os.getpid()}.{secrets.token_hex(6)}"
         self.service = service
         self.log = (logger or structlog.get_logger("flotta.pool")).bind(pool=name)
         self.counts = Counts()
@@ -114,7 +110,7 @@ class Node:
         self._dispatcher = Dispatcher(self.store, self.id, self.options, self.counts, self.log)
         self._workers: list[Worker] = []
         self._zombies: dict[str, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._chores = Chores(f"pool {name}", self.log, expected=(RedisError, Closed))
         self._shutting_down: asyncio.Task[None] | None = None
         self._ending = PoolEnding(self.store, redis.link)
         self._is_shutdown = False
@@ -276,7 +272,7 @@ class Node:
             zombies=self._zombies,
         )
         worker = Worker(
-            name or f"{_host()}-{os.getpid()}",
+            name or f"{host_name()}-{os.getpid()}",
             self.membership,
             around,
             kinds=tuple(kinds),
@@ -419,7 +415,7 @@ class Node:
         client-only node or if this one has it already, ``InvalidName``, ``ConfigError``.
         """
         self._check_works("schedules")
-        return self.timetable.schedule(name, producer, every_s=every_s, resolve=_planned)
+        return self.timetable.schedule(name, producer, every_s=every_s, resolve=job_of_pair)
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -433,7 +429,7 @@ class Node:
                 self._begin_shutdown()
 
     def _reconcile(self) -> None:
-        self._spawn(self._dispatcher.recheck(), "recheck")
+        self._chores.start(self._dispatcher.recheck(), "recheck")
         self.tasks.recheck()
 
     def _on_lost(self, lease: Lease, loss: Loss) -> None:
@@ -461,7 +457,7 @@ class Node:
     def _begin_shutdown(self) -> None:
         if self._shutting_down is None and not self.closed:
             self._is_shutdown = True
-            self._shutting_down = self._spawn(self._shut_down_here(), "shutdown")
+            self._shutting_down = self._chores.start(self._shut_down_here(), "shutdown")
 
     async def _shut_down_here(self) -> None:
         """End every job of this node, see the end of all others, and close; the last one removes what is left."""
@@ -477,9 +473,7 @@ class Node:
         await self.close()
 
     async def _end(self) -> None:
-        for task in tuple(self._tasks):
-            if task is not asyncio.current_task():
-                task.cancel()
+        self._chores.cancel()
         await self.coordinator.stop()
         await self.tasks.aclose()
         await self._inbox.aclose()
@@ -489,18 +483,6 @@ class Node:
         if self._owns_redis:
             await self.redis.aclose()
         self._state = _State.CLOSED
-
-    def _spawn(self, work: Any, name: str) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(work, name=f"pool {self.name} {name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, RedisError | Closed):
-            self.log.error("a step of a pool's node failed", step=task.get_name(), exc_info=error)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -515,21 +497,3 @@ class Node:
         if self._state is not _State.JOINED:
             self._check_open()
             raise StateError("node", f"the node of pool {self.name!r} has not joined")
-
-
-def _planned(wanted: Any) -> PlannedJob:
-    """A job of a plan without declared functions: ``key -> payload``, or a job that says everything itself."""
-    if isinstance(wanted, PlannedJob):
-        return wanted
-    try:
-        key, payload = wanted
-    except (TypeError, ValueError):
-        raise ConfigError("plan", wanted, "a mapping of keys to payloads", source="schedule") from None
-    return PlannedJob(key, "", payload, CRASHES_MAX)
-
-
-def _host() -> str:
-    name = "".join(
-        char if (char.isalnum() and char.isascii()) or char in "._-" else "-" for char in socket.gethostname()
-    )
-    return name[:40] or "host"

@@ -1,7 +1,7 @@
 """The end of a whole pool, as one node drives and sees it.
 
-Invariants: any node drives it on, so it outlives the one that began it; nothing is deleted before every job has ended or
-was taken away; what is deleted is everything.
+Invariants: any node drives it on, so it outlives the one that began it; nothing is deleted before every job has ended
+or was taken away; what is deleted is everything.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from flotta.pool.members.heartbeat import Lease
 from flotta.pool.members.lease import Loss
 from flotta.pool.members.membership import Membership, WorkerInfo
 
-__all__ = ["Worker", "WorkerState"]
+__all__ = ["Worker", "WorkerState", "host_name"]
 
 _RETRY_MIN_S: Final = 0.1
 _RETRY_MAX_S: Final = 2.0
@@ -197,3 +198,9 @@ class Worker:
                 self._around.logger.debug("a worker cannot join anew yet", name=self.name, error=str(error))
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
                 pause_s = min(2 * pause_s, _RETRY_MAX_S)
+
+
+def host_name() -> str:
+    """The name of this machine, as far as ids may hold it."""
+    name = "".join(char if re.match(r"[A-Za-z0-9._-]", char) else "-" for char in socket.gethostname())
+    return name[:40] or "host"

@@ -17,9 +17,11 @@ from flotta.pool.jobs.job import Job, StopReason
 from flotta.pool.jobs.mailbox import Mailbox
 from flotta.pool.wire import Bell
 
-__all__ = ["JobKind", "Run", "RunState", "Runs"]
+__all__ = ["CRASHES_MAX", "JobKind", "Run", "RunState", "Runs"]
 
 
+CRASHES_MAX: Final = 5
+"""Crashes and lost workers that a job survives, unless its dispatch says otherwise."""
 _BACKOFF: Final = Backoff()
 
 

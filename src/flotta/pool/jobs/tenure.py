@@ -13,10 +13,11 @@ Owns the runs, the bells and what they change; the steps of one run are in ``lif
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Sequence
-from typing import Any, Final, final
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, final
 
 from flotta.errors import Fenced, FlottaError, WireError
+from flotta.pool.chores import Chores
 from flotta.pool.inbox import Entry
 from flotta.pool.jobs.handover import Handover
 from flotta.pool.jobs.job import StopReason
@@ -57,7 +58,7 @@ class Tenure:
         self._lost_slots: dict[int, float] = {}  # when a slot was given to another worker
         self._lives = Lives(self, self, lease, self._reports, around)
         self._emptied = asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._chores = Chores(f"pool worker {self.worker}", around.logger, expected=(LeaseOver,))
         self._looking = False
         self.leaving = False
         self._over = False
@@ -71,7 +72,7 @@ class Tenure:
             "shutdown": self._hear_shutdown,
         }
         self._mail = around.inbox.open(self._store.keys.inbox(self.worker), self._take, self.reconcile)
-        self._spawn(self._tend(), f"pool worker {self.worker} tend")
+        self._chores.start(self._tend(), "tend")
         around.tasks.begin(self.worker)
 
     # --- what a job needs (JobPort) -----------------------------------------------------------------------------
@@ -105,7 +106,7 @@ class Tenure:
             return
         run.move(RunState.RUNNING)
         run.ready = run.started = True
-        run.readying = self._spawn(self._lives.say_ready(run), f"pool ready {key}")
+        run.readying = self._chores.start(self._lives.say_ready(run), f"ready {key}")
 
     # --- doorbells ----------------------------------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ class Tenure:
     def _start(self, bell: Bell) -> None:
         kind = self._around.kind_of(bell.kind)
         if kind is None:
-            self._spawn(self._lives.decline(bell), f"pool decline {bell.key}")
+            self._chores.start(self._lives.decline(bell), f"decline {bell.key}")
             return
         run = Run(bell.key, slot_of(bell.key), bell.fence, kind, Mailbox(self._mail.done))
         self.runs.add(run)
@@ -150,7 +151,7 @@ class Tenure:
             self._counts.noted += 1
             run.mailbox.put(entry_id, bell.payload)
         else:
-            self._spawn(self._forward_one(entry_id, bell.key, bell.payload), f"pool forward {bell.key}")
+            self._chores.start(self._forward_one(entry_id, bell.key, bell.payload), f"forward {bell.key}")
 
     def _hear_stop(self, bell: Bell) -> None:
         run = self.runs.get(bell.key)
@@ -256,7 +257,7 @@ class Tenure:
         """The slot table has changed: hand over what is in slots that this worker has lost."""
         if not self._looking and not self._over:
             self._looking = True
-            self._spawn(self._look_at_table(), f"pool worker {self.worker} table")
+            self._chores.start(self._look_at_table(), "table")
 
     async def _look_at_table(self) -> None:
         try:
@@ -281,7 +282,7 @@ class Tenure:
         """Bells may have been lost with the server's memory: compare the records with what runs here."""
         if not self._over:
             self._around.tasks.audit()
-            self._spawn(self._reconcile(), f"pool worker {self.worker} reconcile")
+            self._chores.start(self._reconcile(), "reconcile")
             self.look_at_table()
 
     async def _reconcile(self) -> None:
@@ -342,8 +343,7 @@ class Tenure:
         self._over = True
         self._around.inbox.close(self._mail)
         self._lives.cancel_releases()
-        for task in tuple(self._tasks):
-            task.cancel()
+        self._chores.cancel()
 
     # --- looking after ------------------------------------------------------------------------------------------
 
@@ -359,7 +359,7 @@ class Tenure:
             for run in [run for run in self._lives.blemished if run.state is RunState.RUNNING]:
                 if now_s - run.started_s >= run.kind.crashes_reset_s:
                     self._lives.blemished.discard(run)
-                    self._spawn(self._reset_crashes(run), f"pool reset {run.key}")
+                    self._chores.start(self._reset_crashes(run), f"reset {run.key}")
 
     def _overdue(self, run: Run) -> None:
         if run.state is not RunState.ENDING:
@@ -388,7 +388,7 @@ class Tenure:
         if self.leaving:
             self._handover.add((run,))
         else:
-            self._spawn(self._move({run.slot}), f"pool move {run.key}")
+            self._chores.start(self._move({run.slot}), f"move {run.key}")
 
     def stays(self, run: Run) -> None:
         """Its hand-over has ended here."""
@@ -398,7 +398,7 @@ class Tenure:
         """The job is another worker's: so are the notifications that came for it."""
         waiting = run.mailbox.empty()
         if answer is Answer.FENCED and waiting:
-            self._spawn(self._forward_all(run.key, waiting), f"pool forward {run.key}")
+            self._chores.start(self._forward_all(run.key, waiting), f"forward {run.key}")
         else:
             self._mail.done([entry_id for entry_id, _ in waiting])
 
@@ -419,15 +419,3 @@ class Tenure:
         except FlottaError:
             self._log.debug("a notification came too late", job=key)
         self._mail.done([entry_id])
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._reap)
-        return task
-
-    def _reap(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, LeaseOver):
-            self._log.error("a pool worker's own step failed", worker=self.worker, step=task.get_name(), exc_info=error)

@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple, TypeVar, final
 import structlog
 
 from flotta.errors import Closed, ConfigError, JobExists, NoWorkers, PoolShutdown, QueueFull, RedisError
+from flotta.pool.jobs.runs import CRASHES_MAX
 from flotta.pool.jobs.states import StopAnswer
 from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import check_key, check_name
@@ -31,7 +32,7 @@ from flotta.pool.schedules.clock import SERVER_CLOCK, Clock
 from flotta.pool.schedules.ticker import Ticker
 from flotta.redis import Link
 
-__all__ = ["Plan", "PlannedJob", "Producer", "Schedule", "ScheduleStop"]
+__all__ = ["Plan", "PlannedJob", "Producer", "Schedule", "ScheduleStop", "job_of_pair"]
 
 T = TypeVar("T")
 
@@ -322,3 +323,14 @@ class Schedule:
 def _steps(items: Sequence[T]) -> Iterator[Sequence[T]]:
     for first in range(0, len(items), _STEP):
         yield items[first : first + _STEP]
+
+
+def job_of_pair(wanted: Any) -> PlannedJob:
+    """A job of a plan without declared functions: ``key -> payload``, or a job that says everything itself."""
+    if isinstance(wanted, PlannedJob):
+        return wanted
+    try:
+        key, payload = wanted
+    except (TypeError, ValueError):
+        raise ConfigError("plan", wanted, "a mapping of keys to payloads", source="schedule") from None
+    return PlannedJob(key, "", payload, CRASHES_MAX)
