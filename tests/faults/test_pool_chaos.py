@@ -57,7 +57,8 @@ async def test_nothing_is_lost_doubled_or_written_by_a_zombie(
         process="",
         ttl_s=TTL_S,
         every_s=1.0 if JOBS < 500 else 5.0,
-        options={"close_timeout_s": 10.0, "handover_timeout_s": 5.0},
+        # Fewer places in the queue than dispatchers: some are refused, and may never run.
+        options={"close_timeout_s": 10.0, "handover_timeout_s": 5.0, "queue_max_per_worker": 8},
     )
     began_s = time.monotonic()
     async with (
