@@ -7,10 +7,10 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from flotta.pool import Backoff, Job, Node, StopReason, WorkerInfo, WorkerPool
+from flotta.pool import Backoff, Job, JobHandle, Node, StopReason, WorkerInfo, WorkerPool
 from flotta.pool.jobs.records import Release
 from flotta.pool.jobs.states import ReleaseAnswer
-from pool_jobs_harness import FAST, joined, until
+from pool_jobs_harness import FAST, Recorder, joined, until
 
 Pool = tuple[WorkerPool, Any]
 
@@ -140,6 +140,24 @@ async def test_a_job_that_does_not_end_in_time_stays_and_holds_nobody_up(valkey_
             await one.stop(key)
             assert scene.twice == []
             scene.over = True
+
+
+async def test_a_job_stays_where_it_is_if_the_new_owner_of_its_slot_does_not_know_its_kind(
+    valkey_url: str, unique: str
+) -> None:
+    scene = Scene()
+    one, unit = scene.pool(unique)
+    async with one.running(valkey_url), joined(unique, valkey_url) as other:
+        for n in range(20):
+            await unit.dispatch(n)
+        assert one.worker is not None
+        both = await other.add_worker(Recorder())  # knows jobs without a kind only
+        assert await other.membership.placed(both.id, 5.0)
+        plain = await other.dispatch_many([(f"plain{n}", b"") for n in range(20)])
+        assert {handle.worker for handle in plain if isinstance(handle, JobHandle)} == {both.id}
+        assert one.stats.moved == 0
+        assert set(scene.runs.values()) == {1}
+        assert len(one.worker.jobs) == 20
 
 
 async def test_a_job_that_waits_after_a_crash_moves_too(valkey_url: str, unique: str) -> None:

@@ -246,6 +246,8 @@ async def test_an_inbox_keeps_only_what_its_jobs_have_not_handled(valkey_url: st
         async with asyncio.timeout(5):
             while await entries() > 2:  # "hold", and the last one of k2: it is done when the next is asked for
                 await asyncio.sleep(0.01)
+        kept = [fields for _, fields in await redis.link.call("XRANGE", inbox, "-", "+")]
+        assert any(b"hold" in fields for fields in kept)  # a worker that takes over gets it
         go_on.set()
         await pool.notify("k1", b"next")
         async with asyncio.timeout(5):
@@ -291,6 +293,28 @@ async def test_a_crash_is_retried_with_the_checkpoint_and_then_dead(valkey_url: 
         assert await redis.link.call("XLEN", pool.node.keys.dead) == 1
         assert pool.stats.failing_keys == (("k1", 3),)
         await job.dispatch(1)  # its key goes on
+
+
+async def test_a_notification_that_was_in_hand_at_a_crash_comes_again_before_the_next(
+    valkey_url: str, unique: str
+) -> None:
+    pool = WorkerPool(unique, options=FAST)
+    seen: list[tuple[bytes, bool]] = []
+
+    @pool.job(key="k{n}", backoff=QUICK)
+    async def job(job: Job[None], n: int) -> None:
+        async for note in job.notifications():
+            assert note is not None
+            seen.append((note.payload, note.redelivered))
+            if note.payload == b"2" and job.crashes == 0:
+                raise RuntimeError("in the middle of it")
+
+    async with pool.running(valkey_url):
+        handle = await job.dispatch(1)
+        for payload in (b"1", b"2", b"3"):
+            await handle.notify(payload)
+        await until(lambda: len(seen) == 4)
+        assert seen == [(b"1", False), (b"2", False), (b"2", True), (b"3", False)]
 
 
 async def test_a_job_that_returns_is_gone(valkey_url: str, unique: str) -> None:
