@@ -67,6 +67,11 @@ class Mail:
         """This entry of the batch that was just handed over stays until it is done."""
         self._kept[entry_id] = None
 
+    def handed_over(self, entries: Iterable[Entry]) -> None:
+        """These were given to the taker: those that it has not kept are done, also behind one that is kept for long."""
+        if self._kept:
+            self._stale += [entry.id for entry in entries if entry.id not in self._kept]
+
     def done(self, entry_ids: Iterable[bytes]) -> None:
         """These are not needed any more. Twice: harmless."""
         for entry_id in entry_ids:
@@ -186,7 +191,9 @@ class Inbox:
             mail = self._mails.get(key.decode())
             if mail is not None and raw:
                 mail.cursor = raw[-1][0]
-                mail.on_entries([Entry(*entry) for entry in raw])
+                entries = [Entry(*entry) for entry in raw]
+                mail.on_entries(entries)
+                mail.handed_over(entries)
                 self.trim_soon()
 
     async def _block(self) -> Any:

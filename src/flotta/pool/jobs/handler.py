@@ -33,8 +33,8 @@ class NotificationHandler(Protocol):
     """What a handler has, too, if it wants notifications."""
 
     async def notify(self, job: Job[Any], payload: bytes) -> None:
-        """One notification; they come one after the other, in order. If it raises, that is logged and counted, and the
-        job goes on."""
+        """One notification; they come one after the other, in order. If it raises, that is logged and the job goes
+        on. Without this method they are dropped."""
 
 
 async def run_handler(handler: Handler, job: Job[Any], logger: Any = None) -> None:
@@ -42,12 +42,10 @@ async def run_handler(handler: Handler, job: Job[Any], logger: Any = None) -> No
     await handler.start(job)
     job.ready()
     try:
-        if isinstance(handler, NotificationHandler):
-            async for note in job.notifications():
-                if note is not None:
-                    await _notify(handler, job, note.payload, logger)
-        else:
-            await asyncio.get_running_loop().create_future()
+        listener = handler if isinstance(handler, NotificationHandler) else None
+        async for note in job.notifications():  # also those that nobody wants: unread, they would fill the inbox
+            if listener is not None and note is not None:
+                await _notify(listener, job, note.payload, logger)
     finally:
         await handler.stop(job)
 

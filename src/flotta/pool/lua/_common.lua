@@ -173,6 +173,26 @@ local function pass_note(key, owner, payload)
   end
 end
 
+-- Notifications that a worker without jobs has not used follow theirs, in order; the rest of its inbox is forgotten.
+-- At most `limit` entries; whether these were all.
+local function forward_notes(worker, limit)
+  local entries = redis.call('XRANGE', INBOX .. worker, '-', '+', 'COUNT', limit)
+  for _, entry in ipairs(entries) do
+    local note = {}
+    for i = 1, #entry[2], 2 do
+      note[entry[2][i]] = entry[2][i + 1]
+    end
+    if note.t == 'note' then
+      local v = redis.call('HMGET', JOB .. note.k, 's', 'o')
+      if v[1] and v[1] ~= 'x' then
+        pass_note(note.k, v[2], note.p)
+      end
+    end
+    redis.call('XDEL', INBOX .. worker, entry[1])
+  end
+  return #entries < tonumber(limit)
+end
+
 -- Gives a record to another owner ('': nobody, it is parked): queued, under a new fencing token, rung. Notifications
 -- that were kept beside it follow the doorbell. Returns the token as text.
 local function requeue_job(key, job, to)

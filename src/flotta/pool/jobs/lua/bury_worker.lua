@@ -3,27 +3,13 @@
 -- KEYS[1] meta   ARGV: worker, how many notifications at most
 -- Returns 'D' (done) | 'M' more notifications: call again | 'J' it still has jobs or tasks | 'L' its lease is valid.
 -- Again: 'D'.
-local worker, limit = ARGV[1], tonumber(ARGV[2])
+local worker, limit = ARGV[1], ARGV[2]
 if is_live(worker) then
   return 'L'
 elseif redis.call('SCARD', OWNED .. worker) + redis.call('SCARD', P .. 'held:' .. worker) > 0 then
   return 'J'
 end
-local entries = redis.call('XRANGE', INBOX .. worker, '-', '+', 'COUNT', limit)
-for _, entry in ipairs(entries) do
-  local note = {}
-  for i = 1, #entry[2], 2 do
-    note[entry[2][i]] = entry[2][i + 1]
-  end
-  if note.t == 'note' then
-    local v = redis.call('HMGET', JOB .. note.k, 's', 'o')
-    if v[1] and v[1] ~= 'x' then
-      pass_note(note.k, v[2], note.p)
-    end
-  end
-  redis.call('XDEL', INBOX .. worker, entry[1])
-end
-if #entries == limit then
+if not forward_notes(worker, limit) then
   return 'M'
 end
 redis.call('UNLINK', OWNED .. worker, P .. 'held:' .. worker, INBOX .. worker)
