@@ -279,7 +279,7 @@ class Faults:
     async def _kill(self) -> None:
         if member := self._victim():
             await self.herd.kill(member)
-            await self.herd.spawn(member.slot, self._any_code())
+            await self.herd.spawn(member.slot, self._code_of(member.slot, self.chance.random() < 0.5))
 
     async def _pause(self) -> None:
         if member := self._victim():
@@ -315,7 +315,8 @@ class Faults:
             member = self.herd.members[slot]
             if member.alive and not member.paused:
                 await self.herd.end(member)
-                await self.herd.spawn(slot, "new" if member.code == "old" else "old")
+                await self.herd.spawn(slot, self._code_of(slot, member.code == "old"))
 
-    def _any_code(self) -> Code:
-        return "old" if self.chance.random() < 0.5 else "new"
+    def _code_of(self, slot: int, new: bool) -> Code:
+        """The version for ``slot``. The first place is never old: what only the new code knows must find a worker."""
+        return "new" if new or slot == 0 else "old"

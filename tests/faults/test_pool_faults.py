@@ -222,24 +222,23 @@ def bell(fields: dict[str, str | bytes]) -> list[str | bytes]:
 # --- clocks and loops ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shift_s", [3_600.0, -3_600.0])
-async def test_a_wrong_wall_clock_changes_nothing(setup: Setup, shift_s: float, tmp_path: Path) -> None:
+async def test_wrong_wall_clocks_change_nothing(setup: Setup, tmp_path: Path) -> None:
     journal = Journal(tmp_path, "driver")
-    async with herd(setup, 2, journal) as workers, Driver.open(setup, journal, seed=1) as driver:
-        wrong = await workers.spawn(2, wall_shift_s=shift_s)
+    async with herd(setup, 1, journal) as workers, Driver.open(setup, journal, seed=1) as driver:
+        wrong = [await workers.spawn(1, wall_shift_s=3_600.0), await workers.spawn(2, wall_shift_s=-3_600.0)]
         for number in range(3 * JOBS):
             await driver.dispatch(number)
-        await until(lambda: open_runs(setup, wrong.name), "the one with the wrong clock works, too")
-        await asyncio.sleep(3 * TTL_S)  # long enough for a lease to end, if its time were judged by that clock
-        history = history_of(setup)
-        assert figures(history).fenced == 0
+        for member in wrong:
+            await until(lambda name=member.name: open_runs(setup, name), "those with the wrong clocks work, too")
+        await asyncio.sleep(3 * TTL_S)  # long enough for a lease to end, if its time were judged by those clocks
+        assert figures(history_of(setup)).fenced == 0
         assert len(open_runs(setup)) == 3 * JOBS
-        had = set(open_runs(setup, wrong.name))
-        await workers.kill(wrong)
-        await until(lambda: had <= set(open_runs(setup)), "its jobs run elsewhere", TTL_S + 2)
+        for member in wrong:
+            had = set(open_runs(setup, member.name))
+            await workers.kill(member)
+            await until(lambda had=had: had <= set(open_runs(setup)), "its jobs run elsewhere", TTL_S + 2, poll_s=0.1)
         journal.say(What.SETTLED)
-        for member in list(workers.members.values())[:2]:
-            assert await workers.end(member) == 0
+        assert await workers.end(workers.members[0]) == 0
     journal.close()
     assert violations(history_of(setup)) == []
 
