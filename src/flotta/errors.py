@@ -637,7 +637,9 @@ class TaskFailed(TaskError):
         self.error_type = error_type
         self.reason = reason
         self.trace = trace
-        super().__init__(pool, id, f"{name} failed after {attempts} attempts: {error_type}: {reason}")
+        super().__init__(
+            pool, id, f"{name} failed after {attempts} attempt{'s' * (attempts != 1)}: {error_type}: {reason}"
+        )
 
 
 class TaskCancelled(TaskError):

@@ -18,6 +18,7 @@ from flotta.pool.schedules.scheduler import Plan, PlannedJob, Schedule, Schedule
 from flotta.pool.schedules.ticker import Tick, Ticker
 from flotta.pool.stats import NodeStats
 from flotta.pool.tasks import (
+    INJECTED,
     Depends,
     Enqueuing,
     PerKey,
@@ -36,6 +37,7 @@ from flotta.pool.worker import Worker, WorkerState
 from flotta.pool.workerpool import WorkerPool
 
 __all__ = [
+    "INJECTED",
     "Backoff",
     "Cron",
     "DeadLetter",

@@ -19,6 +19,7 @@ from flotta.pool.jobs.job import Job
 from flotta.pool.jobs.runs import JobKind
 from flotta.pool.keys import check_name
 from flotta.pool.node import CRASHES_MAX, JobHandle, Node
+from flotta.pool.options import is_number
 from flotta.pool.schedules.scheduler import PlannedJob
 from flotta.pool.signature import Signature
 
@@ -55,15 +56,25 @@ class JobOptions:
 
     def __post_init__(self) -> None:
         ready: Any = self.ready
+        if self.key == "":
+            raise ConfigError(
+                "key", self.key, 'a format string over the parameters, such as "vessel:{mmsi}"', source=_SOURCE
+            )
         if ready not in ("claimed", "explicit"):
             raise ConfigError("ready", self.ready, '"claimed" or "explicit"', source=_SOURCE)
         crashes_max: Any = self.crashes_max
         if not isinstance(crashes_max, int) or isinstance(crashes_max, bool) or crashes_max < 0:
             raise ConfigError("crashes_max", self.crashes_max, "a whole number from 0 on", source=_SOURCE)
-        for name in ("crashes_reset_s", "dispatch_timeout_s"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(name, value, "a finite number of seconds above 0", source=_SOURCE)
+        backoff: Any = self.backoff
+        if not isinstance(backoff, Backoff):
+            raise ConfigError("backoff", backoff, "a Backoff, such as Backoff(first_s=5)", source=_SOURCE)
+        self._check_seconds("crashes_reset_s", self.crashes_reset_s)
+        if self.dispatch_timeout_s is not None:
+            self._check_seconds("dispatch_timeout_s", self.dispatch_timeout_s)
+
+    def _check_seconds(self, name: str, value: float) -> None:
+        if not (is_number(value) and value > 0):
+            raise ConfigError(name, value, "a finite number of seconds above 0", source=_SOURCE)
 
 
 @final
@@ -120,13 +131,14 @@ class DeclaredJob(Generic[P]):
         ``options(dispatch_timeout_s=...)``. Raises what ``Node.dispatch`` raises, ``TypeError`` for arguments that do
         not fit, and ``NotStarted``. Cancelling it is harmless: the job may have been accepted and start.
         """
-        timeout_s: Any = self.options_.dispatch_timeout_s
         if "timeout_s" in kwargs and "timeout_s" not in self.signature.parameters:
-            timeout_s = kwargs.pop("timeout_s")
+            given: Any = kwargs.pop("timeout_s")
+            return await self.options(dispatch_timeout_s=given).dispatch(*args, **kwargs)
         job = self.call(*args, **kwargs)
         return await self._node().dispatch(
-            job.key, job.payload, kind=job.kind, crashes_max=job.crashes_max, timeout_s=timeout_s
-        )
+            job.key, job.payload,
+            kind=job.kind, crashes_max=job.crashes_max, timeout_s=self.options_.dispatch_timeout_s,
+        )  # fmt: skip
 
     def as_kind(self) -> JobKind:
         """How a worker runs it."""

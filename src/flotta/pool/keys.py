@@ -44,7 +44,8 @@ _NAME_RULE: Final = "1 to 100 of the letters A-Z a-z, the digits, '.', '_' and '
 
 def check_name(kind: str, name: str) -> str:
     """``name``, if a pool, worker, node, queue or scheduler (``kind``) may have it. Raises ``InvalidName``."""
-    if _NAME.fullmatch(name) is None:
+    given: object = name
+    if not isinstance(given, str) or _NAME.fullmatch(given) is None:
         raise InvalidName(kind, name, _NAME_RULE)
     return name
 
@@ -53,7 +54,7 @@ def check_key(key: str) -> str:
     """``key``, if a job may have it: any text of 1 to 500 bytes in UTF-8. Raises ``InvalidName``."""
     try:
         length = len(key.encode())
-    except UnicodeEncodeError:
+    except (UnicodeEncodeError, AttributeError):  # the second: no text at all
         length = 0
     if not 0 < length <= KEY_BYTES_MAX:
         raise InvalidName("job key", key, f"any text of 1 to {KEY_BYTES_MAX} bytes in UTF-8")

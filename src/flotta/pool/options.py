@@ -8,9 +8,14 @@ from typing import Any, final
 
 from flotta.errors import ConfigError
 
-__all__ = ["PoolOptions"]
+__all__ = ["PoolOptions", "is_number"]
 
 _SOURCE = "PoolOptions"
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a finite number: what all times and factors must be before they are compared."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @final
@@ -77,6 +82,9 @@ class PoolOptions:
             "dead_max",
         ):
             self._check(name, 0, "a whole number from 1 on", whole=True)
+        client_only: Any = self.client_only
+        if not isinstance(client_only, bool):
+            raise self._wrong("client_only", "True or False")
         if self.worker_ttl_s < 0.5:
             raise self._wrong("worker_ttl_s", "0.5 s or more: it is renewed five times in that time")
 

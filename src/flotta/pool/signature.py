@@ -113,6 +113,10 @@ class Signature:
 
         Raises ``ConfigError`` now if ``text`` is no format string or names a parameter that does not travel.
         """
+        given: Any = text
+        if not isinstance(given, str):
+            example = f"{{{self.parameters[0]}}}" if self.parameters else "main"
+            raise _wrong(self.name, "template", given, f"a format string over its parameters, such as {example!r}")
         for field in self._fields_of(text):
             if field not in self.parameters:
                 known = ", ".join(f"{{{p}}}" for p in self.parameters) or "none: it has no parameters that travel"

@@ -22,11 +22,11 @@ from flotta.pool.schedules.clock import SERVER_CLOCK, Clock
 from flotta.pool.schedules.cron import Cron, Every, Recurrence
 from flotta.pool.schedules.recurring import LATE_MAX_S, Recurring
 from flotta.pool.schedules.scheduler import PlannedJob, Producer
-from flotta.pool.schedules.ticker import Ticker
+from flotta.pool.schedules.ticker import Ticker, to_ms
 from flotta.pool.stats import NodeStats
 from flotta.pool.tasks import PerKey, Rate, Retry, Task, TaskCall, TaskHandle, TaskRegistry
 from flotta.pool.tasks.declaration import RESULT_TTL_S, WORKER_LOSSES_MAX
-from flotta.pool.tasks.registry import EnqueueHook, Middleware
+from flotta.pool.tasks.registry import EnqueueHook, Middleware, TaskDecorator
 from flotta.pool.worker import Worker
 from flotta.redis import Redis
 
@@ -53,6 +53,9 @@ class WorkerPool:
         clock: Clock = SERVER_CLOCK,
     ) -> None:
         self.name = check_name("pool", name)
+        given: Any = options
+        if given is not None and not isinstance(given, PoolOptions):
+            raise ConfigError("options", given, "PoolOptions(...), or None", source="WorkerPool")
         self.options = options or PoolOptions()
         self.service = service
         self._logger = logger
@@ -113,7 +116,7 @@ class WorkerPool:
         result_ttl_s: float | None = RESULT_TTL_S,
         worker_losses_max: int = WORKER_LOSSES_MAX,
         localns: Mapping[str, Any] | None = None,
-    ) -> Any:
+    ) -> TaskDecorator:
         """Declare a function as a short task. See ``TaskRegistry.task``."""
         self._check_declarable()
         return self._registry.task(
@@ -156,6 +159,7 @@ class WorkerPool:
 
         def declare(producer: F) -> F:
             self._check_declarable()
+            to_ms(every_s)
             schedule = check_name("scheduler", name or str(getattr(producer, "__name__", "schedule")))
             self._schedules.append((schedule, every_s, producer))
             return producer
@@ -164,7 +168,10 @@ class WorkerPool:
 
     def _check_declarable(self) -> None:
         if self._worker is not None:
-            raise StateError(f"pool {self.name!r}", "its worker has joined: declare jobs and tasks before")
+            raise StateError(
+                f"pool {self.name!r}",
+                f"the worker of pool {self.name!r} has joined: declare jobs and tasks before that",
+            )
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -242,7 +249,7 @@ class WorkerPool:
         Raises ``StateError`` while it lives.
         """
         if self.started:
-            raise StateError(f"pool {self.name!r}", "it runs: close it first")
+            raise StateError(f"pool {self.name!r}", f"pool {self.name!r} runs: close it first")
         self.options, self._clock = options, clock
         self._node = self._worker = None
         self._closed = False

@@ -8,7 +8,7 @@ refused.
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast, final, overload
 
 import msgspec
 
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "JobPort", "StopReason"]
 
-S = TypeVar("S")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    S = TypeVarWithDefault("S", default=Any)
+else:  # `default=` is Python 3.13's; a bare `Job` is a `Job[Any]` for type checkers all the same
+    S = TypeVar("S")
 
 _encoder: Final = msgspec.msgpack.Encoder()
 
@@ -164,7 +169,11 @@ class Job(Generic[S]):
         it, or a second time, it does nothing."""
         self._port.ready(self.key, self.fence)
 
-    def notifications(self, every_s: float | None = None) -> AsyncIterator[Notification | None]:
+    @overload
+    def notifications(self, every_s: None = None) -> AsyncIterator[Notification]: ...
+    @overload
+    def notifications(self, every_s: float) -> AsyncIterator[Notification | None]: ...
+    def notifications(self, every_s: float | None = None) -> AsyncIterator[Any]:
         """The notifications sent to the job, in order, for ever; and None every ``every_s`` seconds.
 
         One counts as handled when the next is asked for: if the job crashes, moves or dies before, it comes again.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import traceback
 from collections.abc import Awaitable
 from typing import Any, Final, Protocol, final
 
@@ -20,6 +19,7 @@ from flotta.pool.jobs.runs import Run, RunState
 from flotta.pool.jobs.states import Answer, CrashAnswer, ReleaseAnswer
 from flotta.pool.jobs.surroundings import Surroundings
 from flotta.pool.members.heartbeat import Lease
+from flotta.pool.traces import describe_place, exc_info_of
 from flotta.pool.turns import Turns
 from flotta.pool.wire import Bell
 
@@ -198,11 +198,13 @@ class Lives:
         self._counts.crashed += 1
         self._counts.failing.add(run.key)
         reason = _describe(error)
-        self._log.warning("a job crashed", job=run.key, attempt=run.attempt, error=reason, at=_place(error))
+        self._log.warning("a job crashed", job=run.key, attempt=run.attempt, error=reason, at=describe_place(error))
         crash = await self._reports.persist(lambda: self._store.crashed(self._worker, run.key, run.fence, reason))
         if crash.answer is CrashAnswer.DEAD:
             self._counts.dead += 1
-            self._log.error("a job is a dead letter now", job=run.key, crashes=crash.crashes, exc_info=error)
+            self._log.error(
+                "a job is a dead letter now", job=run.key, crashes=crash.crashes, exc_info=exc_info_of(error)
+            )
         if crash.answer is not CrashAnswer.BACKOFF:
             return True
         run.fence, run.crashes = crash.fence, crash.crashes
@@ -288,12 +290,6 @@ def _forget_cancelling() -> None:
     task = asyncio.current_task()
     while task is not None and task.cancelling() > 0:
         task.uncancel()
-
-
-def _place(error: BaseException) -> str:
-    """Where it was raised: a whole traceback for each crash would cost the loop more than the crash."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else ""
 
 
 def _describe(error: BaseException) -> str:

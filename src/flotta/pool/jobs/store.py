@@ -395,6 +395,9 @@ class JobStore:
     # --- refusals ---------------------------------------------------------------------------------------------------
 
     def _check_size(self, what: str, key: str, payload: bytes) -> None:
+        given: object = payload
+        if not isinstance(given, bytes | bytearray | memoryview):
+            raise TypeError(f"the payload of {what} {key!r} must be bytes, not {type(given).__name__}")
         if len(payload) > self.options.payload_bytes_max:
             raise PayloadTooLarge(
                 f"{what} {key!r}", len(payload), self.options.payload_bytes_max, option="payload_bytes_max"

@@ -65,7 +65,7 @@ class Every:
         seconds: Any = self.seconds
         number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
         if not number or not EVERY_S_MIN <= seconds <= EVERY_S_MAX:
-            raise ConfigError("seconds", seconds, f"{EVERY_S_MIN:g} to {EVERY_S_MAX:g}", source="every")
+            raise ConfigError("seconds", seconds, f"{EVERY_S_MIN} to {EVERY_S_MAX:.0f} seconds", source="every")
 
     def __str__(self) -> str:
         return f"every {self.seconds:g} s"

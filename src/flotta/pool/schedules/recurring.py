@@ -56,6 +56,12 @@ class Recurring:
     @classmethod
     def of(cls, task: Task[..., Any], times: Recurrence, *, late_max_s: float | None = LATE_MAX_S) -> Recurring:
         """``task``, called without arguments each time. Raises ``ConfigError`` if it cannot be."""
+        given: Any = task
+        if not isinstance(given, Task):
+            found = getattr(given, "name", None) or getattr(given, "__qualname__", given)
+            raise ConfigError(
+                "task", found, "a declared task: put this decorator above @pool.task()", source=str(times)
+            )
         try:
             task.declaration.signature.encode((), {})
         except TypeError as error:

@@ -28,7 +28,7 @@ from flotta.pool.schedules.clock import SERVER_CLOCK, Clock
 from flotta.pool.scripts import load_script
 from flotta.redis import Effect, Link
 
-__all__ = ["Tick", "Ticker"]
+__all__ = ["Tick", "Ticker", "to_ms"]
 
 _TICK: Final = load_script("schedules", "tick", Effect.CHECKED)
 _SET: Final = load_script("schedules", "tick_set", Effect.CHECKED)
@@ -75,7 +75,7 @@ class Ticker(AsyncIterator[Tick]):
         kind: str = "ticker",
     ) -> None:
         self.name = check_name(kind, name)
-        self._every_ms = _to_ms(every_s)
+        self._every_ms = to_ms(every_s)
         self._first_ms = self._every_ms if first_s is None else round(first_s * 1000)
         self._hold_ms = round(hold_s * 1000)
         self._link = link
@@ -116,7 +116,7 @@ class Ticker(AsyncIterator[Tick]):
     async def change(self, every_s: float) -> None:
         """Give it another interval, on every node: the next tick comes after ``every_s``. Raises ``ConfigError``,
         ``Closed``, ``RedisError``."""
-        every_ms = _to_ms(every_s)
+        every_ms = to_ms(every_s)
         self._check_open()
         self._every_ms = every_ms
         await self._declare(every_ms)
@@ -227,8 +227,9 @@ class Ticker(AsyncIterator[Tick]):
         return f"{self._token}.{attempt}"
 
 
-def _to_ms(every_s: Any) -> int:
+def to_ms(every_s: Any) -> int:
+    """An interval as the scripts take it. Raises ``ConfigError``."""
     number = isinstance(every_s, int | float) and not isinstance(every_s, bool)
     if not number or not EVERY_S_MIN <= every_s <= EVERY_S_MAX:
-        raise ConfigError("every_s", every_s, f"{EVERY_S_MIN:g} to {EVERY_S_MAX:g} seconds", source="ticker")
+        raise ConfigError("every_s", every_s, f"{EVERY_S_MIN} to {EVERY_S_MAX:.0f} seconds", source="ticker")
     return round(float(every_s) * 1000)

@@ -12,12 +12,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 import msgspec
 
 from flotta.errors import ConfigError, InvalidName
 from flotta.pool.keys import check_name
+from flotta.pool.options import is_number
 from flotta.pool.signature import Signature
 from flotta.pool.tasks.context import TaskContext
 from flotta.pool.tasks.depends import Depends, Needs
@@ -26,6 +27,7 @@ from flotta.pool.tasks.records import WorkerOptions
 
 __all__ = ["NOTHING", "CallOptions", "Declaration"]
 
+T = TypeVar("T")
 Fill = Callable[[tuple[Any, ...], Mapping[str, Any]], str]
 RESULT_TTL_S: Final = 600.0
 WORKER_LOSSES_MAX: Final = 3
@@ -55,19 +57,22 @@ class CallOptions:
         """Check every value. Raises ``ConfigError`` and ``InvalidName``."""
         for name in ("delay_s", "timeout_s", "result_ttl_s"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
+            if value is not None and not (is_number(value) and value >= 0):
                 raise ConfigError(name, value, "a finite number of seconds from 0 on", source=_SOURCE)
         if self.delay_s is not None and self.at is not None:
             raise ConfigError("at", self.at, "a delay_s or an at, not both", source=_SOURCE)
         if self.at is not None and self.at.tzinfo is None:
             raise ConfigError("at", self.at, "a time with a time zone", source=_SOURCE)
+        for item in self.headers.items():
+            if not all(isinstance(text, str) for text in item):
+                raise ConfigError("headers", dict([item]), "text -> text", source=_SOURCE)
         if self.priority is not None:
             check_priority(self.priority)
         if self.queue is not None:
             check_name("queue", self.queue)
         for task_id in (*self.after, *(() if self.id is None else (self.id,))):
             if _ID.fullmatch(task_id) is None:
-                raise InvalidName("task", task_id, "1 to 200 printable ASCII characters without space and comma")
+                raise InvalidName("task id", task_id, "1 to 200 printable ASCII characters without space and comma")
 
     def merged(self, changes: Mapping[str, Any]) -> CallOptions:
         """With some of them changed."""
@@ -102,10 +107,10 @@ class Declaration:
         self.name = check_name("task", name or str(getattr(fn, "__name__", "")))
         self.queue = check_name("queue", queue)
         self.priority = check_priority(priority)
-        self.retry = retry
+        self.retry = _of_kind("retry", retry, Retry, "a Retry, such as Retry(5), or None")
         self.timeout_s = timeout_s
-        self.concurrency = concurrency
-        self.rate = rate
+        self.concurrency = _of_kind("concurrency", concurrency, PerKey, 'a PerKey, such as PerKey("{tenant}"), or None')
+        self.rate = _of_kind("rate", rate, Rate, "a Rate, such as Rate(100), or None")
         self.is_async = inspect.iscoroutinefunction(inspect.unwrap(fn)) or inspect.iscoroutinefunction(fn)
         self.signature = Signature.of(fn, skip=(TaskContext, Depends), localns=localns)
         self.needs = Needs(self.name, self.signature.injected, localns)
@@ -114,7 +119,7 @@ class Declaration:
         self.result = self.signature.result
         self._result_ttl_ms = _result_ttl_ms(result_ttl_s)
         self._losses_max = _losses_max(worker_losses_max)
-        if timeout_s is not None and not 0 < timeout_s < math.inf:
+        if timeout_s is not None and not (is_number(timeout_s) and timeout_s > 0):
             raise ConfigError("timeout_s", timeout_s, "a finite number of seconds above 0, or None", source=_SOURCE)
         self._unique = self._template(unique)
         self._key = self._template(concurrency.key if concurrency else None)
@@ -173,15 +178,22 @@ def _result_ttl_ms(ttl_s: float | None) -> int | None:
     """None: what the scripts take for granted; 0: not kept."""
     if ttl_s is None:
         return 0
-    if not 0 <= ttl_s < math.inf:
+    if not (is_number(ttl_s) and ttl_s >= 0):
         raise ConfigError("result_ttl_s", ttl_s, "a finite number of seconds from 0 on, or None", source=_SOURCE)
     return None if ttl_s == RESULT_TTL_S else math.ceil(ttl_s * 1000)
 
 
 def _losses_max(losses_max: int) -> int | None:
-    if losses_max < 0:
+    given: Any = losses_max
+    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
         raise ConfigError("worker_losses_max", losses_max, "a whole number from 0 on", source=_SOURCE)
     return None if losses_max == WORKER_LOSSES_MAX else losses_max
+
+
+def _of_kind(name: str, value: T | None, kind: type[T], allowed: str) -> T | None:
+    if value is not None and not isinstance(value, kind):
+        raise ConfigError(name, value, allowed, source=_SOURCE)
+    return value
 
 
 def _pack(options: dict[str, Any]) -> bytes:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
-import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
@@ -26,6 +25,7 @@ from flotta.pool.tasks.options import Retry
 from flotta.pool.tasks.records import Failure, Fetched, WorkerOptions
 from flotta.pool.tasks.registry import CallNext, Middleware, TaskRegistry
 from flotta.pool.tasks.store import Finished, TaskStore, Verdict
+from flotta.pool.traces import describe_place, exc_info_of, format_trace
 
 __all__ = ["Ending", "Executing", "Run"]
 
@@ -46,7 +46,7 @@ class Ending(Enum):
 class Executing:
     """What all runs of a worker share."""
 
-    __slots__ = ("finished", "payload_bytes_max", "pool", "registry", "store", "threads", "worker")
+    __slots__ = ("finished", "log", "payload_bytes_max", "pool", "registry", "store", "threads", "worker")
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class Executing:
         *,
         threads: Executor,
         payload_bytes_max: int,
+        logger: Any,
     ) -> None:
         self.store = store
         self.pool = store.pool
@@ -65,6 +66,7 @@ class Executing:
         self.finished = finished
         self.threads = threads
         self.payload_bytes_max = payload_bytes_max
+        self.log = logger
 
 
 @final
@@ -219,27 +221,48 @@ class Run:
         return self._on_error(error)  # the task's own: something that it awaited was cancelled
 
     def _on_error(self, error: BaseException) -> Finished:
-        failures = self._fetched.failures + 1
-        failure = self._failure(error).encode()
         if self._ending is Ending.DRAIN:
             return self._ended(Verdict.BACK, b"")
+        pause_s = self._pause_s(error, self._fetched.failures + 1)
+        failure = self._failure(error).encode()
+        if self._ending is None:
+            self._tell(error, pause_s)
+        if pause_s is None:
+            return self._ended(Verdict.FAILED, failure)
+        return self._ended(Verdict.RETRY, failure, pause_s)
+
+    def _pause_s(self, error: BaseException, failures: int) -> float | None:
+        """Seconds until it runs again; None: it does not."""
         if isinstance(error, RetryTask):
             retry = self._declared.retry or _DEFAULT_RETRY
-            if failures <= retry.retries:
-                pause_s = retry.backoff.pause_s(failures, random.random()) if error.after_s is None else error.after_s  # noqa: S311
-                return self._ended(Verdict.RETRY, failure, pause_s)
-        elif isinstance(error, WireError | PayloadTooLarge):
-            return self._ended(Verdict.FAILED, failure)
-        elif self._declared.retry is not None and self._declared.retry.allows(error, failures):
-            pause_s = self._declared.retry.backoff.pause_s(failures, random.random())  # noqa: S311 - jitter, no secret
-            return self._ended(Verdict.RETRY, failure, pause_s)
-        return self._ended(Verdict.FAILED, failure)
+            if failures > retry.retries:
+                return None
+            if error.after_s is not None:
+                return error.after_s
+        else:
+            if isinstance(error, WireError | PayloadTooLarge):
+                return None
+            declared = self._declared.retry
+            if declared is None or not declared.allows(error, failures):
+                return None
+            retry = declared
+        return retry.backoff.pause_s(failures, random.random())  # noqa: S311 - jitter, no secret
+
+    def _tell(self, error: BaseException, pause_s: float | None) -> None:
+        """Log it, unless the task itself asked for another run."""
+        shared = self._shared
+        facts = {"task": self._declared.name, "id": self._fetched.id.decode(), "attempt": self._attempts}
+        if pause_s is None:
+            shared.log.error("a task is a dead letter now", pool=shared.pool, **facts, exc_info=exc_info_of(error))
+        elif not isinstance(error, RetryTask):
+            reason, place = f"{type(error).__name__}: {error}"[:_REASON_CHARS_MAX], describe_place(error)
+            shared.log.warning("a task failed and runs again", pool=shared.pool, **facts, error=reason, at=place)
 
     def _ended(self, verdict: bytes, value: bytes, delay_s: float = 0.0) -> Finished:
         return Finished(self._fetched.id, self._fetched.fence, verdict, value, round(delay_s * 1000))
 
     def _failure(self, error: BaseException) -> Failure:
-        trace = "".join(traceback.format_exception(error))[-_TRACE_CHARS_MAX:]
+        trace = format_trace(error)[-_TRACE_CHARS_MAX:]
         kind = type(error).__qualname__
         return Failure(kind, str(error)[:_REASON_CHARS_MAX], trace, self._attempts, self._declared.name)
 

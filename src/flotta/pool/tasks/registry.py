@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, final, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, final, overload
 
 from flotta.errors import ConfigError, NotStarted
 from flotta.pool.tasks.client import IdSource, TaskClient
@@ -17,7 +17,7 @@ from flotta.pool.tasks.declaration import RESULT_TTL_S, WORKER_LOSSES_MAX, CallO
 from flotta.pool.tasks.options import PerKey, Rate, Retry
 from flotta.pool.tasks.task import Task
 
-__all__ = ["CallNext", "EnqueueHook", "Enqueuing", "Middleware", "TaskRegistry"]
+__all__ = ["CallNext", "EnqueueHook", "Enqueuing", "Middleware", "TaskDecorator", "TaskRegistry"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,12 +38,17 @@ class Enqueuing:
 EnqueueHook = Callable[[Enqueuing], None]
 
 
-class _Decorator:
-    """What ``task(...)`` gives: made to type both kinds of function."""
+@final
+class TaskDecorator:
+    """What ``task(...)`` gives: types both kinds of function, with and without a leading ``TaskContext``."""
 
     def __init__(self, declare: Callable[[Callable[..., Any]], Task[Any, Any]]) -> None:
         self._declare = declare
 
+    @overload
+    def __call__(self, fn: Callable[Concatenate[TaskContext, P], Awaitable[R]]) -> Task[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[Concatenate[TaskContext, P], R]) -> Task[P, R]: ...
     @overload
     def __call__(self, fn: Callable[P, Awaitable[R]]) -> Task[P, R]: ...
     @overload
@@ -79,7 +84,7 @@ class TaskRegistry:
         result_ttl_s: float | None = RESULT_TTL_S,
         worker_losses_max: int = WORKER_LOSSES_MAX,
         localns: Mapping[str, Any] | None = None,
-    ) -> _Decorator:
+    ) -> TaskDecorator:
         """Declare a function as a task: ``async`` ones run in the loop, ``def`` ones in threads.
 
         ``name``: under which it travels (default: the function's; rename the function and give the old name here).
@@ -100,7 +105,7 @@ class TaskRegistry:
             )  # fmt: skip
             return self._add(declared)
 
-        return _Decorator(declare)
+        return TaskDecorator(declare)
 
     def _add(self, declared: Declaration) -> Task[Any, Any]:
         key = declared.name.encode()

@@ -100,8 +100,9 @@ class TaskRunner:
         self._log = logger or structlog.get_logger("flotta.pool")
         self._threads = ThreadPoolExecutor(tasks_max, thread_name_prefix=f"flotta-{store.pool}")
         self._shared = Executing(
-            store, registry, worker, self._take, threads=self._threads, payload_bytes_max=payload_bytes_max
-        )
+            store, registry, worker, self._take,
+            threads=self._threads, payload_bytes_max=payload_bytes_max, logger=self._log,
+        )  # fmt: skip
         self._runs: dict[bytes, Run] = {}
         self._finished: list[Finished] = []
         self._unknown: set[bytes] = set()
