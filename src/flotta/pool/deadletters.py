@@ -130,7 +130,7 @@ class DeadLetters:
         if of_tasks:
             made = await self._tasks.redrive(of_tasks)
             for letter, task in zip(of_tasks, made, strict=True):
-                outcomes[letter] = Redriven.MADE if task else Redriven.GONE
+                outcomes[letter] = Redriven.SHUTDOWN if task is None else Redriven.MADE if task else Redriven.GONE
         return [outcomes[letter] or Redriven.GONE for letter in ids]
 
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar, final
 from flotta.errors import NoResult, PayloadTooLarge, ResultTimeout, TaskCancelled, TaskFailed, WorkerPoolError
 from flotta.pool.tasks.records import Failure, TaskInfo, TaskState
 from flotta.pool.tasks.results import Results
-from flotta.pool.tasks.store import BATCH_MAX, Answer, Item, TaskStore
+from flotta.pool.tasks.store import Answer, Item, TaskStore
 
 __all__ = ["TaskCall", "TaskClient", "TaskHandle"]
 
@@ -125,14 +125,14 @@ class TaskClient:
     async def enqueue_many(self, calls: Iterable[TaskCall[Any]]) -> list[TaskHandle[Any]]:
         """Accept many, in their order, in few round trips.
 
-        Raises as `enqueue` for the first that is refused; the others may have been accepted. Enqueueing the same calls
-        again is safe: they are the same tasks. Cancelling: some may have been accepted.
+        Raises as `enqueue` for the first that is refused; some after it may have been accepted. Enqueueing the same
+        calls again is safe: they are the same tasks. Cancelling: some may have been accepted.
         """
         called = list(calls)
-        items = [self._checked(call) for call in called]
-        chunks = (items[first : first + BATCH_MAX] for first in range(0, len(items), BATCH_MAX))
-        answers = await asyncio.gather(*(self.store.enqueue_batch(chunk) for chunk in chunks))
-        return [self._handle(call, found) for call, found in zip(called, itertools.chain(*answers), strict=True)]
+        answers = await self.store.enqueue_all([self._checked(call) for call in called])
+        handles = [self._handle(call, found) for call, found in zip(called, answers, strict=False)]
+        assert len(handles) == len(called)  # there are fewer answers only behind a refusal, and that has raised
+        return handles
 
     def handle(self, id: str, decoder: ResultDecoder) -> TaskHandle[Any]:  # noqa: A002 - it is its id
         """The handle of a task whose id you know. No I/O."""
@@ -177,10 +177,9 @@ class TaskClient:
 
     def _checked(self, call: TaskCall[Any]) -> Item:
         item = call.send()
-        if len(item.payload) > self._payload_bytes_max:
-            raise PayloadTooLarge(
-                f"task {item.name!r}", len(item.payload), self._payload_bytes_max, option="payload_bytes_max"
-            )
+        size = len(item.payload) + len(item.options)
+        if size > self._payload_bytes_max:
+            raise PayloadTooLarge(f"task {item.name!r}", size, self._payload_bytes_max, option="payload_bytes_max")
         return item
 
     def _value(self, id: str, state: TaskState | None, value: bytes) -> bytes:  # noqa: A002

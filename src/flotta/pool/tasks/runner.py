@@ -34,6 +34,8 @@ _POLL_S: Final = 1.0
 """An idle worker looks again after this time: a ring may have gone to a worker that has just died."""
 _REPORT_MAX: Final = 500
 _REPORT_BYTES_MAX: Final = 4 * 1024 * 1024
+_WANT_MAX: Final = 1000
+"""Tasks in one answer at most: a script may hand no more than some 8,000 values to a command."""
 _RETRY_MIN_S: Final = 0.05
 _RETRY_MAX_S: Final = 1.0
 _ABANDON_S: Final = 1.0
@@ -109,6 +111,8 @@ class TaskRunner:
         self._bell = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._between_turns = asyncio.Event()
+        self._between_turns.set()
         self._alarm: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop
         self._task: asyncio.Task[None] | None = None
@@ -161,11 +165,12 @@ class TaskRunner:
         Raises nothing for a Redis that is gone: others take over when the lease is. Cancelling: as ``fence``."""
         self.stop_taking()
         try:
-            await self._wait_empty(timeout_s)
+            await _wait_for(self._between_turns, min(timeout_s, _ABANDON_S))  # it may bring tasks
+            await _wait_for(self._empty, timeout_s)
             for _ in range(2):  # the second time abandons functions in threads
                 for run in tuple(self._runs.values()):
                     run.cancel(Ending.DRAIN)
-                await self._wait_empty(_ABANDON_S)
+                await _wait_for(self._empty, _ABANDON_S)
             await self._report_rest()
         finally:
             self.fence()
@@ -191,22 +196,32 @@ class TaskRunner:
         while True:
             await self._bell.wait()
             self._bell.clear()
+            self._between_turns.clear()
             try:
                 await self._turn()
                 pause_s = _RETRY_MIN_S
-            except (RedisError, Closed) as error:
-                self.stats.retries += 1
-                if isinstance(error, RedisError) and error.outcome is Outcome.APP:
-                    self._log.error("a turn of tasks was refused", pool=self._store.pool, error=str(error))
+            except Exception as error:  # noqa: BLE001 - also our own bugs: a worker without turns would hold its tasks
+                self._between_turns.set()
+                self._on_failed_turn(error)
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
                 pause_s = min(2 * pause_s, _RETRY_MAX_S)
                 self._bell.set()
+            else:
+                self._between_turns.set()
+
+    def _on_failed_turn(self, error: Exception) -> None:
+        self.stats.retries += 1
+        if isinstance(error, RedisError) and error.outcome is Outcome.APP:
+            self._log.error("a turn of tasks was refused", pool=self._store.pool, error=str(error))
+        elif not isinstance(error, RedisError | Closed):
+            self._must_audit = True
+            self._log.error("a turn of tasks has failed", pool=self._store.pool, exc_info=error)
 
     async def _turn(self) -> None:
         if self._must_audit or self._loop.time() >= self._next_audit_s:
             await self._audit()
         reported = self._reportable()
-        want = self._tasks_max - len(self._runs) if self._taking else 0
+        want = min(self._tasks_max - len(self._runs), _WANT_MAX) if self._taking else 0
         if not reported and want <= 0:
             return
         try:
@@ -227,9 +242,11 @@ class TaskRunner:
             return
         for fetched in turn.tasks:
             self._begin(fetched)
-        if self._finished or (turn.more and len(turn.tasks) < want):
+        is_short = len(turn.tasks) < want
+        may_be_more = turn.more if is_short else want > 0 and len(self._runs) < self._tasks_max
+        if self._finished or may_be_more:
             self._bell.set()
-        elif self._taking and len(turn.tasks) < want:
+        elif self._taking and is_short:
             self._ring_in(_POLL_S * random.uniform(0.8, 1.2) if turn.next_due_ms < 0 else turn.next_due_ms / 1000)  # noqa: S311
 
     def _ring_in(self, delay_s: float) -> None:
@@ -306,7 +323,8 @@ class TaskRunner:
 
     async def _audit(self) -> None:
         """Between two turns: what runs here by the records, and what really does."""
-        tasks, cancelled = await self._store.held(self.worker)
+        known = frozenset(self._runs)  # of these only the fence comes back
+        tasks, cancelled = await self._store.held(self.worker, known)
         self._must_audit = False
         self._next_audit_s = self._loop.time() + self._audit_s
         reported = {run.fence for run in self._finished}
@@ -316,19 +334,12 @@ class TaskRunner:
                 self.stats.refused += 1
                 run.cancel(Ending.FENCED)
         for task in tasks:
-            if task.fence not in self._runs and task.fence not in reported:
+            if task.fence not in known and task.fence not in reported:
                 self.stats.recovered += 1
                 self._begin(task)
         for fence in cancelled:
             if fence in self._runs:
                 self._runs[fence].cancel(Ending.CANCELLED)
-
-    async def _wait_empty(self, timeout_s: float) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._empty.wait()
-        except TimeoutError:
-            return
 
     async def _report_rest(self) -> None:
         """The last reports, and no more rings."""
@@ -344,3 +355,11 @@ class TaskRunner:
                 await self._store.leave_idle(self.worker)
         except (FlottaError, TimeoutError) as error:
             self._log.warning("a worker could not give its tasks back", worker=self.worker, error=str(error))
+
+
+async def _wait_for(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -8,7 +8,8 @@ decoding is the caller's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, final
 
 from flotta.errors import AmbiguousOutcome, NoResult, PoolShutdown, QueueFull, WorkerPoolError
@@ -25,6 +26,8 @@ BATCH_MAX: Final = 256
 """Tasks in one script at most: it holds the server for a few milliseconds then."""
 HELD_FIELDS: Final = 8
 _BATCH_BYTES_MAX: Final = 512 * 1024
+_BATCHES_MAX: Final = 8
+"""Batches of one ``enqueue_all`` under way at a time."""
 
 
 Answer = str | WorkerPoolError | None
@@ -129,6 +132,24 @@ class TaskStore:
             )
         return self._answers(reply, items)
 
+    async def enqueue_all(self, items: Sequence[Item]) -> list[Answer]:
+        """Accept any number in their order, a few batches at a time. Answers are those of `enqueue_batch`; after a
+        refusal no further batches are sent, and there are fewer answers than items.
+
+        Raises what `enqueue_batch` raises; nothing is on its way then. Cancelling: some may have been accepted.
+        """
+        answers: list[Answer] = []
+        batches = _batches(items)
+        while group := list(itertools.islice(batches, _BATCHES_MAX)):
+            found = await asyncio.gather(*map(self.enqueue_batch, group), return_exceptions=True)
+            for answer in found:
+                if isinstance(answer, BaseException):
+                    raise answer
+                answers += answer
+            if any(isinstance(answer, WorkerPoolError) for answer in answers[-sum(map(len, group)) :]):
+                break
+        return answers
+
     def _answers(self, reply: list[Any], items: Sequence[Item]) -> list[Answer]:
         if reply[0] == b"SHUTDOWN":
             raise PoolShutdown(self.pool)
@@ -161,9 +182,10 @@ class TaskStore:
         live, next_due_ms, more, refused, tasks = await scripts.TURN(self._link, keys=self._meta, args=args)
         return Turn(live == 1, next_due_ms, more == 1, refused, parse_fetched(tasks))
 
-    async def held(self, worker: str) -> tuple[list[Fetched], set[bytes]]:
-        """What ``worker`` runs by the records, and the fences of those that should be cancelled."""
-        flat = await scripts.HELD(self._link, keys=self._meta, args=(worker,))
+    async def held(self, worker: str, known: Iterable[bytes] = ()) -> tuple[list[Fetched], set[bytes]]:
+        """What ``worker`` runs by the records, and the fences of those that should be cancelled. Of those whose fences
+        are ``known`` only id and fence are told."""
+        flat = await scripts.HELD(self._link, keys=self._meta, args=(worker, *known))
         tasks = parse_fetched(flat, HELD_FIELDS)
         return tasks, {task.fence for task, mark in zip(tasks, flat[7::HELD_FIELDS], strict=True) if mark}
 
@@ -202,13 +224,27 @@ class TaskStore:
 
     # --- all of them --------------------------------------------------------------------------------------------
 
-    async def redrive(self, entries: Sequence[str]) -> list[str]:
-        """Make tasks of these dead letters again; the id of each, empty for one that is gone or a job's."""
+    async def redrive(self, entries: Sequence[str]) -> list[str | None]:
+        """Make tasks of these dead letters again; the id of each, empty for one that is gone or a job's, None for one
+        that stays because the pool shuts down."""
         made = await scripts.REDRIVE(self._link, keys=self._meta, args=tuple(entries))
-        return [task_id.decode() for task_id in made]
+        return [None if task_id is None else task_id.decode() for task_id in made]
 
     async def totals(self) -> Mapping[str, int]:
         """Counters of the whole pool since its data began: ``waiting`` (now), ``enqueued``, ``done``, ``failed``,
         ``cancelled``, ``retried``, ``lost`` (taken back from dead workers), ``redriven``."""
         raw = await self._link.call("HGETALL", f"{self._keys.prefix}tasks")
         return {name.decode(): int(value) for name, value in raw.items() if name != b"seq"}
+
+
+def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """As many as one script may take."""
+    first = size = 0
+    for number, item in enumerate(items):
+        item_bytes = len(item.payload) + len(item.options)
+        if number > first and (number - first == BATCH_MAX or size + item_bytes > _BATCH_BYTES_MAX):
+            yield items[first:number]
+            first, size = number, 0
+        size += item_bytes
+    if first < len(items):
+        yield items[first:]

@@ -125,8 +125,17 @@ end
 
 -- The generic cell rate algorithm (ITU-T I.371), by the server's clock, in microseconds. Reserves the next run for
 -- `spec` = "<interval>:<burst>:<key>" and returns from when on it may be. The set holds theoretical arrival times;
--- one that has passed says no more than a missing one, and is swept with the due tasks.
+-- one that has passed says no more than a missing one, and is swept here and with the due tasks.
+local rates_swept = false
+local function sweep_rates()
+  if not rates_swept then
+    rates_swept = true
+    redis.call('ZREMRANGEBYSCORE', RATE, '-inf', int(now_us()))
+  end
+end
+
 local function reserve(spec)
+  sweep_rates()
   local interval, burst, key = string.match(spec, '^(%d+):(%d+):(.*)$')
   interval = tonumber(interval)
   local now = now_us()
@@ -307,7 +316,7 @@ local function pump(limit)
     return 0
   end
   redis.call('ZREM', DUE, unpack(ids))
-  redis.call('ZREMRANGEBYSCORE', RATE, '-inf', int(now_us()))
+  sweep_rates()
   for _, id in ipairs(ids) do
     local t = load_task(id)
     if t and t.s == 'due' then

@@ -1,6 +1,8 @@
 -- Makes tasks of dead letters again, with all their attempts. ARGV: entry ids. Entries of jobs are left alone.
--- Returns, for each entry, the task's id, or '' (no such entry, or a job). One whose id or unique value has a task that
--- has not ended keeps that one: the entry goes. A second run finds nothing left to do.
+-- Returns, for each entry, the task's id, '' (no such entry, or a job) or nil (the pool shuts down: the entry stays).
+-- One whose id or unique value has a task that has not ended keeps that one: the entry goes. A second run finds nothing
+-- left to do.
+local shutdown = redis.call('HEXISTS', META, 'shutdown') == 1
 local made = {}
 local OPTIONS = {'k', 'y', 'r', 'j'}
 for i, entry in ipairs(ARGV) do
@@ -11,7 +13,9 @@ for i, entry in ipairs(ARGV) do
     for at = 1, #found[2], 2 do
       f[found[2][at]] = found[2][at + 1]
     end
-    if f.kind == 'task' then
+    if f.kind == 'task' and shutdown then
+      made[i] = false
+    elseif f.kind == 'task' then
       made[i] = f.key
       redis.call('XDEL', DEAD, entry)
       local state = redis.call('HGET', TASK .. f.key, 's')
