@@ -12,22 +12,28 @@ from typing import Final, final
 
 import msgspec
 
-from flotta.errors import Fenced, StateError
+from flotta.errors import ConfigError, Fenced, StateError
+from flotta.pool.options import is_number
 from flotta.pool.tasks.records import Progress
 
 __all__ = ["RetryTask", "TaskContext"]
 
 _PROGRESS_WAIT_S: Final = 30.0
+_AFTER_S_MAX: Final = 10 * 366 * 24 * 3600.0
 
 
 @final
 class RetryTask(Exception):
     """Raise it in a task to run it again: after ``after_s`` seconds, or after the pause of its ``Retry``.
 
-    It uses up a retry (of 3 if the task has no ``Retry``), whatever the types of ``Retry.on``.
+    It uses up a retry (of 3 if the task has no ``Retry``), whatever the types of ``Retry.on``. Raises ``ConfigError``
+    for an ``after_s`` that makes no sense.
     """
 
     def __init__(self, after_s: float | None = None, reason: str = "asked for") -> None:
+        if after_s is not None and not (is_number(after_s) and 0 <= after_s <= _AFTER_S_MAX):
+            allowed = f"seconds from 0 to {_AFTER_S_MAX:.0f}, or None"
+            raise ConfigError("after_s", after_s, allowed, source="RetryTask")
         self.after_s = after_s
         super().__init__(reason)
 
@@ -75,7 +81,10 @@ class TaskContext:
         return make()
 
     async def progress(self, fraction: float, text: str = "") -> None:
-        """Let everybody see how far the task is (0 to 1). Raises ``Fenced`` if it is not this run's any more."""
+        """Let everybody see how far the task is (0 to 1). Raises ``Fenced`` if it is not this run's any more,
+        ``ConfigError`` for a fraction that is no number, and what ``Link.call`` raises."""
+        if not is_number(fraction):
+            raise ConfigError("fraction", fraction, "a finite number", source="progress")
         answer = await self._report(msgspec.msgpack.encode(Progress(fraction, text)))
         if answer == 0:
             raise Fenced(self.pool, self.id, self.fence)

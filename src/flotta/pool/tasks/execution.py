@@ -5,11 +5,13 @@ Owns how a run ends. Invariants:
 * Every run that is not abandoned has one verdict; one that was fenced off has none.
 * A run that is cancelled because its worker stops is given back: that is no failure, and no attempt.
 * A function in a thread cannot be stopped: it is told (``context.cancelled``), and its outcome counts when it comes.
+* Whatever a function raises ends its run and nothing else: also ``SystemExit``, also what cannot be printed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import random
 from collections.abc import Callable, Mapping
@@ -18,7 +20,7 @@ from contextlib import AsyncExitStack
 from enum import Enum
 from typing import Any, Final, final
 
-from flotta.errors import PayloadTooLarge, WireError
+from flotta.errors import PayloadTooLarge
 from flotta.pool.tasks.context import CURRENT, RetryTask, TaskContext
 from flotta.pool.tasks.declaration import Declaration
 from flotta.pool.tasks.options import Retry
@@ -73,7 +75,7 @@ class Executing:
 class Run:
     """One run. ``execute`` is its whole life; ``cancel`` ends it early."""
 
-    __slots__ = ("_context", "_declared", "_ending", "_fetched", "_options", "_shared", "_task")
+    __slots__ = ("_begun", "_context", "_declared", "_ending", "_fetched", "_options", "_shared", "_task")
 
     def __init__(self, shared: Executing, declared: Declaration, fetched: Fetched) -> None:
         self._shared = shared
@@ -82,6 +84,7 @@ class Run:
         self._options: WorkerOptions | None = None
         self._context: TaskContext | None = None
         self._ending: Ending | None = None
+        self._begun = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -94,12 +97,15 @@ class Run:
         self._task = loop.create_task(self._execute(), name=self._declared.name)
 
     def cancel(self, ending: Ending) -> None:
-        """End it. A second time, a function in a thread is abandoned. FENCED is final: nothing is reported."""
+        """End it. FENCED is final: nothing is reported. CANCELLED again: no change. Else, a second time, a function in
+        a thread is abandoned."""
+        if ending is Ending.CANCELLED and self._ending is not None:
+            return
         if self._ending is not Ending.FENCED:
             self._ending = ending
         if self._context is not None:
             self._context.cancelled = True
-        if self._task is not None:
+        if self._task is not None and self._begun:  # a task that is cancelled before its first step never runs at all
             self._task.cancel()
 
     def context(self) -> TaskContext:
@@ -133,21 +139,34 @@ class Run:
         """One path for the plain case (an ``async`` function and its arguments), because that is most of the time."""
         declared, fetched, shared = self._declared, self._fetched, self._shared
         finished: Finished | None = None
+        is_functions = False  # whether what is raised comes from the function, not from what travels
+        self._begun = True
         try:
+            self._check_ending()
             CURRENT.set(self.context)
             arguments = declared.signature.decode(fetched.payload)
             if declared.is_plain and not fetched.options and not shared.registry.middleware:
+                is_functions = True
                 value = await declared.fn(**arguments)
             else:
-                value = await self._call(arguments)
+                options = self._worker_options()
+                is_functions = True
+                value = await self._call(arguments, options.timeout_s)
+            is_functions = False
             data = self._encode(value)
             finished = Finished(fetched.id, fetched.fence, Verdict.DONE, data, 0)
         except asyncio.CancelledError as error:
             finished = self._on_cancelled(error)
-        except Exception as error:  # noqa: BLE001 - a task may raise anything; it is reported
-            finished = self._on_error(error)
+        except (KeyboardInterrupt, GeneratorExit):  # this process ends: others take over
+            raise
+        except BaseException as error:  # noqa: BLE001 - a task may raise anything; it is reported
+            finished = self._on_error(error, may_retry=is_functions)
         finally:
             shared.finished(self, None if self._ending is Ending.FENCED else finished)
+
+    def _check_ending(self) -> None:
+        if self._ending is not None:
+            raise asyncio.CancelledError
 
     def _encode(self, value: object) -> bytes:
         data = self._declared.result.encode(value)
@@ -156,8 +175,7 @@ class Run:
             raise PayloadTooLarge(what, len(data), self._shared.payload_bytes_max, option="payload_bytes_max")
         return data
 
-    async def _call(self, arguments: Mapping[str, Any]) -> Any:
-        timeout_s = self._worker_options().timeout_s
+    async def _call(self, arguments: Mapping[str, Any], timeout_s: float | None) -> Any:
         if timeout_s is None:
             timeout_s = self._declared.timeout_s
         if not timeout_s:
@@ -181,13 +199,13 @@ class Run:
         declared = self._declared
         if not declared.needs:
             return await self._invoke(arguments)
-        raised: Exception | None = None
+        raised: BaseException | None = None
         value: Any = None
         async with AsyncExitStack() as stack:
-            provided = await declared.needs.provide(stack, self.context())
             try:
+                provided = await declared.needs.provide(stack, self.context())
                 value = await self._invoke({**arguments, **provided})
-            except Exception as error:
+            except BaseException as error:
                 raised = error
                 raise
         if raised is not None:  # a generator swallowed it
@@ -199,10 +217,15 @@ class Run:
         if declared.is_async:
             return await declared.fn(**arguments)
         self.context()  # made here: it belongs to the loop
-        call = contextvars.copy_context().run
-        thread = asyncio.get_running_loop().run_in_executor(
-            self._shared.threads, lambda: call(declared.fn, **arguments)
-        )
+        run_in_context = contextvars.copy_context().run
+
+        def call() -> Any:
+            try:
+                return run_in_context(declared.fn, **arguments)
+            except StopIteration as error:  # no future can hold it: who waits for it would wait for ever
+                raise RuntimeError("the function raised StopIteration") from error
+
+        thread = asyncio.get_running_loop().run_in_executor(self._shared.threads, call)
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
@@ -218,15 +241,16 @@ class Run:
             return self._ended(Verdict.CANCELLED, b"")
         if self._ending is Ending.DRAIN:
             return self._ended(Verdict.BACK, b"")
-        return self._on_error(error)  # the task's own: something that it awaited was cancelled
+        return self._on_error(error, may_retry=True)  # the task's own: something that it awaited was cancelled
 
-    def _on_error(self, error: BaseException) -> Finished:
+    def _on_error(self, error: BaseException, *, may_retry: bool) -> Finished:
         if self._ending is Ending.DRAIN:
             return self._ended(Verdict.BACK, b"")
-        pause_s = self._pause_s(error, self._fetched.failures + 1)
+        pause_s = self._pause_s(error, self._fetched.failures + 1) if may_retry else None
         failure = self._failure(error).encode()
         if self._ending is None:
-            self._tell(error, pause_s)
+            with contextlib.suppress(Exception):  # a logger that cannot print it must not cost the task its verdict
+                self._tell(error, pause_s)
         if pause_s is None:
             return self._ended(Verdict.FAILED, failure)
         return self._ended(Verdict.RETRY, failure, pause_s)
@@ -240,8 +264,6 @@ class Run:
             if error.after_s is not None:
                 return error.after_s
         else:
-            if isinstance(error, WireError | PayloadTooLarge):
-                return None
             declared = self._declared.retry
             if declared is None or not declared.allows(error, failures):
                 return None
@@ -252,19 +274,39 @@ class Run:
         """Log it, unless the task itself asked for another run."""
         shared = self._shared
         facts = {"task": self._declared.name, "id": self._fetched.id.decode(), "attempt": self._attempts}
-        if pause_s is None:
-            shared.log.error("a task is a dead letter now", pool=shared.pool, **facts, exc_info=exc_info_of(error))
-        elif not isinstance(error, RetryTask):
-            reason, place = f"{type(error).__name__}: {error}"[:_REASON_CHARS_MAX], describe_place(error)
+        if pause_s is not None and isinstance(error, RetryTask):
+            return
+        reason = f"{type(error).__name__}: {_say(error)}"
+        if pause_s is not None:
+            place = describe_place(error)
             shared.log.warning("a task failed and runs again", pool=shared.pool, **facts, error=reason, at=place)
+        elif len(reason) < _REASON_CHARS_MAX:
+            shared.log.error("a task is a dead letter now", pool=shared.pool, **facts, exc_info=exc_info_of(error))
+        else:  # to print megabytes would hold up the loop
+            place = describe_place(error)
+            shared.log.error("a task is a dead letter now", pool=shared.pool, **facts, error=reason, at=place)
 
     def _ended(self, verdict: bytes, value: bytes, delay_s: float = 0.0) -> Finished:
         return Finished(self._fetched.id, self._fetched.fence, verdict, value, round(delay_s * 1000))
 
     def _failure(self, error: BaseException) -> Failure:
-        trace = format_trace(error)[-_TRACE_CHARS_MAX:]
+        trace = _encodable(format_trace(error)[-_TRACE_CHARS_MAX:])
         kind = type(error).__qualname__
-        return Failure(kind, str(error)[:_REASON_CHARS_MAX], trace, self._attempts, self._declared.name)
+        return Failure(kind, _say(error), trace, self._attempts, self._declared.name)
+
+
+def _say(error: BaseException) -> str:
+    """Its text, cut; one whose text cannot be made says so."""
+    try:
+        text = str(error)
+    except Exception as second:  # noqa: BLE001 - a user's __str__
+        text = f"its text cannot be made: {type(second).__name__}"
+    return _encodable(text[:_REASON_CHARS_MAX])
+
+
+def _encodable(text: str) -> str:
+    """File names that are no UTF-8 bring lone surrogates with them, which do not travel."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _around(middleware: Middleware, context: TaskContext, call_next: CallNext) -> CallNext:

@@ -33,6 +33,7 @@ class Results:
         self._waiters: dict[str, set[asyncio.Future[Ended]]] = {}
         self._asking: Turns[str, Ended] = Turns(self._ask, name=f"pool {store.pool} results", items_max=_ASKED_MAX)
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     async def ended(self, id: str) -> Ended:  # noqa: A002 - it is its id
         """State and value of a task once it has ended; at once if nothing is known of it.
@@ -40,6 +41,8 @@ class Results:
         Waits as long as it takes. Raises ``Closed``, and what ``Link.call`` raises for the first question. Cancelling
         is harmless.
         """
+        if self._closed:
+            raise Closed(f"pool {self._store.pool!r}")
         future: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
         waiters = self._waiters.setdefault(id, set())  # before asking: the doorbell may be quicker than the answer
         waiters.add(future)
@@ -70,6 +73,7 @@ class Results:
 
     async def aclose(self) -> None:
         """End every wait: it raises ``Closed``. Again: harmless."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         for waiters in self._waiters.values():
