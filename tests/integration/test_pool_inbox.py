@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from flotta.pool import Job, WorkerPool
 from flotta.redis import Redis
@@ -69,6 +70,33 @@ async def test_a_notification_in_the_inbox_of_a_worker_that_leaves_follows_its_j
         await until(lambda: len(one.keys("noted")) + len(two.keys("noted")) >= 250)
         noted = one.details("noted", "k") + two.details("noted", "k")
         assert sorted(int(payload) for payload in noted) == list(range(250))
+
+
+async def test_a_node_that_was_taken_for_gone_asks_the_records_for_what_its_replies_would_have_said(
+    valkey_url: str, unique: str, redis: Redis
+) -> None:
+    slow = Recorder()
+    may_end = asyncio.Event()
+
+    async def stop(job: Job[Any]) -> None:
+        await may_end.wait()
+
+    slow.stop = stop  # type: ignore[method-assign]
+    async with joined(unique, valkey_url) as node, joined(unique, valkey_url, stop_timeout_s=60.0) as client:
+        await node.add_worker(slow)
+        await client.dispatch("k")
+        stopping = asyncio.create_task(client.stop("k"))
+        async with asyncio.timeout(5):
+            while (info := await node.job_info("k")) is None or info.state.value != "stopping":
+                await asyncio.sleep(0.005)
+        await redis.link.call("UNLINK", client.keys.replies(client.id))
+        may_end.set()
+        async with asyncio.timeout(5):
+            while await node.job_info("k") is not None:
+                await asyncio.sleep(0.005)
+        await redis.link.call("ZREM", client.keys.nodes, client.id)
+        async with asyncio.timeout(5):
+            await stopping
 
 
 def _info(node: str):  # type: ignore[no-untyped-def]

@@ -383,9 +383,10 @@ async def test_a_cancelled_caller_changes_nothing_for_the_job(valkey_url: str, u
 async def test_many_jobs_are_dispatched_with_one_answer_each(valkey_url: str, unique: str) -> None:
     async with joined(unique, valkey_url) as node:
         await node.add_worker(Recorder())
-        outcomes = await node.dispatch_many([("a", b""), ("b", b"bad"), ("a", b""), ("", b""), ("c", b"")])
-        kinds = [type(outcome) for outcome in outcomes]
-        assert kinds == [JobHandle, StartFailed, JobExists, InvalidName, JobHandle]
+        large = b"x" * (FAST.payload_bytes_max + 1)
+        jobs = [("a", b""), ("b", b"bad"), ("a", b""), ("", b""), ("large", large), ("c", b"")]
+        kinds = [type(outcome) for outcome in await node.dispatch_many(jobs)]
+        assert kinds == [JobHandle, StartFailed, JobExists, InvalidName, PayloadTooLarge, JobHandle]
 
 
 async def test_what_is_too_large_or_badly_named_never_travels(valkey_url: str, unique: str) -> None:

@@ -25,7 +25,7 @@ from flotta.pool.options import PoolOptions
 from flotta.pool.tasks.store import TaskStore
 from flotta.redis import Link, Redis
 
-__all__ = ["PoolSummary", "PoolView", "PoolWorker", "TaskFigures", "Timer", "find_pools", "list_workers"]
+__all__ = ["PoolSummary", "PoolView", "PoolWorker", "TaskFigures", "Timer", "find_pools", "list_jobs", "list_workers"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SCAN_COUNT: Final = 1_000
@@ -138,6 +138,16 @@ async def list_workers(link: Link, keys: PoolKeys) -> list[PoolWorker]:
         for worker, jobs, tasks in zip(ids, sizes[::2], sizes[1::2], strict=True)
     ]
     return sorted(found, key=lambda worker: (worker.info.since_ms, worker.id))
+
+
+async def list_jobs(link: Link, store: JobStore) -> list[JobInfo]:
+    """All jobs of the pool, in no order; each once, one that moves meanwhile perhaps not at all."""
+    workers = [worker.decode() for worker in await link.call("HKEYS", store.keys.workers)]
+    found: dict[str, JobInfo] = {}
+    for worker in [*workers, ""]:
+        async for info in store.jobs(worker):
+            found[info.key] = info
+    return list(found.values())
 
 
 @final

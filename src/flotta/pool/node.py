@@ -16,21 +16,13 @@ from typing import Any, Self, final
 
 import structlog
 
-from flotta.errors import (
-    Closed,
-    FlottaError,
-    InvalidName,
-    NotRunning,
-    PoolShutdown,
-    RedisError,
-    StateError,
-)
+from flotta.errors import Closed, FlottaError, NotRunning, PoolShutdown, RedisError, StateError
 from flotta.pool.backoff import Backoff
 from flotta.pool.chores import Chores
 from flotta.pool.coordinator import Coordinator
 from flotta.pool.inbox import Entry, Inbox
-from flotta.pool.inspection import PoolWorker, list_workers
-from flotta.pool.jobs.dispatching import Dispatcher, is_refusal
+from flotta.pool.inspection import PoolWorker, list_jobs, list_workers
+from flotta.pool.jobs.dispatching import Dispatcher
 from flotta.pool.jobs.handle import JobHandle
 from flotta.pool.jobs.handler import Handler, run_handler
 from flotta.pool.jobs.peers import Peers
@@ -115,6 +107,7 @@ class Node:
         self._ending = PoolEnding(self.store, redis.link)
         self._is_shutdown = False
         self._stops_the_pool = False
+        self._ended = asyncio.Event()
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -166,17 +159,22 @@ class Node:
             self.coordinator.start()
 
     async def close(self, timeout_s: float | None = None) -> None:
-        """Hand all jobs of this node's workers to others and leave. Again: harmless.
+        """Hand all jobs of this node's workers to others and leave. Again: harmless; it returns when the first has.
 
         Jobs that have not ended after ``timeout_s`` (None: ``close_timeout_s``) were cancelled and are given up: they
         may run elsewhere while they still run here, and ``stats.stuck`` counts them. Raises nothing for a lost
-        connection. Cancelling leaves at once; the other nodes then notice by the worker's time to live.
+        connection. Cancelling leaves at once: every job is cancelled as fenced, and others take over. While the pool is
+        being shut down the end of that is waited for instead, as long.
         """
-        if self._state in (_State.CLOSING, _State.CLOSED):
+        limit_s = self.options.close_timeout_s if timeout_s is None else timeout_s
+        ending = self._shutting_down
+        if not self.closed and ending is not None and ending is not asyncio.current_task():
+            await asyncio.wait({ending}, timeout=limit_s)  # it ends the jobs in order, and closes
+        if self.closed:
+            await self._ended.wait()
             return
         was, self._state = self._state, _State.CLOSING
         self._dispatcher.close(PoolShutdown(self.name) if self._is_shutdown else Closed(f"node of pool {self.name!r}"))
-        limit_s = self.options.close_timeout_s if timeout_s is None else timeout_s
         try:
             await self.timetable.close()
             if was is _State.JOINED:
@@ -247,9 +245,7 @@ class Node:
         queues: Iterable[str] | None = None,
     ) -> Worker:
         """A worker that runs jobs of ``kinds``, by their names, and the tasks of ``registry``. See ``add_worker``."""
-        self._check_open()
-        if self.options.client_only:
-            raise StateError("node", "a client-only node has no workers")
+        self._check_works("workers")
         if self._is_shutdown:
             raise PoolShutdown(self.name)
         around = Surroundings(
@@ -280,6 +276,9 @@ class Node:
             on_change=self.coordinator.poke,
         )
         await worker.join()
+        if self.closed:  # meanwhile
+            await worker.leave(0.0)
+            self._check_open()
         self._workers.append(worker)
         return worker
 
@@ -328,9 +327,7 @@ class Node:
             try:
                 return await self.dispatch(key, payload, kind=kind, crashes_max=crashes_max, timeout_s=timeout_s)
             except FlottaError as error:
-                if isinstance(error, InvalidName) or is_refusal(error):
-                    return error
-                raise
+                return error
 
         return list(await asyncio.gather(*(one(key, payload) for key, payload in jobs)))
 
@@ -357,14 +354,10 @@ class Node:
         self.counts.busy.add(key)
 
     async def jobs(self) -> list[JobInfo]:
-        """All jobs of the pool, as their records say, in no order. It reads every record."""
+        """All jobs of the pool, as their records say, in no order. It reads every record; one that moves meanwhile may
+        be missing."""
         self._check_joined()
-        workers = [worker.decode() for worker in await self.redis.link.call("HKEYS", self.keys.workers)]
-        found: dict[str, JobInfo] = {}
-        for worker in [*workers, ""]:
-            async for info in self.store.jobs(worker):
-                found[info.key] = info
-        return list(found.values())
+        return await list_jobs(self.redis.link, self.store)
 
     async def job_info(self, key: str) -> JobInfo | None:
         """The job ``key`` as its record says; None if there is none."""
@@ -439,6 +432,8 @@ class Node:
     def _on_news(self, news: BeatNews) -> None:
         if news.shutdown is not None:
             self._begin_shutdown()
+        if not news.was_present:  # it was taken for gone: answers may have gone with its replies
+            self._reconcile()
         for worker in self._workers:
             if worker.tenure is not None:
                 worker.tenure.see_epoch(news.epoch)
@@ -473,16 +468,21 @@ class Node:
         await self.close()
 
     async def _end(self) -> None:
-        self._chores.cancel()
-        await self.coordinator.stop()
-        await self.tasks.aclose()
-        await self._inbox.aclose()
-        await self.membership.close()
-        if self._is_shutdown:
-            await self._ending.clear_away(self._stops_the_pool)
-        if self._owns_redis:
-            await self.redis.aclose()
-        self._state = _State.CLOSED
+        try:
+            self._chores.cancel()
+            for worker in self._workers:
+                worker.abandon()
+            await self.coordinator.stop()
+            await self.tasks.aclose()
+            await self._inbox.aclose()
+            await self.membership.close()
+            if self._is_shutdown:
+                await self._ending.clear_away(self._stops_the_pool)
+            if self._owns_redis:
+                await self.redis.aclose()
+        finally:
+            self._state = _State.CLOSED
+            self._ended.set()
 
     def _check_open(self) -> None:
         if self.closed:

@@ -8,12 +8,13 @@ does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Final, final
 
@@ -66,6 +67,7 @@ class Worker:
         self._on_change = on_change
         self._tenure: Tenure | None = None
         self._rejoining: asyncio.Task[None] | None = None
+        self._gone = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"Worker({self.id or self.name!r}, {self.state.value})"
@@ -123,38 +125,53 @@ class Worker:
         """Hand every job over and leave; gives the keys of jobs that have not ended within ``timeout_s``.
 
         Those were cancelled; they are taken back at once and may run elsewhere while they still run here. Again, or
-        without a lease: harmless. Raises nothing for a lost connection.
+        without a lease: harmless; while it leaves already that is waited for. Raises nothing for a lost connection.
+        Cancelled: every job is cancelled as fenced, and the lease ends by its time.
         """
-        was, self.state = self.state, WorkerState.LEAVING
-        if was in (WorkerState.LEAVING, WorkerState.LEFT):
-            return []
-        await self._stop_rejoining()
-        tenure = self._tenure
-        left: list[str] = []
-        if tenure is not None:
-            left = await self._drain(tenure, timeout_s)
-            await self._end(tenure)
-        self.state = WorkerState.LEFT
-        return left
+        return await self._go(timeout_s, self._drain)
 
     async def stop(self, timeout_s: float) -> list[str]:
         """End every job for good (the pool is shutting down) and leave. The rest is as for ``leave``."""
-        was, self.state = self.state, WorkerState.LEAVING
-        if was in (WorkerState.LEAVING, WorkerState.LEFT):
-            return []
-        await self._stop_rejoining()
-        tenure = self._tenure
-        left: list[str] = []
-        if tenure is not None:
-            tenure.stop_all()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await asyncio.gather(tenure.emptied(), self._around.tasks.drain(timeout_s))
-            except TimeoutError:
-                left = [run.key for run in tenure.runs]
-            await self._end(tenure)
+        return await self._go(timeout_s, self._stop_all)
+
+    def abandon(self) -> None:
+        """Cut everything short: the jobs are cancelled as fenced, nobody renews the lease. Again, or after ``leave``:
+        harmless."""
+        tenure, self._tenure = self._tenure, None
         self.state = WorkerState.LEFT
+        if self._rejoining is not None:
+            self._rejoining.cancel()
+        if tenure is not None:
+            tenure.give_up()
+            self._membership.let_go(tenure.worker)
+        self._gone.set()
+
+    async def _go(self, timeout_s: float, empty: Callable[[Tenure, float], Awaitable[list[str]]]) -> list[str]:
+        if self.state in (WorkerState.LEAVING, WorkerState.LEFT):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._gone.wait()
+            return []
+        self.state = WorkerState.LEAVING
+        left: list[str] = []
+        try:
+            await self._stop_rejoining()
+            if self._tenure is not None:
+                tenure = self._tenure
+                left = await empty(tenure, timeout_s)
+                await self._end(tenure)
+        finally:
+            self.abandon()
         return left
+
+    async def _stop_all(self, tenure: Tenure, timeout_s: float) -> list[str]:
+        tenure.stop_all()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(tenure.emptied(), self._around.tasks.drain(timeout_s))
+        except TimeoutError:
+            return [run.key for run in tenure.runs]
+        return []
 
     async def _drain(self, tenure: Tenure, timeout_s: float) -> list[str]:
         loop = asyncio.get_running_loop()
@@ -173,7 +190,7 @@ class Worker:
 
     async def _end(self, tenure: Tenure) -> None:
         self._around.inbox.trim_now()
-        tenure.end()
+        tenure.give_up()
         self._tenure = None
         try:
             await self._membership.left(tenure.worker)
@@ -193,7 +210,7 @@ class Worker:
             try:
                 await self.join()
             except PoolShutdown:
-                self.state = WorkerState.LEFT
+                self.abandon()
             except RedisError as error:
                 self._around.logger.debug("a worker cannot join anew yet", name=self.name, error=str(error))
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret

@@ -17,7 +17,6 @@ from flotta.errors import (
     AmbiguousOutcome,
     Closed,
     DispatchTimeout,
-    JobError,
     NotRunning,
     PoolShutdown,
     RedisError,
@@ -219,8 +218,3 @@ class Dispatcher:
     def _check_open(self) -> None:
         if self._closed is not None:
             raise self._closed
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Whether ``error`` is about one job, so that others of a batch go on."""
-    return isinstance(error, JobError | WorkerPoolError | RedisError)

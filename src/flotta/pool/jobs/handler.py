@@ -7,7 +7,6 @@ returned, whatever ended the job here, also a hand-over; a start that raises is 
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Protocol, runtime_checkable
 
 import structlog

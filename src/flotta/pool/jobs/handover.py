@@ -6,6 +6,7 @@ its time stays, and frees its place; a job is in it at most once.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import final
@@ -30,6 +31,11 @@ class Handover:
     def add(self, runs: Iterable[Run]) -> None:
         """These should move."""
         self._waiting.extend(run for run in runs if run not in self._moving)
+        self._advance()
+
+    def lift_limit(self) -> None:
+        """Time runs out: nobody waits for a turn any more."""
+        self._limit = sys.maxsize
         self._advance()
 
     def ended(self, run: Run) -> None:

@@ -13,6 +13,7 @@ Owns the runs, the bells and what they change; the steps of one run are in ``lif
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, final
 
@@ -61,6 +62,7 @@ class Tenure:
         self._chores = Chores(f"pool worker {self.worker}", around.logger, expected=(LeaseOver,))
         self._looking = False
         self.leaving = False
+        self._stopping_all = False
         self._over = False
         self._on_bell: dict[str, Callable[[Bell], None]] = {
             "start": self._hear_start,
@@ -135,6 +137,8 @@ class Tenure:
         self._start(bell)
 
     def _start(self, bell: Bell) -> None:
+        if self._stopping_all:
+            return  # nobody claims it, so the shutdown drops it
         kind = self._around.kind_of(bell.kind)
         if kind is None:
             self._chores.start(self._lives.decline(bell), f"decline {bell.key}")
@@ -150,6 +154,8 @@ class Tenure:
         if run is not None:
             self._counts.noted += 1
             run.mailbox.put(entry_id, bell.payload)
+        elif self._stopping_all:
+            self._mail.done([entry_id])
         else:
             self._chores.start(self._forward_one(entry_id, bell.key, bell.payload), f"forward {bell.key}")
 
@@ -309,21 +315,28 @@ class Tenure:
             self.stop(run, StopReason.STOP)
 
     def stop_all(self) -> None:
-        """The pool is being shut down: end every job for good."""
+        """The pool is being shut down: end every job for good, and begin none."""
+        self._stopping_all = True
         for run in self.runs:
             self.stop(run, StopReason.SHUTDOWN)
 
     async def hand_over_all(self, timeout_s: float) -> list[str]:
-        """Hand every job over and take no new one; gives the keys of those that have not ended within ``timeout_s``."""
+        """Hand every job over and take no new one; gives the keys of those that have not ended within ``timeout_s``.
+
+        A few at a time in the first half of it, then all that are left: each shall have time to keep its state.
+        """
         self.leaving = True
         self._handover.add(self.runs)
-        if self.runs:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._emptied.wait()
-            except TimeoutError:
-                return [run.key for run in self.runs]
-        return []
+        if not await self._empties(timeout_s / 2):
+            self._handover.lift_limit()
+            await self._empties(timeout_s / 2)
+        return [run.key for run in self.runs]
+
+    async def _empties(self, timeout_s: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.emptied()
+        return not self.runs
 
     async def emptied(self) -> None:
         """Return when no job is here."""
@@ -337,6 +350,19 @@ class Tenure:
         self.end()
         for run in self.runs:
             self.lose(run)
+
+    def give_up(self) -> None:
+        """The worker goes, or is cut short: what still runs here is cancelled, nothing is reported. Again: harmless.
+
+        A job that was told to end and has not yet is left to it; its key is held back in this process until it has.
+        """
+        self._around.tasks.fence()
+        self.end()
+        for run in self.runs:
+            if run.state is RunState.ENDING and run.task is not None:
+                self._around.zombies[run.key] = run.task
+            else:
+                self.lose(run)
 
     def end(self) -> None:
         """Read nothing and report nothing any more. Again: harmless."""

@@ -193,6 +193,10 @@ class Membership:
         self.heartbeat.release(worker)
         return int(await self._run(LEFT, worker))
 
+    def let_go(self, worker: str) -> None:
+        """Renew the lease no more: it is not trusted from now on and ends by its ttl. ``close`` gives it back."""
+        self.heartbeat.release(worker)
+
     # --- the table ------------------------------------------------------------------------------------------------
 
     def table_changed(self) -> None:
