@@ -12,6 +12,8 @@ from flotta.errors import ConfigError
 from flotta.pool.keys import PoolKeys
 from flotta.pool.schedules.cron import Cron, Every, Recurrence
 from flotta.pool.schedules.recurring import Recurring, RecurringTasks
+from flotta.pool.tasks import Enqueuing, TaskRegistry
+from flotta.pool.tasks.records import PRIORITY_STEP
 from flotta.pool.tasks.store import Item
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
@@ -160,6 +162,55 @@ async def test_shutdown_of_the_pool_ends_it(node, redis, unique):
     await clock.advance(60)
     await asyncio.wait_for(running, 5)
     assert await enqueued(redis, unique) == []
+
+
+async def test_hook_that_raises_costs_neither_the_time_nor_the_other_tasks(node, redis, unique):
+    clock, registry, seen = FakeClock(START), TaskRegistry(unique), []
+
+    @registry.task()
+    async def report() -> None: ...
+
+    @registry.on_enqueue
+    def once_wrong(enqueuing: Enqueuing) -> None:
+        seen.append(enqueuing.id)
+        if len(seen) == 1:
+            raise LookupError("no request here")
+
+    node(Recurring.of(report, Every(60)), recurring(Every(60), name="other"), clock=clock)
+    await clock.armed()
+    assert seen == [], "a hook sees what travels, not what is planned"
+    await clock.advance(30)
+    assert await enqueued(redis, unique) == ["00:01"]
+    await clock.advance(2)
+    assert await enqueued(redis, unique) == ["00:01", "00:01"]
+    assert len(set(seen)) == 1
+
+
+async def test_options_of_a_task_hold_when_it_comes_round(node, redis, unique):
+    clock, registry = FakeClock(START), TaskRegistry(unique)
+
+    @registry.task()
+    async def late() -> None: ...
+
+    @registry.task(priority=1)
+    async def urgent() -> None: ...
+
+    node(
+        Recurring.of(late.options(delay_s=3600), Every(60)),
+        Recurring.of(urgent.options(priority=9, queue="quick"), Every(120)),
+        clock=clock,
+    )
+    await clock.armed()
+    await clock.advance(30)
+    assert await redis.zcard(PoolKeys(unique).prefix + "due") == 1
+    await clock.advance(60)
+    [(_, place)] = await redis.zrange(PoolKeys(unique).prefix + "ready:quick", 0, -1, withscores=True)
+    assert place < PRIORITY_STEP
+
+
+def test_intervals_that_differ_have_names_that_differ():
+    assert str(Every(1_234_567)) != str(Every(1_234_568))
+    assert str(Every(30)) == str(Every(30.0)) == "every 30 s"
 
 
 def test_wrong_lateness_is_refused():

@@ -68,7 +68,7 @@ class Every:
             raise ConfigError("seconds", seconds, f"{EVERY_S_MIN} to {EVERY_S_MAX:.0f} seconds", source="every")
 
     def __str__(self) -> str:
-        return f"every {self.seconds:g} s"
+        return f"every {self._ms / 1000:.15g} s"
 
     def next_ms(self, after_ms: int) -> int | None:
         """As for `Recurrence`; never None."""

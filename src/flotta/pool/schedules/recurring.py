@@ -102,6 +102,7 @@ class RecurringTasks:
         self._server_ms = 0
         self._asked_at_s = 0.0
         self._failing = False
+        self._unmade = False
 
     async def run(self) -> None:
         """Enqueue what comes round, until cancelled or until the pool shuts down. Outages of Redis are waited out."""
@@ -143,18 +144,30 @@ class RecurringTasks:
 
     async def _ask(self, tasks: list[Recurring]) -> bool:
         clock_ms = self._clock.now_ms()
-        proposals = [self._proposal(task, self._now_ms()) for task in tasks]
-        args: list[Arg] = ["" if clock_ms is None else clock_ms, *chain.from_iterable(proposals)]
+        proposals = self._proposals(tasks)
+        args: list[Arg] = ["" if clock_ms is None else clock_ms, *chain.from_iterable(p for _, p in proposals)]
         reply = await _TICK_TASKS(self._link, keys=(self._keys.meta,), args=args)
         if reply[0] == b"SHUTDOWN":
             return False
         self._server_ms = int(reply[0])
         self._asked_at_s = asyncio.get_running_loop().time()
-        for task, proposal, next_ms, moved in zip(tasks, proposals, reply[1::2], reply[2::2], strict=True):
+        for (task, proposal), next_ms, moved in zip(proposals, reply[1::2], reply[2::2], strict=True):
             if moved:
                 self._tell(task, enqueued=proposal[2] != "")
             self._next_ms[task.field] = int(next_ms)
         return True
+
+    def _proposals(self, tasks: list[Recurring]) -> list[tuple[Recurring, list[Arg]]]:
+        """Without those that cannot be made now, because a hook of ``on_enqueue`` raises: they are tried again."""
+        now_ms = self._now_ms()
+        made: list[tuple[Recurring, list[Arg]]] = []
+        for task in tasks:
+            try:
+                made.append((task, self._proposal(task, now_ms)))
+            except Exception as error:  # noqa: BLE001 - the user's; it must not end the other schedules
+                self._log.error("a task cannot be enqueued by its schedule", task=task.name, exc_info=error)
+        self._unmade = len(made) < len(tasks)
+        return made
 
     def _proposal(self, task: Recurring, now_ms: int) -> list[Arg]:
         """What the script should do if the next time is what this node believes it is."""
@@ -163,8 +176,8 @@ class RecurringTasks:
         if at_ms is not None and task.late_max_s is not None and now_ms - at_ms > task.late_max_s * 1000:
             at_ms = None
         next_ms = task.times.next_ms(now_ms)
-        item = task.item(f"cron.{task.name}.{at_ms or 0}")
-        return [task.field, known_ms, at_ms or "", next_ms or now_ms + _FORGET_MS, *item[:6]]
+        item = [""] * 6 if at_ms is None else task.item(f"cron.{task.name}.{at_ms}")[:6]
+        return [task.field, known_ms, "" if at_ms is None else at_ms, next_ms or now_ms + _FORGET_MS, *item]
 
     def _now_ms(self) -> int:
         """The time by the clock; without one of its own, the server's as far as it is known."""
@@ -176,6 +189,8 @@ class RecurringTasks:
         return self._server_ms + int((asyncio.get_running_loop().time() - self._asked_at_s) * 1000)
 
     def _wait_s(self) -> float:
+        if self._unmade:
+            return _RETRY_S
         wait_ms = min(self._next_ms.values()) - self._now_ms()
         return min(max(wait_ms, 1) / 1000, max(_LOOK_S_MAX, self._clock.check_s_max))
 
