@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from flotta.errors import Closed, Fenced, StateError
 from flotta.pool import Job, JobState, Node, StopReason, WorkerPool, WorkerState
@@ -289,3 +290,40 @@ async def _when_reachable(node: Node, key: str) -> None:
                 await asyncio.sleep(0.02)
             else:
                 return
+
+
+async def test_a_job_of_a_kind_that_nobody_knows_waits_in_peace_for_who_does(valkey_url: str, unique: str) -> None:
+    pool = WorkerPool(unique, options=replace(FAST, ack_grace_s=0.5))
+
+    @pool.job(key="k{n}")
+    async def job(job: Job[None], n: int) -> None:
+        await asyncio.Event().wait()
+
+    async with (
+        joined(unique, valkey_url, ack_grace_s=0.5) as one,
+        joined(unique, valkey_url, ack_grace_s=0.5) as two,
+        joined(unique, valkey_url, client_only=True) as client,
+    ):
+        with capture_logs() as logs:
+            workers = [await node.add_worker(Recorder()) for node in (one, two)]
+            for worker in workers:
+                await one.membership.placed(worker.id, 5.0)
+            waiting = [
+                asyncio.create_task(client.dispatch(f"k{n}", job.call(n).payload, kind="job", timeout_s=60))
+                for n in range(10)
+            ]
+            async with asyncio.timeout(5):
+                while (await client.pool_counts()).parked < 10:
+                    await asyncio.sleep(0.01)
+            declined = one.stats.declined + two.stats.declined
+            async with asyncio.timeout(10):
+                while not (swept := await one.store.sweep([worker.id for worker in workers])).parked:
+                    assert swept.moved == 0
+                    assert (await one.store.adopt()).adopted == 0
+                    await asyncio.sleep(0.01)
+            assert one.stats.declined + two.stats.declined == declined <= 20
+            told = [entry for entry in logs if entry["log_level"] == "warning" and entry.get("kind") == "job"]
+            assert 1 <= len(told) <= 4  # for the kind, not for each job
+        async with pool.running(valkey_url):
+            assert pool.worker is not None
+            assert {handle.worker for handle in await asyncio.gather(*waiting)} == {pool.worker.id}

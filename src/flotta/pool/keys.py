@@ -22,6 +22,7 @@ field meaning
 ``a`` the fencing token that its last crash ended
 ``e`` last error     ``z`` checkpoint     ``w`` nodes that wait for the stop, between commas
 ``y`` scheduler that planned it
+``u`` ``meta.members`` when no worker knew its kind: until that changes it stays parked
 ===== ======================================================================================================
 """
 
@@ -74,8 +75,8 @@ class PoolKeys:
     """
 
     __slots__ = (
-        "conc", "coordinator", "dead", "due", "idle", "leases", "leaving", "meta", "name", "nodes", "parked", "prefix",
-        "queued", "rate", "slotjobs", "slots", "tickers", "workers",
+        "conc", "coordinator", "dead", "due", "idle", "leases", "leaving", "meta", "name", "nodes", "parked", "placed",
+        "prefix", "queued", "rate", "slotjobs", "slots", "tickers", "workers",
     )  # fmt: skip
 
     def __init__(self, name: str, *, namespace: str = "") -> None:
@@ -88,6 +89,7 @@ class PoolKeys:
         self.leaving = f"{prefix}leaving"
         self.coordinator = f"{prefix}coordinator"
         self.slots = f"{prefix}slots"
+        self.placed = f"{prefix}placed"
         self.slotjobs = f"{prefix}slotjobs"
         self.queued = f"{prefix}queued"
         self.parked = f"{prefix}parked"
@@ -130,6 +132,6 @@ class PoolKeys:
         """Hash: the record of a task."""
         return f"{self.prefix}task:{id}"
 
-    def ready(self, queue: str, priority: int) -> str:
-        """List: tasks that may run now."""
-        return f"{self.prefix}ready:{queue}:{priority}"
+    def ready(self, queue: str) -> str:
+        """Sorted set: tasks of a queue that may run now, the most urgent first."""
+        return f"{self.prefix}ready:{queue}"

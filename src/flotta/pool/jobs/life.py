@@ -70,6 +70,7 @@ class Lives:
     def __init__(self, holder: Holder, port: JobPort, lease: Lease, reports: Reports, around: Surroundings) -> None:
         self.ending: dict[Run, float] = {}
         self.blemished: set[Run] = set()
+        self._unknown: dict[str, int] = {}  # kinds that nobody knew when there had been so many changes of members
         self._holder = holder
         self._port = port
         self._lease = lease
@@ -270,9 +271,14 @@ class Lives:
 
     async def decline(self, bell: Bell) -> None:
         self._counts.declined += 1
-        to = await self._reports.persist(lambda: self._around.peers.able(bell.kind, but=(self._worker,)))
-        self._log.info("a job of a kind that is not known here", job=bell.key, kind=bell.kind, goes_to=to or None)
-        await self._reports.persist(lambda: self._store.decline(self._worker, bell.key, bell.fence, to))
+        to, members = await self._reports.persist(lambda: self._around.peers.able(bell.kind, but=(self._worker,)))
+        if to:
+            self._log.debug("a job of a kind that is not known here", job=bell.key, kind=bell.kind, goes_to=to)
+        elif self._unknown.get(bell.kind) != members:  # once for all jobs of the kind, until somebody comes or goes
+            self._unknown[bell.kind] = members
+            self._log.warning("jobs wait for a worker that knows their kind", kind=bell.kind, job=bell.key)
+        decline = self._store.decline
+        await self._reports.persist(lambda: decline(self._worker, bell.key, bell.fence, to, members=members))
 
     def _complain(self, run: Run, error: BaseException | None) -> None:
         """A function that was told to end and raised something else than its cancellation."""

@@ -24,14 +24,17 @@ class Peers:
         self._link = link
         self._keys = keys
 
-    async def able(self, kind: str, *, but: Collection[str]) -> str:
-        """The live worker with the fewest jobs that knows ``kind`` and is none of ``but``; '' if there is none."""
+    async def able(self, kind: str, *, but: Collection[str]) -> tuple[str, int]:
+        """The live worker with the fewest jobs that knows ``kind`` and is none of ``but``; '' if there is none.
+
+        And how many changes there had been among the members before it looked."""
+        members = int(await self._link.call("HGET", self._keys.meta, "members") or 0)
         able = [
             (worker.jobs, worker.id)
             for worker in await list_workers(self._link, self._keys)
             if worker.lives and not worker.leaves and kind in worker.info.kinds and worker.id not in but
         ]
-        return min(able)[1] if able else ""
+        return (min(able)[1] if able else ""), members
 
     async def kinds_by_slot(self, slots: Iterable[int]) -> dict[int, tuple[str, ...]]:
         """Which kinds the present owner of each slot knows; nothing for a slot without an owner."""

@@ -269,12 +269,14 @@ class JobStore:
         replies = await _RELEASE(self._link, keys=self._meta, args=args) if jobs else []
         return [ReleaseAnswer(reply.decode()) for reply in replies]
 
-    async def decline(self, worker: str, key: str, fence: int, to: str = "") -> Answer:
+    async def decline(self, worker: str, key: str, fence: int, to: str = "", *, members: int | None = None) -> Answer:
         """``worker`` does not know the kind of a job: queue it for ``to``, or park it where that is empty or not alive.
 
-        Answers OK, STOPPING (it is gone), FENCED, GONE.
+        Empty: nobody knew it when there had been ``members`` changes among the members; it stays parked until there is
+        another one (None: until its slot has an owner). Answers OK, STOPPING (it is gone), FENCED, GONE.
         """
-        return Answer((await _DECLINE(self._link, keys=self._meta, args=(worker, key, fence, to))).decode())
+        args = (worker, key, fence, to, "" if members is None else members)
+        return Answer((await _DECLINE(self._link, keys=self._meta, args=args)).decode())
 
     # --- coordinators -----------------------------------------------------------------------------------------------
 

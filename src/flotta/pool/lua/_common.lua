@@ -110,6 +110,12 @@ local function load_owned(worker, key, fence)
   return job
 end
 
+-- Whether nobody among the members as they are now knows the kind of a parked job.
+local function is_unwanted(key)
+  local members = redis.call('HGET', JOB .. key, 'u')
+  return members and members == (redis.call('HGET', META, 'members') or '0')
+end
+
 local function count_slot(slot, change)
   if redis.call('HINCRBY', SLOTJOBS, slot, change) <= 0 then
     redis.call('HDEL', SLOTJOBS, slot)

@@ -25,7 +25,7 @@ for _, key in ipairs(late) do
   if not job or job.s ~= 'q' then
     redis.call('ZREM', QUEUED, key)
   else
-    local to = another(job)
+    local to = not (job.o == '' and is_unwanted(key)) and another(job)
     if to then
       requeue_job(key, job, to)
       moved = moved + 1

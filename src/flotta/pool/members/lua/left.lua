@@ -1,6 +1,6 @@
--- A worker goes. If it has nothing any more every trace of it is removed, and notifications that it was about to send on
--- follow their jobs; else its lease ends now, so that what it has left is reaped at once (and not blamed, because it is
--- among the leaving).
+-- A worker goes. If it has nothing any more every trace of it is removed, and notifications that it was about to send
+-- on follow their jobs; else its lease ends now, so that what it has left is reaped at once (and not blamed, because it
+-- is among the leaving).
 -- ARGV: worker.  Returns how many jobs and tasks it has left behind.
 local worker = ARGV[1]
 local left = redis.call('SCARD', OWNED .. worker) + redis.call('SCARD', P .. 'held:' .. worker)
