@@ -283,7 +283,7 @@ def test_every_key_of_a_pool_has_its_hash_tag() -> None:
     keys = PoolKeys("orders", namespace="stage:")
     attributes = [getattr(keys, name) for name in PoolKeys.__slots__ if name not in ("name", "prefix")]
     made = [keys.job("a{b}c"), keys.owned("w"), keys.held("w"), keys.inbox("w"), keys.replies("n"), keys.notes("k")]
-    for key in [*attributes, *made, keys.plan("s"), keys.task("t"), keys.ready("q", 5)]:
+    for key in [*attributes, *made, keys.plan("s"), keys.task("t"), keys.ready("q")]:
         # What is hashed on a Cluster is what stands between the first brace and the next closing one.
         assert key.startswith("stage:pool:{orders}:")
     assert len({*attributes, *made}) == len(attributes) + len(made)
