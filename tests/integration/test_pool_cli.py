@@ -145,7 +145,7 @@ def test_info_shows_what_a_pool_has(stage):
         stage.run(handle.result(5))
     code, out, _ = stage("info")
     assert code == 0
-    assert "1 on 1 nodes" in out
+    assert "1 on 1 node\n" in out
     assert "0 done, 1 failed, 0 cancelled" in out
     assert stage.json("info")["tasks"]["totals"]["failed"] == 1
 
@@ -172,6 +172,22 @@ def test_job_is_shown_with_its_payload(stage):
     record = stage.json("job", "vessel:7")
     assert (record["payload"], record["state"], record["kind"]) == ({"mmsi": 7}, "running", "watch")
     assert stage("job", "vessel:8") == (1, "", f"there is no job 'vessel:8' in pool {stage.name!r}\n")
+
+
+def test_a_failed_task_and_a_job_are_shown_for_people(stage):
+    handle = stage.run(stage.charge.enqueue("\x1b[31macme"))
+    with pytest.raises(Exception, match="refused"):
+        stage.run(handle.result(5))
+    out = stage("task", handle.id)[1]
+    shown = {line.split()[0]: line for line in out.splitlines()}
+    assert "refused" in shown["last_failure"]
+    assert "Traceback" in shown["trace"]
+    assert "·[31macme" in out  # the control character cannot reach the terminal
+    stage.run(stage.watch.dispatch(1))
+    out = stage("job", "vessel:1")[1]
+    assert "dispatched_at" in out
+    assert "dispatched_ms" not in out
+    assert stage.json("job", "vessel:1")["dispatched_ms"] > 0
 
 
 def test_tasks_by_queue_and_one_by_its_id(stage):

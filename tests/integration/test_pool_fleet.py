@@ -180,8 +180,9 @@ async def test_same_name_is_the_same_pool_with_the_same_options(settings):
     pool = fleet.pool("orders", options=PoolOptions(worker_ttl_s=TTL_S))
     assert isinstance(pool, WorkerPool)
     assert fleet.pool("orders", worker_ttl_s=TTL_S) is pool
-    with pytest.raises(ConfigError):
-        fleet.pool("orders")
+    assert fleet.pool("orders") is pool
+    with pytest.raises(ConfigError, match=r"is \{'worker_ttl_s': 9\}; allowed: .* \{'worker_ttl_s': 2.0\}$"):
+        fleet.pool("orders", worker_ttl_s=9)
     async with fleet:
         assert fleet.pool("orders", worker_ttl_s=TTL_S) is pool
         with pytest.raises(StateError, match="pool 'late'"):

@@ -19,11 +19,14 @@ from flotta.cli._redis import connected, redis_option, run_until_interrupt
 from flotta.pool.deadletters import DeadLetter
 from flotta.pool.inspection import PoolSummary, PoolView, PoolWorker, TaskFigures, Timer, find_pools
 from flotta.pool.jobs.records import JobInfo
+from flotta.pool.tasks.records import TaskInfo
 
 __all__ = [
     "ago",
     "count_option",
+    "counted",
     "first",
+    "job_lines",
     "job_record",
     "json_option",
     "letter_record",
@@ -33,6 +36,7 @@ __all__ = [
     "show_summary",
     "show_tasks",
     "since",
+    "task_lines",
     "timer_record",
     "until",
     "worker_record",
@@ -101,14 +105,30 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, none
 
 
 def write_record(record: dict[str, Any]) -> None:
-    """One ``name  value`` a line; a value of several lines under its name."""
+    """One ``name  value`` a line; a value of several lines under its name. What came from elsewhere does not get at the
+    terminal: control characters are shown as dots."""
     width = max(map(len, record))
     for name, value in record.items():
-        shown = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-        lines = (shown or "-").splitlines() or ["-"]
+        shown = _text_of(value)
+        lines = [_printable(line) for line in shown.splitlines()] or ["-"]
         click.echo(click.style(f"{name:<{width}}", dim=True) + f"  {lines[0]}")
         for line in lines[1:]:
             click.echo(" " * (width + 2) + line)
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "·" for char in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: ``1 job``, ``12 jobs``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def write_json(value: Any) -> None:
@@ -120,7 +140,7 @@ def show_summary(summary: PoolSummary, figures: TaskFigures, timers: Sequence[Ti
     """A pool on a few lines."""
     state = click.style(" shutting down", fg="yellow") if summary.shutting_down else ""
     click.echo(click.style(summary.name, bold=True) + state)
-    click.echo(f"workers       {summary.workers:,} on {summary.nodes:,} nodes")
+    click.echo(f"workers       {summary.workers:,} on {counted(summary.nodes, 'node')}")
     waiting = f"{summary.queued:,} not started yet" + (f", {summary.parked:,} without a worker" * bool(summary.parked))
     click.echo(f"jobs          {summary.jobs:,}, {waiting}")
     click.echo(f"tasks         {summary.tasks_waiting:,} waiting, {summary.tasks_running:,} running")
@@ -168,7 +188,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) 
 
 def _cell(value: object) -> str:
     text = f"{value:,}" if isinstance(value, int) else str(value)
-    text = "".join(char if char.isprintable() else "·" for char in text)
+    text = _printable(text)
     return text if _width(text) <= _CELL_MAX else text[: _CELL_MAX - 1] + "…"
 
 
@@ -201,6 +221,20 @@ def job_record(job: JobInfo) -> dict[str, Any]:
         "dispatched_at": _iso(job.dispatched_ms),
         "started_at": _iso(job.started_ms),
     }
+
+
+def job_lines(job: JobInfo) -> dict[str, Any]:
+    """For people: each fact once."""
+    return {name: value for name, value in job_record(job).items() if not name.endswith("_ms")}
+
+
+def task_lines(task: TaskInfo) -> dict[str, Any]:
+    """For people: progress and the last failure as text."""
+    record: dict[str, Any] = msgspec.to_builtins(task)
+    failure, progress = task.last_failure, task.progress
+    record["progress"] = None if progress is None else f"{progress.fraction:.0%} {progress.text}".rstrip()
+    record["last_failure"] = None if failure is None else f"{failure.type}: {failure.reason}"
+    return record if failure is None else {**record, "trace": failure.trace}
 
 
 def worker_record(worker: PoolWorker) -> dict[str, Any]:

@@ -15,7 +15,9 @@ import msgspec
 from flotta.cli._pool_output import (
     ago,
     count_option,
+    counted,
     first,
+    job_lines,
     job_record,
     json_option,
     on_pool,
@@ -23,6 +25,7 @@ from flotta.cli._pool_output import (
     show_summary,
     show_tasks,
     since,
+    task_lines,
     timer_record,
     until,
     worker_record,
@@ -187,8 +190,11 @@ def job(*, name: str, key: str, url: str | None, as_json: bool) -> None:
         if found is None or payload is None:
             click.echo(f"there is no job {key!r} in pool {name!r}", err=True)
             return 1
-        record = {**job_record(found), "payload": readable(payload)}
-        write_json(record) if as_json else write_record(record)
+        shown = readable(payload)
+        if as_json:
+            write_json({**job_record(found), "payload": shown})
+        else:
+            write_record({**job_lines(found), "payload": shown})
         return 0
 
     on_pool(name, url, look)
@@ -225,8 +231,7 @@ def task(*, name: str, task_id: str, url: str | None, as_json: bool) -> None:
         if found is None:
             click.echo(f"nothing is known of task {task_id!r} in pool {name!r}", err=True)
             return 1
-        record = msgspec.to_builtins(found)
-        write_json(record) if as_json else write_record(record)
+        write_json(msgspec.to_builtins(found)) if as_json else write_record(task_lines(found))
         return 0
 
     on_pool(name, url, look)
@@ -278,7 +283,8 @@ def timers(*, name: str, url: str | None, as_json: bool) -> None:
 @pool_group.command("stop", short_help="End jobs for good.")
 @click.argument("name")
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), default=30.0, show_default=True, metavar="S")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.1), default=30.0, show_default=True, metavar="S",
+              help="Wait so many seconds until they have ended.")  # fmt: skip
 @click.option("--no-wait", is_flag=True, help="Do not wait until they have ended.")
 @redis_option
 def stop(*, name: str, keys: tuple[str, ...], timeout_s: float, no_wait: bool, url: str | None) -> None:
@@ -355,7 +361,7 @@ def drain(*, name: str, worker: str, url: str | None) -> None:
         if not await view.drain(found[0].id):
             click.echo(f"{found[0].id} has no lease any more: the others take its jobs", err=True)
             return 1
-        click.echo(f"{found[0].id} hands over {found[0].jobs:,} jobs")
+        click.echo(f"{found[0].id} hands over {counted(found[0].jobs, 'job')}")
         return 0
 
     on_pool(name, url, act)
@@ -374,13 +380,16 @@ def shutdown(*, name: str, yes: bool, url: str | None) -> None:
     async def act(view: PoolView) -> int:
         summary = await view.summary()
         if not yes:
-            question = f"End {summary.jobs:,} jobs and {summary.workers:,} workers of pool {name!r}, and delete it?"
+            what = f"{counted(summary.jobs, 'job')} and {counted(summary.workers, 'worker')}"
+            question = f"End {what} of pool {name!r}, and delete it?"
             click.confirm(question, abort=True)
         await view.store.shutdown_begin(f"cli-{secrets.token_hex(6)}")
+        said = ""
         while (step := await view.store.shutdown_step()) is not None and not step.done:
-            click.echo(
-                f"{step.queued + step.owned:,} jobs left, {step.left_s:.0f} s until they are taken away", err=True
-            )
+            left = f"{counted(step.queued + step.owned, 'job')} left, {step.left_s:.0f} s until they are taken away"
+            if left != said:
+                click.echo(left, err=True)
+                said = left
             await asyncio.sleep(_SHUTDOWN_POLL_S)
         for _ in range(_NODES_LEAVE_POLLS):
             if not (await view.summary()).nodes:

@@ -7,7 +7,7 @@ imported; the same name declared again with the same options is the same handle.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -181,18 +181,21 @@ class Declarations:
         """The worker pool ``name``: declare its jobs, tasks and schedules on it. It joins when the fleet starts, works
         from ready until the drain (``client_only``: it only dispatches and enqueues), and hands its jobs on then.
 
-        ``options``: a `flotta.pool.PoolOptions`, or its fields by name. The rest is as for `map`."""
+        ``options``: a `flotta.pool.PoolOptions`, or its fields by name; without any, the pool that was declared before.
+        The rest is as for `map`."""
         from flotta.pool import PoolOptions, WorkerPool  # noqa: PLC0415
 
         chosen = options if options is not None else PoolOptions(**single_options)
         chosen = replace(chosen, client_only=True) if client_only else chosen
-        known = self._pools.find(name, {"options": chosen})
+        says_nothing = options is None and not client_only and not single_options
+        given = asdict(chosen)
+        known = self._pools.find(name, {} if says_nothing else given)
         if known is not None:
             return known
         self._check_declarable(
             f"pool {name!r}", "declare it before, or use WorkerPool(name) and pool.start(fleet.redis)"
         )
-        return self._pools.add(name, {"options": chosen}, WorkerPool(name, options=chosen, logger=self._logger))
+        return self._pools.add(name, given, WorkerPool(name, options=chosen, logger=self._logger))
 
     def realtime(
         self, *, options: ServerOptions | None = None, adapter: Adapter | None = None, **single_options: Any
