@@ -16,12 +16,14 @@ from flotta.errors import (
     NoResult,
     PayloadTooLarge,
     QueueFull,
+    StateError,
     TaskCancelled,
     TaskFailed,
     WireError,
 )
 from flotta.pool.backoff import Backoff
 from flotta.pool.tasks import INJECTED, Depends, Rate, Retry, RetryTask, TaskContext
+from flotta.pool.tasks.store import Finished, Verdict
 from flotta.redis import Redis
 from pool_tasks_harness import TaskPool
 
@@ -366,6 +368,63 @@ async def test_headers_are_text_and_count_as_payload(pool: TaskPool):
     pool.registry._hooks.clear()
     with pytest.raises(PayloadTooLarge):
         await f.options(headers={"big": "x" * (1 << 20)}).enqueue()
+
+
+async def test_what_comes_after_a_task_is_told_in_steps(pool: TaskPool):
+    ran = []
+
+    @pool.task(result_ttl_s=None)
+    async def f(n: int) -> None:
+        ran.append(n)
+
+    await pool.lease("w1")
+    first = await f.options(result_ttl_s=60).enqueue(-1)
+    last = await f.options(after=[first], result_ttl_s=60).enqueue(1000)
+    await pool.client.enqueue_many(f.options(after=[first]).call(n) for n in range(1000))
+    [task] = (await pool.store.turn("w1", ["default"], 1, [])).tasks
+    await pool.store.turn("w1", ["default"], 0, [Finished(task.id, task.fence, Verdict.DONE, b"\xc0", 0)])
+    left = [key async for key in pool.redis.scan_iter(match=pool.keys.prefix + "after:*")]
+    assert [await pool.redis.scard(key) for key in left] == [601]
+    assert await pool.redis.exists(pool.keys.prefix + "after:" + first.id) == 0
+    await pool.work()
+    await last.result(10)
+    async with asyncio.timeout(10):
+        while await pool.waiting():
+            await asyncio.sleep(0.01)
+    assert sorted(ran) == list(range(1001))
+    assert [key async for key in pool.redis.scan_iter(match=pool.keys.prefix + "after:*")] == []
+    assert await pool.redis.zcard(pool.keys.prefix + "due") == 0
+
+
+async def test_what_comes_after_a_failure_is_cancelled_in_steps(pool: TaskPool):
+    @pool.task()
+    async def f(n: int) -> None:
+        raise ValueError(n)
+
+    first = await f.enqueue(-1)
+    handles = await pool.client.enqueue_many(f.options(after=[first]).call(n) for n in range(500))
+    await pool.work()
+    ends = await asyncio.gather(*(handle.result(10) for handle in handles), return_exceptions=True)
+    assert {type(end) for end in ends} == {TaskCancelled}
+    assert await pool.waiting() == 0
+
+
+async def test_another_event_loop_is_told_so(pool: TaskPool):
+    @pool.task()
+    async def f() -> None: ...
+
+    def elsewhere() -> None:
+        for wrong in (f.enqueue, lambda: pool.client.enqueue_many([f.call()])):
+
+            async def call(wrong=wrong) -> None:
+                with pytest.raises(StateError, match=r"another event loop.*run_coroutine_threadsafe"):
+                    await wrong()
+
+            asyncio.run(call())
+
+    await f.enqueue()
+    await asyncio.to_thread(elsewhere)
+    assert await pool.waiting() == 1
 
 
 # --- what a run may say ----------------------------------------------------------------------------------------------

@@ -10,8 +10,11 @@ Why: most of what a script costs the server, and nearly all of what it costs the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar, final
+
+from flotta.errors import StateError
 
 __all__ = ["Turns"]
 
@@ -21,9 +24,10 @@ R = TypeVar("R")
 
 @final
 class Turns(Generic[T, R]):
-    """``send(items)`` gives one answer for each item, in their order. ``name`` is for people."""
+    """``send(items)`` gives one answer for each item, in their order. ``name`` is for people. It belongs to the loop in
+    which it was made, or first used."""
 
-    __slots__ = ("_answers", "_bytes", "_items", "_items_max", "_name", "_send", "_sending", "bytes_max")
+    __slots__ = ("_answers", "_bytes", "_items", "_items_max", "_loop", "_name", "_send", "_sending", "bytes_max")
 
     def __init__(
         self,
@@ -41,10 +45,17 @@ class Turns(Generic[T, R]):
         self._answers: list[asyncio.Future[R]] = []
         self._bytes = 0
         self._sending: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        with contextlib.suppress(RuntimeError):
+            self._loop = asyncio.get_running_loop()
 
     def add(self, item: T, size_bytes: int = 0) -> asyncio.Future[R]:
-        """The answer to ``item``, which leaves at the end of this turn. Cancelling the answer does not take it back."""
+        """The answer to ``item``, which leaves at the end of this turn. Cancelling the answer does not take it back.
+
+        Raises ``StateError`` in another event loop."""
         loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self.check_loop(loop)
         if self._items and self._bytes + size_bytes > self.bytes_max:
             self.flush()
         if not self._items:
@@ -56,6 +67,14 @@ class Turns(Generic[T, R]):
         if len(self._items) >= self._items_max:
             self.flush()
         return answer
+
+    def check_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Raises ``StateError`` if ``loop`` is another loop than that of the first call."""
+        if self._loop is None:
+            self._loop = loop
+        if loop is not self._loop:
+            cure = "from other threads use asyncio.run_coroutine_threadsafe, or fleet.sync"
+            raise StateError(self._name, f"{self._name}: called in another event loop than its own; {cure}")
 
     def flush(self) -> None:
         """Send what is collected, now."""

@@ -138,6 +138,7 @@ class TaskStore:
 
         Raises what `enqueue_batch` raises; nothing is on its way then. Cancelling: some may have been accepted.
         """
+        self._enqueuing.check_loop(asyncio.get_running_loop())
         answers: list[Answer] = []
         batches = _batches(items)
         while group := list(itertools.islice(batches, _BATCHES_MAX)):

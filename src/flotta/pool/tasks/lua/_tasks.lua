@@ -6,7 +6,8 @@
 --            know (old code beside new): ready:?<queue>?<name>, which only workers that may know it look at (strays)
 --   due      due, sorted set: ms when it is looked at again (delay, retry, reserved rate)
 --   waiting  wait:<key>, sorted set: its key has as many tasks as it may have
---   blocked  after:<other id>, sets: tasks that must be done before
+--   blocked  after:<other id>, sets: tasks that must be done before. When the other has ended and many waited for it,
+--            the rest of the set becomes 'after: <state> <number>', and ' <state> <number>' is in due until it is empty
 --   running  held:<worker>, set
 --   done, failed, cancelled: none; the record expires
 -- Invariants: a task has one place; a task that holds a slot of its key (field h) is counted in conc once; `waiting` in
@@ -19,6 +20,7 @@ local DUE, IDLE, UNIQUE, CONC, RATE, TASKS, STRAYS = P .. 'due', P .. 'idle', P 
   P .. 'tasks', P .. 'strays'
 local RESULT_TTL_MS = 600000
 local REPLY_BYTES_MAX = 4096
+local TOLD_MAX = 200
 local PRIORITY_STEP = 562949953421312 -- 2^49: place in line = (9 - priority) * step + sequence number, exact in a double
 local ENDED = {done = true, failed = true, cancelled = true}
 
@@ -215,9 +217,10 @@ local function release_slot(id, t)
   end
 end
 
--- Those that wait for a task which has ended. They go through due, so that one script never has to place them all.
-local function tell_dependents(id, state)
-  for _, other in ipairs(redis.call('SMEMBERS', AFTER .. id)) do
+-- Tells some of the set `waiting` that the task which they come after has ended. Whether there are more. They go through
+-- due, so that one script never has to place them all.
+local function tell_some(waiting, state)
+  for _, other in ipairs(redis.call('SPOP', waiting, TOLD_MAX)) do
     local v = redis.call('HMGET', TASK .. other, 's', 'dl', 'at')
     if v[1] == 'blocked' then
       if state ~= 'done' then
@@ -229,7 +232,15 @@ local function tell_dependents(id, state)
       end
     end
   end
-  redis.call('UNLINK', AFTER .. id)
+  return redis.call('EXISTS', waiting) == 1
+end
+
+local function tell_dependents(id, state)
+  if tell_some(AFTER .. id, state) then
+    local rest = ' ' .. state .. ' ' .. int(redis.call('HINCRBY', TASKS, 'seq', 1)) -- the id may come again before its end
+    redis.call('RENAME', AFTER .. id, AFTER .. rest)
+    put_due(rest, now_ms())
+  end
 end
 
 local function tell_waiters(id, t, state, value)
@@ -318,8 +329,11 @@ local function pump(limit)
   redis.call('ZREM', DUE, unpack(ids))
   sweep_rates()
   for _, id in ipairs(ids) do
-    local t = load_task(id)
-    if t and t.s == 'due' then
+    local ended = string.match(id, '^ (%l+) ')
+    local t = not ended and load_task(id)
+    if ended and tell_some(AFTER .. id, ended) then
+      put_due(id, now_ms())
+    elseif t and t.s == 'due' then
       if t.x then
         count('waiting', -1)
         end_task(id, t, 'cancelled', '')
