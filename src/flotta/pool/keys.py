@@ -75,8 +75,8 @@ class PoolKeys:
     """
 
     __slots__ = (
-        "conc", "coordinator", "dead", "due", "idle", "leases", "leaving", "meta", "name", "nodes", "parked", "placed",
-        "prefix", "queued", "rate", "slotjobs", "slots", "tickers", "workers",
+        "clearing", "conc", "coordinator", "dead", "due", "idle", "leases", "leaving", "meta", "name", "nodes",
+        "parked", "placed", "prefix", "queued", "rate", "slotjobs", "slots", "tickers", "workers",
     )  # fmt: skip
 
     def __init__(self, name: str, *, namespace: str = "") -> None:
@@ -88,6 +88,7 @@ class PoolKeys:
         self.workers = f"{prefix}workers"
         self.leaving = f"{prefix}leaving"
         self.coordinator = f"{prefix}coordinator"
+        self.clearing = f"{prefix}clearing"
         self.slots = f"{prefix}slots"
         self.placed = f"{prefix}placed"
         self.slotjobs = f"{prefix}slotjobs"

@@ -147,10 +147,10 @@ class Node:
             self._check_open()
             return
         await self.redis.connect()
-        if await self.redis.link.call("HEXISTS", self.keys.meta, "shutdown"):
+        if await self._ending.is_shut_down():
             if await self._ending.nodes_there():
                 raise PoolShutdown(self.name)
-            await self.store.purge()  # whoever stopped the pool has died over it
+            await self._ending.make_way()  # whoever stopped the pool has died over it, or is about it
         self._state = _State.JOINED
         await self.membership.start()
         self._inbox.open(self.keys.replies(self.id), self._take_replies, self._reconcile)
@@ -336,7 +336,8 @@ class Node:
 
         It is cancelled with ``StopReason.STOP``; one that nobody has claimed is just gone. ``timeout_s``: None is
         ``stop_timeout_s``. Raises ``NotRunning``, ``StopUnconfirmed`` (it stays marked as stopping and will run nowhere
-        else), and what a Redis call raises. Cancelling it: the job is stopped all the same.
+        else), ``Closed`` if this node is closed first (likewise), and what a Redis call raises. Cancelling it: the job is
+        stopped all the same.
         """
         self._check_joined()
         await self._dispatcher.stop(check_key(key), timeout_s)
@@ -477,7 +478,7 @@ class Node:
             await self._inbox.aclose()
             await self.membership.close()
             if self._is_shutdown:
-                await self._ending.clear_away(self._stops_the_pool)
+                await self._ending.clear_away(must=self._stops_the_pool)
             if self._owns_redis:
                 await self.redis.aclose()
         finally:

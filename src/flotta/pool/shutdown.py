@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from typing import Final, final
 
 from flotta.errors import RedisError
@@ -51,8 +52,19 @@ class PoolEnding:
         now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
         return int(await self._link.call("ZCOUNT", self._store.keys.nodes, now_ms, "+inf"))
 
-    async def clear_away(self, must: bool) -> None:  # noqa: FBT001 - one yes or no
+    async def clear_away(self, *, must: bool) -> None:
         """Delete what the pool has in Redis, if this node ``must`` or is the last. Nothing is raised for Redis."""
         with contextlib.suppress(RedisError):
             if must or not await self.nodes_there():
-                await self._store.purge()
+                await self._store.clear_away(secrets.token_hex(8))
+
+    async def make_way(self) -> None:
+        """Return when nothing is left of a pool whose shutdown nobody drives any more: whoever joins begins with an
+        empty one. Of many that come together one deletes it, the others wait. Raises what ``Link.call`` raises."""
+        while await self.is_shut_down():
+            await self._store.clear_away(secrets.token_hex(8))
+            await asyncio.sleep(_POLL_S)
+
+    async def is_shut_down(self) -> bool:
+        """Whether the pool is, or was, being stopped. Raises what ``Link.call`` raises."""
+        return bool(await self._link.call("HEXISTS", self._store.keys.meta, "shutdown"))

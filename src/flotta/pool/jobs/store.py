@@ -85,6 +85,7 @@ _BURY_WORKER: Final = load_script("jobs", "bury_worker", Effect.CHECKED)
 _ADOPT: Final = load_script("jobs", "adopt", Effect.CHECKED)
 _SHUTDOWN_BEGIN: Final = load_script("jobs", "shutdown_begin", Effect.CHECKED)
 _SHUTDOWN_STEP: Final = load_script("jobs", "shutdown_step", Effect.CHECKED)
+_CLEAR_AWAY: Final = load_script("jobs", "clear_away", Effect.CHECKED)
 _REDRIVE: Final = load_script("jobs", "redrive_jobs", Effect.NEVER)
 
 _REPLY_BYTES_MAX: Final = 1 << 20
@@ -92,6 +93,8 @@ _REPLY_BYTES_MAX: Final = 1 << 20
 _PARKED_NOTES_MAX: Final = 1_000
 """Notifications that a job may keep while no worker has it."""
 _ERROR_CHARS_MAX: Final = 4_000
+_CLEARING_MS: Final = 10_000
+"""How long whoever clears away may take from one step to the next."""
 STEP_MAX: Final = 100
 """Jobs that one step of a walk handles: it holds the server for about a millisecond."""
 
@@ -338,16 +341,40 @@ class JobStore:
     async def purge(self) -> int:
         """Delete everything of the pool, tasks and dead letters included; gives the number of keys.
 
-        For a pool that is shut down and that no node is in. It walks the whole key space of the server, in steps.
+        For a pool that no node is in, nor joins meanwhile (else ``clear_away``). It walks the whole key space of the
+        server, in steps.
         """
-        pattern = re.sub(r"([\[\]*?\\^-])", r"\\\1", self.keys.prefix) + "*"
-        cursor, deleted = b"0", 0
-        while True:
-            cursor, found = await self._link.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1_000)
+        deleted = 0
+        async for found in self._walk_keys():
             if found:
                 deleted += await self._link.call("UNLINK", *found)
+        return deleted
+
+    async def clear_away(self, clearer: str) -> bool:
+        """Delete what a pool that was shut down has left; False: another one is about it, or has been.
+
+        ``clearer`` is an id of the caller's own. Whoever joins waits for the end of it. It walks like ``purge``.
+        """
+        await self._link.call("SET", self.keys.clearing, clearer, "NX", "PX", _CLEARING_MS)
+        if not await self._clear(clearer):
+            return False
+        async for found in self._walk_keys():
+            if not await self._clear(clearer, *found):
+                return False
+        return await self._clear(clearer, end=True)
+
+    async def _clear(self, clearer: str, *keys: bytes, end: bool = False) -> bool:
+        args: list[Any] = [clearer, _CLEARING_MS, int(end), *keys]
+        return bool(await _CLEAR_AWAY(self._link, keys=self._meta, args=args))
+
+    async def _walk_keys(self) -> AsyncIterator[list[bytes]]:
+        pattern = re.sub(r"([\[\]*?\\^-])", r"\\\1", self.keys.prefix) + "*"
+        cursor = b"0"
+        while True:
+            cursor, found = await self._link.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1_000)
+            yield found
             if int(cursor) == 0:
-                return deleted
+                return
 
     async def redrive(self, ids: Sequence[str]) -> list[RedriveAnswer]:
         """Make jobs of up to ``STEP_MAX`` dead letters again, with their checkpoints and without their crashes.
