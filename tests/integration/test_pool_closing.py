@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flotta.errors import Closed, DispatchTimeout
-from flotta.pool import Job, Node, StopReason, WorkerPool
+from flotta.pool import Job, JobState, Node, StopReason, WorkerPool
 from pool_jobs_harness import FAST, Recorder, joined, until
 
 SLOW = replace(FAST, close_timeout_s=30.0, handover_timeout_s=30.0, shutdown_ttl_s=30.0)
@@ -179,3 +179,21 @@ async def test_a_job_that_did_not_end_in_time_holds_its_key_back_in_this_process
             ):
                 await asyncio.sleep(0.01)
         assert most == 1
+
+
+async def test_a_stop_that_waits_while_its_node_is_closed_is_not_confirmed(valkey_url: str, unique: str) -> None:
+    slow = Slow()
+    async with joined(unique, valkey_url, stop_timeout_s=30.0) as node:
+        await node.add_worker(slow)
+        caller = await Node.join(unique, valkey_url, options=replace(FAST, client_only=True))
+        await caller.dispatch("k")
+        stop = asyncio.create_task(caller.stop("k", timeout_s=30.0))
+        await until(lambda: slow.stopping == 1)
+        await caller.close()
+        with pytest.raises(Closed):
+            await stop
+        info = await node.job_info("k")
+        assert info is not None
+        assert info.state is JobState.STOPPING
+        slow.may_end.set()
+        await until(lambda: slow.keys("stopped") == ["k"])

@@ -336,8 +336,8 @@ class Node:
 
         It is cancelled with ``StopReason.STOP``; one that nobody has claimed is just gone. ``timeout_s``: None is
         ``stop_timeout_s``. Raises ``NotRunning``, ``StopUnconfirmed`` (it stays marked as stopping and will run nowhere
-        else), ``Closed`` if this node is closed first (likewise), and what a Redis call raises. Cancelling it: the job is
-        stopped all the same.
+        else), ``Closed`` if this node is closed first, and what a Redis call raises. The job is stopped all the
+        same then, and when this is cancelled.
         """
         self._check_joined()
         await self._dispatcher.stop(check_key(key), timeout_s)

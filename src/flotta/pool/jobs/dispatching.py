@@ -204,7 +204,8 @@ class Dispatcher:
                 self._end(key)
 
     def close(self, reason: WorkerPoolError | Closed) -> None:
-        """Nobody is answered any more: dispatches that wait raise ``reason``, and so do later calls."""
+        """Nobody is answered any more: whoever waits raises ``reason``, and so do later calls. Who waits for the end
+        of a job while the whole pool ends has it, though."""
         self._closed = reason
         for answer in self._starts.values():
             if not answer.done():
@@ -212,8 +213,13 @@ class Dispatcher:
                 answer.exception()
         for waiting in list(self._stops.values()):
             for stop in waiting:
-                if not stop.done():
-                    stop.set_result(None)  # its caller reads the record
+                if stop.done():
+                    continue
+                if isinstance(reason, PoolShutdown):
+                    stop.set_result(None)
+                else:
+                    stop.set_exception(reason)
+                    stop.exception()
 
     def _check_open(self) -> None:
         if self._closed is not None:
