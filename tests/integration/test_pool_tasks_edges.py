@@ -191,6 +191,54 @@ async def test_a_function_in_a_thread_is_not_abandoned_because_it_is_cancelled_t
     assert await handle.result(5) == "done all the same"
 
 
+@pytest.mark.parametrize("time_first", [True, False])
+async def test_a_function_in_a_thread_outlives_its_time_and_its_cancelling(pool: TaskPool, time_first: bool):
+    told, go_on = threading.Event(), threading.Event()
+
+    @pool.task()
+    def f() -> str:
+        while not TaskContext.current().cancelled:
+            go_on.wait(0.001)
+        told.set()
+        go_on.wait(10)
+        return "done all the same"
+
+    runner = await pool.work()
+    handle = await f.options(timeout_s=0.1 if time_first else 0.3).enqueue()
+    if time_first:
+        await asyncio.to_thread(told.wait, 5)
+    while runner.running == 0:
+        await asyncio.sleep(0.001)
+    run = next(iter(runner._runs.values()))
+    await handle.cancel()
+    while run._ending is None:
+        await asyncio.sleep(0.001)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    if not time_first:
+        await asyncio.sleep(0.35)  # its time: nothing tells it but the clock
+    assert runner.running == 1
+    go_on.set()
+    assert await handle.result(5) == "done all the same"
+
+
+async def test_the_context_is_there_in_any_thread_of_the_task(pool: TaskPool):
+    @pool.task()
+    async def f() -> list[str]:
+        name = await asyncio.to_thread(lambda: TaskContext.current().name)
+        await asyncio.to_thread(lambda: TaskContext.current().progress_from_thread(0.5))
+        with pytest.raises(StateError, match="wait for itself"):
+            TaskContext.current().progress_from_thread(1)
+        return [name]
+
+    await pool.work()
+    handle = await f.enqueue()
+    assert await handle.result(5) == ["f"]
+    progress = (await handle.status()).progress
+    assert progress is not None
+    assert progress.fraction == 0.5
+
+
 async def greedy() -> AsyncIterator[int]:
     with contextlib.suppress(BaseException):
         yield 1

@@ -54,6 +54,7 @@ class TaskContext:
         attempt: int,
         fence: int,
         headers: Mapping[str, str],
+        loop: asyncio.AbstractEventLoop,
         report: Callable[[bytes], Awaitable[int]],
     ) -> None:
         self.pool = pool
@@ -70,7 +71,7 @@ class TaskContext:
         """The task should end: it was cancelled, its time is over, or its worker stops. A function in a thread looks
         here; an ``async`` function is cancelled anyway."""
         self._report = report
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
 
     @staticmethod
     def current() -> TaskContext:
@@ -92,8 +93,18 @@ class TaskContext:
             self.cancelled = True
 
     def progress_from_thread(self, fraction: float, text: str = "") -> None:
-        """The same for a function that runs in a thread."""
+        """The same for a function that runs in a thread. Raises ``StateError`` in the event loop's own thread, and
+        ``TimeoutError`` after 30 s."""
+        if _running_loop() is self._loop:
+            raise StateError("TaskContext", "progress_from_thread would wait for itself here: await progress(...)")
         asyncio.run_coroutine_threadsafe(self.progress(fraction, text), self._loop).result(_PROGRESS_WAIT_S)
 
 
 CURRENT: Final[contextvars.ContextVar[Callable[[], TaskContext]]] = contextvars.ContextVar("flotta-task")
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

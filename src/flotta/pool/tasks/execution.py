@@ -48,7 +48,7 @@ class Ending(Enum):
 class Executing:
     """What all runs of a worker share."""
 
-    __slots__ = ("finished", "log", "payload_bytes_max", "pool", "registry", "store", "threads", "worker")
+    __slots__ = ("finished", "log", "loop", "payload_bytes_max", "pool", "registry", "store", "threads", "worker")
 
     def __init__(
         self,
@@ -69,13 +69,17 @@ class Executing:
         self.threads = threads
         self.payload_bytes_max = payload_bytes_max
         self.log = logger
+        self.loop: asyncio.AbstractEventLoop
+        """Where they run; known when the worker starts."""
 
 
 @final
 class Run:
     """One run. ``execute`` is its whole life; ``cancel`` ends it early."""
 
-    __slots__ = ("_begun", "_context", "_declared", "_ending", "_fetched", "_options", "_shared", "_task")
+    __slots__ = (
+        "_abandons_thread", "_begun", "_context", "_declared", "_ending", "_fetched", "_options", "_shared", "_task",
+    )  # fmt: skip
 
     def __init__(self, shared: Executing, declared: Declaration, fetched: Fetched) -> None:
         self._shared = shared
@@ -85,6 +89,7 @@ class Run:
         self._context: TaskContext | None = None
         self._ending: Ending | None = None
         self._begun = False
+        self._abandons_thread = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -97,10 +102,11 @@ class Run:
         self._task = loop.create_task(self._execute(), name=self._declared.name)
 
     def cancel(self, ending: Ending) -> None:
-        """End it. FENCED is final: nothing is reported. CANCELLED again: no change. Else, a second time, a function in
-        a thread is abandoned."""
+        """End it. FENCED is final: nothing is reported. CANCELLED again: no change. With FENCED, and with DRAIN for the
+        second time, a function in a thread is abandoned."""
         if ending is Ending.CANCELLED and self._ending is not None:
             return
+        self._abandons_thread = ending is Ending.FENCED or self._ending is ending
         if self._ending is not Ending.FENCED:
             self._ending = ending
         if self._context is not None:
@@ -120,6 +126,7 @@ class Run:
                 attempt=self._attempts,
                 fence=int(fetched.fence),
                 headers=self._worker_options().headers,
+                loop=shared.loop,
                 report=lambda data: shared.store.progress(shared.worker, fetched.id, fetched.fence, data),
             )
         return self._context
@@ -216,7 +223,6 @@ class Run:
         declared = self._declared
         if declared.is_async:
             return await declared.fn(**arguments)
-        self.context()  # made here: it belongs to the loop
         run_in_context = contextvars.copy_context().run
 
         def call() -> Any:
@@ -226,13 +232,15 @@ class Run:
                 raise RuntimeError("the function raised StopIteration") from error
 
         thread = asyncio.get_running_loop().run_in_executor(self._shared.threads, call)
-        try:
-            return await asyncio.shield(thread)
-        except asyncio.CancelledError:
-            self.context().cancelled = True
-            if thread.cancelled():
-                raise
-            return await asyncio.shield(thread)
+        while True:
+            try:
+                return await asyncio.shield(thread)
+            except asyncio.CancelledError:  # however often: its time may be over, and it may be cancelled as well
+                self.context().cancelled = True
+                if thread.done() and not thread.cancelled():
+                    return thread.result()
+                if thread.cancelled() or self._abandons_thread:
+                    raise
 
     # --- its end ------------------------------------------------------------------------------------------------
 

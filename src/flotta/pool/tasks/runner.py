@@ -132,7 +132,7 @@ class TaskRunner:
 
     def start(self) -> None:
         """Begin to fetch."""
-        self._loop = asyncio.get_running_loop()
+        self._loop = self._shared.loop = asyncio.get_running_loop()
         self._next_audit_s = self._loop.time() + self._audit_s
         self._task = self._loop.create_task(self._turn_on(), name=f"tasks of worker {self.worker}")
         self._bell.set()
