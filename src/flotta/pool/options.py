@@ -47,7 +47,7 @@ class PoolOptions:
     rebalance_debounce_s: float = 0.5
     """The pause after workers came or went before the slots are distributed anew. A death is not debounced."""
     queue_max_per_worker: int = 1_000
-    """Jobs (and, apart from them, tasks) that may wait, times the number of live workers. More are refused at once."""
+    """Jobs that may wait to be claimed, times the number of live workers. More are refused at once."""
     tasks_waiting_max: int = 1_000_000
     """Tasks that may wait, be due later or wait for their key. More are refused at once."""
     inbox_max: int = 100_000
