@@ -457,6 +457,22 @@ async def test_what_comes_after_a_failure_is_cancelled_in_steps(pool: TaskPool):
     assert await pool.waiting() == 0
 
 
+async def test_a_failure_that_is_not_kept_is_told_in_full_to_who_waits(pool: TaskPool):
+    @pool.task(result_ttl_s=None)
+    async def f() -> None:
+        raise ValueError("x" * 20_000)
+
+    handle = await f.enqueue()
+    waiting = asyncio.create_task(handle.result(5))
+    while not await pool.redis.hexists(pool.keys.task(handle.id), "w"):
+        await asyncio.sleep(0.001)
+    await pool.work()
+    with pytest.raises(TaskFailed, match="ValueError: xxx"):
+        await waiting
+    with pytest.raises(NoResult):
+        await handle.status()
+
+
 async def test_another_event_loop_is_told_so(pool: TaskPool):
     @pool.task()
     async def f() -> None: ...

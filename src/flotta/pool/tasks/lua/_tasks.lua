@@ -243,10 +243,12 @@ local function tell_dependents(id, state)
   end
 end
 
+-- How it failed is told in full if it is not kept: whoever waits could not ask for it.
 local function tell_waiters(id, t, state, value)
   local kept = t.r ~= '0' or state ~= 'done'
+  local bytes_max = t.r == '0' and math.huge or REPLY_BYTES_MAX
   for node in string.gmatch(t.w, '[^,]+') do
-    if kept and #value <= REPLY_BYTES_MAX then
+    if kept and #value <= bytes_max then
       reply(node, 't', 'result', 'i', id, 's', state, 'p', value)
     else
       reply(node, 't', 'result', 'i', id, 's', state)
