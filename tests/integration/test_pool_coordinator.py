@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from flotta.pool.coordinator import Coordinator
 from flotta.pool.jobs.states import JobState
@@ -52,6 +53,29 @@ async def die(one: Member, *workers: str) -> None:
     for worker in workers:
         one.membership.heartbeat.release(worker)
         await one.redis.zadd(one.keys.leases, {worker: 1})
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_refuses_is_told_of_once_and_looking_goes_on(valkey_url: str, unique: str) -> None:
+    async with member(valkey_url, unique, "n1") as one:
+        async with asyncio.timeout(PATIENCE_S):
+            while not one.coordinator.stats.coordinates:
+                await asyncio.sleep(0.01)
+        with capture_logs() as logs:
+            await one.redis.link.call("SET", one.keys.parked, "of another type")
+            failed = one.coordinator.stats.steps_failed
+            async with asyncio.timeout(PATIENCE_S):
+                while one.coordinator.stats.steps_failed < failed + 3:
+                    one.coordinator.poke()
+                    await asyncio.sleep(0.01)
+            await one.redis.link.call("DEL", one.keys.parked)
+            lease = await one.work()
+            assert await one.membership.placed(lease.worker, PATIENCE_S)
+        told = [entry for entry in logs if entry["log_level"] == "error"]
+        assert len(told) == 1
+        assert "WRONGTYPE" in told[0]["error"]
 
 
 # --- deaths ----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from structlog.testing import capture_logs
+
 from flotta.pool import Job, WorkerPool
+from flotta.pool.inbox import Entry
 from flotta.redis import Redis
 from pool_jobs_harness import FAST, Recorder, joined, until
 
@@ -97,6 +100,30 @@ async def test_a_node_that_was_taken_for_gone_asks_the_records_for_what_its_repl
         await redis.link.call("ZREM", client.keys.nodes, client.id)
         async with asyncio.timeout(5):
             await stopping
+
+
+async def test_a_fault_while_doorbells_are_heard_deafens_nobody(valkey_url: str, unique: str) -> None:
+    async with joined(unique, valkey_url) as node:
+        recorder = Recorder()
+        worker = await node.add_worker(recorder)
+        assert worker.tenure is not None
+        mail = worker.tenure._mail
+        hear = mail.on_entries
+        faults = iter([True])
+
+        def faulty(entries: list[Entry]) -> None:
+            if next(faults, False):
+                raise AssertionError("a fault of ours")
+            hear(entries)
+
+        mail.on_entries = faulty
+        with capture_logs() as logs:
+            await node.dispatch("lost", timeout_s=5)  # its doorbell is: the records tell of it
+            await node.dispatch("next", timeout_s=5)
+        assert recorder.keys("started") == ["lost", "next"]
+        assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == [
+            "entries of a pool's inbox were not taken"
+        ]
 
 
 def _info(node: str):  # type: ignore[no-untyped-def]

@@ -13,12 +13,14 @@ from flotta.errors import (
     Fenced,
     InvalidName,
     JobExists,
+    LinkUnavailable,
     NotRunning,
     NoWorkers,
     PayloadTooLarge,
     PoolShutdown,
     QueueFull,
 )
+from flotta.pool.jobs import store as store_module
 from flotta.pool.jobs.records import Release
 from flotta.pool.jobs.states import Answer, CrashAnswer, JobState, ReleaseAnswer, StopAnswer, WithdrawAnswer
 from flotta.pool.jobs.store import JobStore
@@ -544,3 +546,29 @@ def test_options_of_a_store_are_those_of_its_pool(redis: Redis) -> None:
 def test_entries_of_types_that_a_newer_version_may_add_say_nothing() -> None:
     assert parse_bell([b"t", b"future", b"k", b"x"]) == []
     assert parse_reply([b"t", b"future"]) == []
+
+
+async def test_a_batch_of_several_nodes_that_fails_half_way_says_of_each_job_what_is_true(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dispatches of one turn of the loop for two nodes are two scripts: the second cannot take the first one back."""
+    await stage.worker("w1")
+    await stage.slots("w1")
+    sent = 0
+
+    async def fail_second(link: Any, **call: Any) -> Any:
+        nonlocal sent
+        sent += 1
+        if sent == 2:
+            raise LinkUnavailable("server", "refused")
+        return await dispatch(link, **call)
+
+    dispatch = store_module._DISPATCH
+    monkeypatch.setattr(store_module, "_DISPATCH", fail_second)
+    calls = [
+        stage.store.dispatch(f"k{number}", "watch", b"", node=node, did=f"d{number}", crashes_max=5)
+        for number, node in enumerate(["n1", "n1", "", "n1"])
+    ]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [isinstance(outcome, LinkUnavailable) for outcome in outcomes] == [False, False, True, False]
+    assert [await stage.store.read(f"k{number}") is not None for number in range(4)] == [True, True, False, True]

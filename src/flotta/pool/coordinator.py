@@ -140,6 +140,7 @@ class Coordinator:
         self._task: asyncio.Task[None] | None = None
         self._bell = asyncio.Event()
         self._coordinates = False
+        self._refused = ""  # what was told of the last refusal
         self._members_seen: int | None = None  # None: look at everything
         # Since when changes among the members wait for more of them, and when the last one was seen.
         self._changes_since_s: float | None = None
@@ -184,15 +185,24 @@ class Coordinator:
             self._bell.clear()
             try:
                 await self.step()
+                self._refused = ""
             except FlottaError as error:  # Redis is away, or refuses
                 self._fail()
-                self._logger.debug("a look after the pool failed", node=self._membership.node, error=str(error))
+                self._tell(error)
             except Exception:  # our bug: the other nodes' looks and the next one go on
                 self._fail()
                 self._logger.exception("a look after the pool failed", node=self._membership.node)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_s()):  # wait_for of 3.11 may swallow a cancellation
                     await self._bell.wait()
+
+    def _tell(self, error: FlottaError) -> None:
+        """What the server refuses does not pass by itself: nobody would look after the pool and nobody know. Once."""
+        text = str(error)
+        is_refused = isinstance(error, CommandError) and text != self._refused
+        self._refused = text if isinstance(error, CommandError) else self._refused
+        log = self._logger.error if is_refused else self._logger.debug
+        log("a look after the pool failed", pool=self._membership.keys.name, node=self._membership.node, error=text)
 
     def _fail(self) -> None:
         self._counts["steps_failed"] += 1

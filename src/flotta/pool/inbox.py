@@ -192,7 +192,11 @@ class Inbox:
             if mail is not None and raw:
                 mail.cursor = raw[-1][0]
                 entries = [Entry(*entry) for entry in raw]
-                mail.on_entries(entries)
+                try:
+                    mail.on_entries(entries)
+                except Exception:  # noqa: BLE001 - our bug: the other streams go on, and the records heal this
+                    self._log.exception("entries of a pool's inbox were not taken", inbox=mail.key)
+                    mail.on_reconcile()
                 mail.handed_over(entries)
                 self.trim_soon()
 

@@ -101,6 +101,8 @@ class Lives:
                 ended = await self._report(run)
         except LeaseOver:
             pass
+        except Exception:  # noqa: BLE001 - our bug: nobody runs the job until the worker compares its records
+            self._log.exception("a job was dropped by its worker", job=run.key, fence=run.fence)
         finally:
             self._holder.forget(run)
 

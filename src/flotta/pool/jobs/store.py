@@ -24,6 +24,7 @@ from typing import Any, Final, final
 from flotta.errors import (
     CommandError,
     Fenced,
+    FlottaError,
     JobExists,
     NotRunning,
     NoWorkers,
@@ -93,6 +94,8 @@ _REPLY_BYTES_MAX: Final = 1 << 20
 _PARKED_NOTES_MAX: Final = 1_000
 """Notifications that a job may keep while no worker has it."""
 _ERROR_CHARS_MAX: Final = 4_000
+_NOT_SENT: Final = b"!"
+"""In the place of an answer: the script of this job failed."""
 _CLEARING_MS: Final = 10_000
 """How long whoever clears away may take from one step to the next."""
 STEP_MAX: Final = 100
@@ -153,6 +156,8 @@ class JobStore:
         self._check_size("job", key, payload)
         job = (key, kind, payload, slot_of(key), did, crashes_max, scheduler, node)
         code, first, second = await self._dispatches.add(job, len(payload))
+        if code == _NOT_SENT:
+            raise first
         if code == b"O":
             return Dispatched(int(first), second.decode())
         raise self._refused(code, key, first, second)
@@ -393,8 +398,13 @@ class JobStore:
             args: list[Any] = [jobs[first][7], self.options.queue_max_per_worker]
             for job in jobs[first:end]:
                 args += job[:7]
-            flat = await _DISPATCH(self._link, keys=self._meta, args=args)
-            answers += zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+            try:
+                flat = await _DISPATCH(self._link, keys=self._meta, args=args)
+            except FlottaError as error:
+                # Who was in a script before this one has an answer: "not applied" would be a lie there.
+                answers += [(_NOT_SENT, error, None)] * (end - first)
+            else:
+                answers += zip(flat[::3], flat[1::3], flat[2::3], strict=True)
         return answers
 
     async def _send_claims(self, claims: list[_Claim]) -> list[Claim]:
