@@ -108,6 +108,7 @@ class Scene:
         if kind == "startfail":
             raise Deliberate("it never starts")
         job.ready()
+        await self._write(job, about)  # at once: a zombie that wakes must find that its successor has been there
         async for note in job.notifications(every_s=self.every_s):
             if note is not None:
                 self.journal.say(What.NOTED, job.key, count=int(note.payload), **about)

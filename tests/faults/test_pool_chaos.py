@@ -127,6 +127,8 @@ def judge(folder: Path) -> None:
     if broken:
         pytest.fail(verdict(history, broken), pytrace=False)
     assert found.kills > 0, "nothing was killed: it was over too soon"
+    assert found.pauses > 0, "nothing stood still: it was over too soon"
+    assert found.checkpoints_refused + found.writes_refused > 0, "no zombie has tried to write"
     assert found.jobs_accepted >= JOBS * 0.9
     assert found.tasks_accepted == TASKS
 
