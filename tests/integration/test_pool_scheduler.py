@@ -286,3 +286,24 @@ def test_plan_says_one_thing():
 def test_wrong_name_is_refused(redis, store):
     with pytest.raises(InvalidName):
         Schedule(store, redis.link, "a:b", wanting(), every_s=1, resolve=pair)
+
+
+@pytest.mark.parametrize("error", [StopIteration(), SystemExit(1)])
+@pytest.mark.parametrize("in_thread", [True, False])
+async def test_producer_that_raises_what_no_loop_can_take_is_asked_again(node, store, error, in_thread):
+    clock, calls = FakeClock(), []
+
+    def produce() -> Plan:
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        return Plan(desired={"a": b"p"})
+
+    async def produce_async() -> Plan:
+        return produce()
+
+    running = node(produce if in_thread else produce_async, clock=clock)
+    await clock.armed()
+    assert not running.done()
+    await clock.advance(60)
+    assert await jobs(store) == {"a"}

@@ -223,7 +223,7 @@ class Schedule:
             self._log.warning("a plan took too long, another node makes the next one")
         except (QueueFull, NoWorkers) as error:
             self._log.warning("a plan is not complete, the next tick goes on", error=str(error))
-        except Exception as error:  # noqa: BLE001 - whatever a producer raises: the next tick tries again
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a producer raises: the next tick tries again
             self._log.error("a schedule failed, it is tried again at the next tick", exc_info=error)
         return True
 
@@ -243,12 +243,18 @@ class Schedule:
             if inspect.iscoroutinefunction(self._producer):
                 made = await self._producer()
             else:
-                made = await asyncio.to_thread(self._producer)
+                made = await asyncio.to_thread(self._call_producer)
                 if inspect.isawaitable(made):
                     made = await made
         if not isinstance(made, Plan):
             raise TypeError(f"the producer of schedule {self.name!r} returned {type(made).__name__}, not a Plan")
         return made
+
+    def _call_producer(self) -> Any:
+        try:
+            return self._producer()
+        except StopIteration as error:  # no future can hold it: who waits for it would wait for ever
+            raise RuntimeError("the producer raised StopIteration") from error
 
     def _todo(self, plan: Plan) -> _Todo:
         """Check all of a plan before anything of it is done. Raises what `resolve` raises, and ``InvalidName``."""
