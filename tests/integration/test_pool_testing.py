@@ -69,7 +69,7 @@ async def test_pool_is_as_it_was_declared_after_each_stage(valkey_url):
     for _ in range(2):
         async with PoolStage(pool, url=valkey_url, workers=2):
             await watch.dispatch(1)
-            with pytest.raises(StateError, match="it runs"):
+            with pytest.raises(StateError, match="runs: close it first"):
                 async with PoolStage(pool, url=valkey_url):
                     pass
         assert pool.options == PoolOptions()

@@ -16,7 +16,7 @@ from typing import Any, Self, final
 
 import structlog
 
-from flotta.errors import Closed, FlottaError, NotRunning, PoolShutdown, RedisError, StateError
+from flotta.errors import Closed, ConfigError, FlottaError, NotRunning, PoolShutdown, RedisError, StateError
 from flotta.pool.backoff import Backoff
 from flotta.pool.chores import Chores
 from flotta.pool.coordinator import Coordinator
@@ -24,7 +24,7 @@ from flotta.pool.inbox import Entry, Inbox
 from flotta.pool.inspection import PoolWorker, list_jobs, list_workers
 from flotta.pool.jobs.dispatching import Dispatcher
 from flotta.pool.jobs.handle import JobHandle
-from flotta.pool.jobs.handler import Handler, run_handler
+from flotta.pool.jobs.handler import Handler, kind_of
 from flotta.pool.jobs.peers import Peers
 from flotta.pool.jobs.records import Counts as PoolCounts
 from flotta.pool.jobs.records import JobInfo
@@ -131,6 +131,9 @@ class Node:
         """
         if single_options:
             options = PoolOptions(**single_options)
+        given: Any = redis
+        if not isinstance(given, str | Redis):
+            raise ConfigError("redis", given, "a URL or a flotta.redis.Redis", source=f"pool {name}")
         client = Redis.from_url(redis, logger=logger) if isinstance(redis, str) else redis
         owns = isinstance(redis, str)
         node = cls(name, client, options=options, service=service, logger=logger, clock=clock, owns_redis=owns)
@@ -227,13 +230,10 @@ class Node:
         """A worker that runs jobs dispatched by ``dispatch`` with ``handler``. It takes jobs at once.
 
         ``backoff``: the pauses after crashes; ``crashes_reset_s``: a job that ran so long is forgiven its crashes.
-        Raises ``StateError`` on a client-only node, ``PoolShutdown``, and what a Redis call raises.
+        Raises ``ConfigError`` for what is no handler, ``StateError`` on a client-only node, ``PoolShutdown``, and what
+        a Redis call raises.
         """
-
-        async def run(job: Any) -> None:
-            await run_handler(handler, job, self.log)
-
-        kind = JobKind(name="", run=run, explicit=True, backoff=backoff or Backoff(), crashes_reset_s=crashes_reset_s)
+        kind = kind_of(handler, backoff=backoff or Backoff(), crashes_reset_s=crashes_reset_s, logger=self.log)
         return await self.add_kinds({"": kind}, name=name)
 
     async def add_kinds(

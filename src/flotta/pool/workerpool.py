@@ -198,9 +198,11 @@ class WorkerPool:
     async def work(self, *, queues: Iterable[str] | None = None, name: str | None = None) -> Worker:
         """Add this process' worker: it runs the declared jobs and tasks. ``queues``: tasks of these only.
 
-        Again: harmless. Raises what ``Node.add_worker`` raises, and ``NotStarted``.
+        Again: harmless. Raises what ``Node.add_worker`` raises, ``NotStarted`` and ``Closed``.
         """
         node = self._require_node()
+        if self._closed:
+            raise Closed(f"pool {self.name!r}")
         if self._worker is None:
             self._worker = await self.equip(node, queues=queues, name=name)
         return self._worker
@@ -232,7 +234,7 @@ class WorkerPool:
         ``timeout_s``: None is ``close_timeout_s``. See ``Node.close``.
         """
         self._closed = True
-        self._registry.bind(None)
+        self._registry.bind(None, closed=True)
         if self._node is not None:
             await self._node.close(timeout_s)
 
@@ -241,7 +243,7 @@ class WorkerPool:
         node = self._require_node()
         await node.shutdown(timeout_s)
         self._closed = True
-        self._registry.bind(None)
+        self._registry.bind(None, closed=True)
 
     def renew(self, *, options: PoolOptions, clock: Clock = SERVER_CLOCK) -> None:
         """Forget a life that has ended, for tests that start the declared pool of a service many times.
@@ -253,6 +255,7 @@ class WorkerPool:
         self.options, self._clock = options, clock
         self._node = self._worker = None
         self._closed = False
+        self._registry.bind(None)
 
     @asynccontextmanager
     async def running(self, redis: Redis | str) -> AsyncIterator[WorkerPool]:

@@ -11,9 +11,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import structlog
 
+from flotta.errors import ConfigError
+from flotta.pool.backoff import Backoff
 from flotta.pool.jobs.job import Job
+from flotta.pool.jobs.runs import JobKind
 
-__all__ = ["Handler", "NotificationHandler", "run_handler"]
+__all__ = ["Handler", "NotificationHandler", "kind_of", "run_handler"]
 
 
 class Handler(Protocol):
@@ -34,6 +37,21 @@ class NotificationHandler(Protocol):
     async def notify(self, job: Job[Any], payload: bytes) -> None:
         """One notification; they come one after the other, in order. If it raises, that is logged and the job goes
         on. Without this method they are dropped."""
+
+
+def kind_of(handler: Handler, *, backoff: Backoff, crashes_reset_s: float, logger: Any = None) -> JobKind:
+    """How a worker runs jobs with ``handler``. Raises ``ConfigError`` for what is none."""
+    given: Any = handler
+    methods = (getattr(given, name, None) for name in ("start", "stop"))
+    if isinstance(given, type) or not all(callable(method) for method in methods):
+        raise ConfigError(
+            "handler", given, "an object with async methods start(job) and stop(job)", source="add_worker"
+        )
+
+    async def run(job: Job[Any]) -> None:
+        await run_handler(handler, job, logger)
+
+    return JobKind(name="", run=run, explicit=True, backoff=backoff, crashes_reset_s=crashes_reset_s)
 
 
 async def run_handler(handler: Handler, job: Job[Any], logger: Any = None) -> None:

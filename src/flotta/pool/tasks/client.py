@@ -176,6 +176,9 @@ class TaskClient:
         return TaskHandle(self, call.decoder, found, is_new=False)
 
     def _checked(self, call: TaskCall[Any]) -> Item:
+        given: Any = call
+        if not isinstance(given, TaskCall):
+            raise TypeError(f"enqueue_many takes calls, task.call(...), not {type(given).__name__}")
         item = call.send()
         size = len(item.payload) + len(item.options)
         if size > self._payload_bytes_max:

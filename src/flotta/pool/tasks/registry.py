@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar, final, overload
 
-from flotta.errors import ConfigError, NotStarted
+from flotta.errors import Closed, ConfigError, NotStarted
 from flotta.pool.tasks.client import IdSource, TaskClient
 from flotta.pool.tasks.context import TaskContext
 from flotta.pool.tasks.declaration import RESULT_TTL_S, WORKER_LOSSES_MAX, CallOptions, Declaration
@@ -66,6 +66,7 @@ class TaskRegistry:
         self._pool = pool
         self._declared: dict[bytes, Declaration] = {}
         self._client: TaskClient | None = None
+        self._closed = False
         self._hooks: list[EnqueueHook] = []
         self.middleware: list[Middleware] = []
         self.new_id = IdSource()
@@ -141,12 +142,15 @@ class TaskRegistry:
         """What is declared under this name."""
         return self._declared.get(name)
 
-    def bind(self, client: TaskClient | None) -> None:
-        """From now on enqueueing goes through ``client``; None: it is not started any more."""
+    def bind(self, client: TaskClient | None, *, closed: bool = False) -> None:
+        """From now on enqueueing goes through ``client``; None: it is not started (any more, if ``closed``)."""
         self._client = client
+        self._closed = closed
 
     def client(self) -> TaskClient:
-        """Raises ``NotStarted``."""
+        """Raises ``NotStarted`` and ``Closed``."""
+        if self._closed:
+            raise Closed(f"pool {self._pool!r}")
         if self._client is None:
             raise NotStarted(f"pool {self._pool!r}", "use `async with pool.running(...)`, or await pool.start(...)")
         return self._client

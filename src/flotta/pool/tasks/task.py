@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, final
 
+from flotta.errors import ConfigError
 from flotta.pool.tasks.client import TaskCall, TaskClient, TaskHandle
 from flotta.pool.tasks.declaration import NOTHING, CallOptions, Declaration
 from flotta.pool.tasks.store import Item
@@ -83,6 +84,9 @@ class Task(Generic[P, R]):
             "timeout_s": timeout_s, "result_ttl_s": result_ttl_s,
         }  # fmt: skip
         changes = {name: value for name, value in given.items() if value is not None}
+        given_after: Any = after
+        if isinstance(given_after, str | TaskHandle):
+            raise ConfigError("after", after, "a list of handles or ids: after=[handle]", source="task")
         if after:
             changes["after"] = tuple(task.id if isinstance(task, TaskHandle) else task for task in after)
         if headers is not None:
