@@ -28,16 +28,14 @@ local function now_ms()
   return math.floor(now_us() / 1000)
 end
 
--- The first of `count` (default 1) new fencing tokens that follow each other, as a number. A counter that is missing
--- starts from the clock in microseconds: tokens also grow across a loss of the data.
+-- The first of `count` (default 1) new fencing tokens that follow each other, as a number. They are never below the
+-- clock in microseconds: so they also grow where the data is lost, or is that of a moment ago (a failover).
 local function next_fence(count)
   count = count or 1
-  local last = redis.call('HINCRBY', META, 'fence', count)
-  if last <= count then
-    last = now_us() + count
-    redis.call('HSET', META, 'fence', last)
-  end
-  return last - count + 1
+  local last = tonumber(redis.call('HGET', META, 'fence') or 0)
+  local first = math.max(last + 1, now_us())
+  redis.call('HSET', META, 'fence', int(first + count - 1))
+  return first
 end
 
 -- Whether the lease of a worker is valid now. Looked up once in a script: a script that changes leases asks before.

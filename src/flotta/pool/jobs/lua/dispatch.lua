@@ -4,8 +4,8 @@
 -- Returns for each job three values: 'O' fence owner ('' parked: accepted, its slot has no live worker at this moment)
 -- | 'E' (exists) | 'F' queued limit (full) | 'N' (no worker) | 'S' (shutting down); what is not said is ''.
 -- Again: the same dispatch id answers like the first time as long as the record is there.
--- Calls: 2 a job (HSET, HINCRBY); 8 a batch (EXISTS, HGET, HMGET, ZCARD twice, TIME, HINCRBY, ZADD); 4 for each owner
--- (ZSCORE, SISMEMBER, SADD, XADD). HMGET for each job only if one of the batch exists; 2 more for each planned job.
+-- Calls: 2 a job (HSET, HINCRBY); 9 a batch (EXISTS, HGET twice, HMGET, ZCARD twice, TIME, HSET, ZADD); 4 for each
+-- owner (ZSCORE, SISMEMBER, SADD, XADD). HMGET for each job only if one of the batch exists; 2 more for each planned job.
 local node, count = ARGV[1], (#ARGV - 2) / 7
 local records, slots = {}, {}
 for i = 1, count do
