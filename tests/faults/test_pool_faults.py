@@ -127,14 +127,14 @@ async def test_a_notification_that_comes_while_its_job_moves_moves_after_it(
             await until(lambda: open_runs(setup, "a"), "a has jobs")
             release = a.pool.node.store.release
 
-            async def release_late(worker: str, jobs: Any) -> Any:
+            async def release_late(worker: str, jobs: Any, *, seen: bytes) -> Any:
                 """The ids of what moves along were taken; now one more comes for each, and is read, before they go."""
                 noted = a.pool.stats.noted + len(jobs)
                 for job in jobs:
                     await b.pool.notify(job.key, b"7")
                     b.journal.say(What.NOTIFIED, job.key, dispatch=int(job.key.partition(":")[2]), count=7)
                 await until(lambda: a.pool.stats.noted >= noted, "a has read them")
-                return await release(worker, jobs)
+                return await release(worker, jobs, seen=seen)
 
             monkeypatch.setattr(a.pool.node.store, "release", release_late)
         await until(lambda: len(open_runs(setup, "b")) == JOBS, "b has them all")

@@ -160,6 +160,31 @@ async def test_a_job_stays_where_it_is_if_the_new_owner_of_its_slot_does_not_kno
         assert len(one.worker.jobs) == 20
 
 
+async def test_a_job_that_stayed_moves_when_its_slot_goes_to_a_worker_that_knows_it(
+    valkey_url: str, unique: str
+) -> None:
+    scene = Scene()
+    (one, unit), (two, _) = scene.pool(unique), scene.pool(unique)
+    async with joined(unique, valkey_url) as stranger, one.running(valkey_url):
+        for n in range(60):
+            await unit.dispatch(n)
+        assert one.worker is not None
+        strange = await stranger.add_worker(Recorder())
+        assert await stranger.membership.placed(strange.id, 10.0)
+        async with two.running(valkey_url):
+            assert two.worker is not None
+            assert await two.node.membership.placed(two.worker.id, 10.0)
+            await stranger.remove_worker(strange)
+            async with asyncio.timeout(15):
+                while True:
+                    owners = (await one.node.membership.table()).owners
+                    astray = [job.key for job in await one.jobs() if owners[job.slot] != job.owner]
+                    if not astray and strange.id not in owners.values():
+                        break
+                    await asyncio.sleep(0.02)
+            assert scene.twice == []
+
+
 async def test_a_job_that_waits_after_a_crash_moves_too(valkey_url: str, unique: str) -> None:
     scene = Scene()
     (one, unit), (two, _) = scene.pool(unique), scene.pool(unique)

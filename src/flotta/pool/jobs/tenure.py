@@ -56,7 +56,7 @@ class Tenure:
         self._handover = Handover(around.options.handover_concurrency, self._begin_move)
         self._slots: frozenset[int] = frozenset()
         self._epoch = 0
-        self._lost_slots: dict[int, float] = {}  # when a slot was given to another worker
+        self._lost_slots: set[int] = set()  # were this worker's and are another's: some of their jobs may still be here
         self._lives = Lives(self, self, lease, self._reports, around)
         self._emptied = asyncio.Event()
         self._chores = Chores(f"pool worker {self.worker}", around.logger, expected=(LeaseOver,))
@@ -271,12 +271,9 @@ class Tenure:
         finally:
             self._looking = False  # a change from here on asks for another look
         self._epoch, slots = await self._reports.persist(lambda: self._around.membership.slots_of(self.worker))
-        lost, self._slots = self._slots - slots, slots
-        now_s = asyncio.get_running_loop().time()
-        for slot in slots:
-            self._lost_slots.pop(slot, None)
-        self._lost_slots.update(dict.fromkeys(lost, now_s))
-        await self._move(lost)
+        self._lost_slots = (self._lost_slots | self._slots) - slots
+        self._slots = slots
+        await self._move(self._lost_slots)  # also lost before: the owner then may not have known the kind
 
     async def _move(self, lost: Collection[int]) -> None:
         """Hand over what is in these slots, where their new owners know its kind: else it would come back at once."""
@@ -407,7 +404,7 @@ class Tenure:
 
     def is_astray(self, run: Run) -> bool:
         """Whether this worker leaves, or its slot went to another one while it was under way to this one."""
-        return self.leaving or (run.slot in self._lost_slots and run.slot not in self._slots)
+        return self.leaving or run.slot in self._lost_slots
 
     def move_soon(self, run: Run) -> None:
         """Hand it over when its turn comes, if who should have it knows its kind."""
