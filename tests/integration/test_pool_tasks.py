@@ -815,12 +815,12 @@ async def test_a_worker_whose_lease_has_ended_gets_nothing_and_stops(pool: TaskP
     @pool.task()
     async def f() -> None: ...
 
-    lost = asyncio.Event()
-    runner = await pool.work(on_lost=lost.set)
+    runner = await pool.work()
     await pool.lease(runner.worker, -1)
     handle = await f.enqueue()
     runner.wake()
-    await lost.wait()
+    await asyncio.wait({runner._task}, timeout=5)
+    assert runner._task.done()
     assert (await handle.status()).state is TaskState.QUEUED
 
 

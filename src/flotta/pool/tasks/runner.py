@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -74,8 +74,7 @@ _COUNTED: Final = {
 class TaskRunner:
     """Runs the tasks of ``registry`` for the worker ``worker``. ``start`` begins; you owe ``drain`` or ``fence``.
 
-    ``on_lost`` is called once if Redis says that the worker's lease is lost. ``audit_s``: how often what it runs is
-    compared with the records (a third of the lease is right).
+    ``audit_s``: how often what it runs is compared with the records (a third of the lease is right).
     """
 
     def __init__(
@@ -88,7 +87,6 @@ class TaskRunner:
         queues: Sequence[str] | None = None,
         payload_bytes_max: int = 1_048_576,
         audit_s: float = 10.0,
-        on_lost: Callable[[], None] | None = None,
         logger: Any = None,
     ) -> None:
         self.worker = worker
@@ -98,7 +96,6 @@ class TaskRunner:
         self._tasks_max = tasks_max
         self._given_queues = queues
         self._audit_s = audit_s
-        self._on_lost = on_lost
         self._log = logger or structlog.get_logger("flotta.pool")
         self._threads = ThreadPoolExecutor(tasks_max, thread_name_prefix=f"flotta-{store.pool}")
         self._shared = Executing(
@@ -277,9 +274,6 @@ class TaskRunner:
             "a worker's lease is lost, its tasks are cancelled", pool=self._store.pool, worker=self.worker
         )
         self.fence()
-        if self._on_lost is not None:
-            on_lost, self._on_lost = self._on_lost, None
-            on_lost()
 
     # --- runs ---------------------------------------------------------------------------------------------------
 
