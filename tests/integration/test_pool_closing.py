@@ -114,6 +114,7 @@ async def test_a_removal_that_is_cancelled_gives_up_the_lease_of_its_worker(valk
         with pytest.raises(asyncio.CancelledError):
             await removing
         assert worker.jobs == []
+        assert node.local_workers == ()
         await until(lambda: heir.keys("started") == ["k"])  # nobody renews what nobody looks after
         slow.may_end.set()
 

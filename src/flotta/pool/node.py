@@ -289,7 +289,7 @@ class Node:
     @property
     def local_workers(self) -> tuple[Worker, ...]:
         """The workers of this node."""
-        return tuple(self._workers)
+        return tuple(worker for worker in self._workers if worker.state is not WorkerState.LEFT)
 
     # --- jobs ---------------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ class PoolOptions:
     handover_timeout_s: float = 10.0
     """How long a job that should move may take to end after it was cancelled. One that takes longer stays."""
     handover_concurrency: int = 50
-    """Jobs of one worker that are handed over at a time."""
+    """Jobs of one worker that are handed over at a time; all that are left in the second half of a ``close``."""
     rebalance_debounce_s: float = 0.5
     """The pause after workers came or went before the slots are distributed anew. A death is not debounced."""
     queue_max_per_worker: int = 1_000

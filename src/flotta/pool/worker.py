@@ -209,7 +209,7 @@ class Worker:
         while self.state is WorkerState.JOINING:
             try:
                 await self.join()
-            except PoolShutdown:
+            except (PoolShutdown, Closed):
                 self.abandon()
             except RedisError as error:
                 self._around.logger.debug("a worker cannot join anew yet", name=self.name, error=str(error))
