@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from typing import Any
 
@@ -94,3 +95,16 @@ async def test_a_job_that_crashes_is_logged_where_its_code_raised(valkey_url: st
     [(level, dead)] = log.of("a job is a dead letter now")
     assert level == "error"
     assert frames(dead)[0] == "broken"
+
+
+async def test_an_outage_is_no_line_for_each_beat(own_valkey: Any, unique: str) -> None:
+    log = Log()
+    pool = WorkerPool(unique, options=PoolOptions(worker_ttl_s=1), logger=log)
+    async with pool.running(own_valkey.url):
+        own_valkey.kill()
+        async with asyncio.timeout(10):
+            while not log.of("a worker is fenced"):
+                await asyncio.sleep(0.01)
+        beats = log.of("a heartbeat failed")
+        await own_valkey.restart()
+    assert len(beats) == 1

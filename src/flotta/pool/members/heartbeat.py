@@ -122,6 +122,7 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._held: dict[str, _Held] = {}
         self._let_go: set[str] = set()
+        self._failing = False
         self._rhythm = Rhythm(self.times, boottime_s())
         self._main: asyncio.AbstractEventLoop
         self._guard_timer: asyncio.TimerHandle | None = None
@@ -265,9 +266,12 @@ class Heartbeat:
             reply = await BEAT(link, keys=[self._keys.meta], args=args)
         except FlottaError as error:
             self._rhythm.beat_failed()
-            self._logger.debug("a heartbeat failed", node=self._node, error=str(error))
+            if not self._failing:  # once for each outage: it tries again every few hundred milliseconds
+                self._failing = True
+                self._logger.debug("a heartbeat failed", node=self._node, error=str(error))
             await asyncio.sleep(max(0.0, self._rhythm.due_s() - boottime_s()))
             return
+        self._failing = False
         self._rhythm.beat_confirmed(boottime_s())
         self._take(reply, started_s, held, let_go)
 
