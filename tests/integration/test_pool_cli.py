@@ -15,8 +15,8 @@ import structlog
 from click.testing import CliRunner
 
 from flotta.cli import cli
-from flotta.errors import FlottaError
-from flotta.pool import Backoff, Job, JobState, Plan, PoolOptions, Retry, WorkerPool
+from flotta.errors import FlottaError, PoolShutdown
+from flotta.pool import Backoff, Job, JobState, Node, Plan, PoolOptions, Retry, WorkerPool
 from supervisor_service import flotta
 
 T = TypeVar("T")
@@ -351,6 +351,32 @@ def test_shutdown_asks_and_then_leaves_nothing(stage, valkey_url):
     code, out, _ = stage("shutdown", "--yes")
     assert (code, out) == (0, f"pool {stage.name!r} is gone\n")
     assert stage("info")[0] == 1
+
+
+def test_shutdown_leaves_a_pool_alone_that_its_service_has_begun_anew(stage, valkey_url):
+    class Quiet:
+        async def start(self, job: Job[None]) -> None: ...
+
+        async def stop(self, job: Job[None]) -> None: ...
+
+    async def restart() -> Node:
+        while True:
+            await asyncio.sleep(0.005)
+            try:
+                if stage.pool.node.closed:
+                    node = await Node.join(stage.name, valkey_url, worker_ttl_s=2.0, logger=_SILENT)
+                    break
+            except PoolShutdown:
+                continue
+        await node.add_worker(Quiet())
+        await node.dispatch("anew")
+        return node
+
+    restarting = asyncio.run_coroutine_threadsafe(restart(), stage.loop)
+    assert stage("shutdown", "--yes")[0] == 0
+    node = restarting.result(10)
+    assert [job.key for job in stage.run(node.jobs())] == ["anew"]
+    stage.run(node.shutdown())
 
 
 def test_unknown_pool_names_the_others(stage):

@@ -383,7 +383,8 @@ def shutdown(*, name: str, yes: bool, url: str | None) -> None:
             what = f"{counted(summary.jobs, 'job')} and {counted(summary.workers, 'worker')}"
             question = f"End {what} of pool {name!r}, and delete it?"
             click.confirm(question, abort=True)
-        await view.store.shutdown_begin(f"cli-{secrets.token_hex(6)}")
+        caller = f"cli-{secrets.token_hex(6)}"
+        await view.store.shutdown_begin(caller)
         said = ""
         while (step := await view.store.shutdown_step()) is not None and not step.done:
             left = f"{counted(step.queued + step.owned, 'job')} left, {step.left_s:.0f} s until they are taken away"
@@ -392,10 +393,11 @@ def shutdown(*, name: str, yes: bool, url: str | None) -> None:
                 said = left
             await asyncio.sleep(_SHUTDOWN_POLL_S)
         for _ in range(_NODES_LEAVE_POLLS):
-            if not (await view.summary()).nodes:
+            now = await view.summary()
+            if not (now.nodes and now.shutting_down):  # whose service restarts may have begun it anew already
                 break
             await asyncio.sleep(_SHUTDOWN_POLL_S)
-        await view.store.purge()
+        await view.store.clear_away(caller)
         click.echo(f"pool {name!r} is gone")
         return 0
 
