@@ -18,6 +18,8 @@ from flotta.redis import Link
 __all__ = ["LEAVE_S", "PoolEnding"]
 
 _POLL_S: Final = 0.05
+_POLL_S_MAX: Final = 0.5
+_POLL_FACTOR: Final = 1.25  # every node asks, and each time the server looks at every worker
 LEAVE_S: Final = 5.0
 """How long whoever stops a pool waits for the other nodes to go, once every job has ended."""
 
@@ -32,12 +34,14 @@ class PoolEnding:
 
     async def see_jobs_end(self) -> None:
         """Drop what is queued until no job is left anywhere, however long Redis is away. Cancelling is harmless."""
+        pause_s = _POLL_S
         while True:
             with contextlib.suppress(RedisError):
                 step = await self._store.shutdown_step()
                 if step is None or step.done:
                     return
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(_POLL_FACTOR * pause_s, _POLL_S_MAX)
 
     async def wait_for_the_others(self) -> None:
         """Until this node is the last one, or ``LEAVE_S`` have passed."""
