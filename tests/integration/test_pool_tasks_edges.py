@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import threading
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -23,9 +24,9 @@ from flotta.errors import (
 )
 from flotta.pool.backoff import Backoff
 from flotta.pool.tasks import INJECTED, Depends, Rate, Retry, RetryTask, TaskContext
-from flotta.pool.tasks.store import Finished, Verdict
+from flotta.pool.tasks.store import Finished, Item, Verdict
 from flotta.redis import Redis
-from pool_tasks_harness import TaskPool
+from pool_tasks_harness import TaskPool, reading
 
 QUICK = Backoff(first_s=0.01, max_s=0.02)
 
@@ -416,6 +417,23 @@ async def test_headers_are_text_and_count_as_payload(pool: TaskPool):
     pool.registry._hooks.clear()
     with pytest.raises(PayloadTooLarge):
         await f.options(headers={"big": "x" * (1 << 20)}).enqueue()
+
+
+async def test_the_only_worker_of_a_queue_is_rung_among_many_idle_ones(pool: TaskPool):
+    for number in range(150):
+        await pool.lease(f"w{number}")
+        await pool.store.turn(f"w{number}", ["default"], 1, [])
+    await pool.lease("special")
+    rung = asyncio.Event()
+    for _ in range(20):
+        await pool.store.turn("special", ["gpu"], 1, [])
+        async with asyncio.timeout(5), reading(pool.redis, pool.keys.inbox("special"), lambda _: rung.set()):
+            task_id = secrets.token_hex(8)
+            await pool.store.enqueue_batch([Item(task_id, "f", b"\x80", "gpu", 5, b"", True)])
+            await rung.wait()
+        rung.clear()
+        [task] = (await pool.store.turn("special", ["gpu"], 1, [])).tasks
+        await pool.store.turn("special", ["gpu"], 0, [Finished(task.id, task.fence, Verdict.DONE, b"\xc0", 0)])
 
 
 async def test_what_comes_after_a_task_is_told_in_steps(pool: TaskPool):

@@ -21,6 +21,7 @@ local DUE, IDLE, UNIQUE, CONC, RATE, TASKS, STRAYS = P .. 'due', P .. 'idle', P 
 local RESULT_TTL_MS = 600000
 local REPLY_BYTES_MAX = 4096
 local TOLD_MAX = 200
+local IDLE_SEEN_MAX = 200
 local PRIORITY_STEP = 562949953421312 -- 2^49: place in line = (9 - priority) * step + sequence number, exact in a double
 local ENDED = {done = true, failed = true, cancelled = true}
 
@@ -60,24 +61,35 @@ local function flush_counts()
   counts = {}
 end
 
--- Rings up to `n` idle workers that serve `queue` (nil: any). One that was rung and has not come yet is marked ('*'): it
--- is not rung again, and counts among those who share what is ready. The dead are forgotten.
+-- Rings an idle worker if it serves a queue that is `wanted`. One that was rung and has not come yet is marked ('*'): it is
+-- not rung again, and counts among those who share what is ready. The dead are forgotten.
+local function rouse(worker, queues, wanted)
+  if not is_live(worker) then
+    redis.call('HDEL', IDLE, worker)
+  elseif string.sub(queues, 1, 1) ~= '*' and string.find(queues, wanted, 1, true) then
+    redis.call('HSET', IDLE, worker, '*' .. queues)
+    ring(worker, 't', 'wake')
+    return true
+  end
+  return false
+end
+
+-- Rings up to `n` idle workers that serve `queue` (nil: any). Where most serve the same, one of the first few does;
+-- else many are looked at. (Who is not found looks by itself, once a second.)
 local function wake(queue, n)
   local wanted = queue and ' ' .. (string.match(queue, '^%?(.-)%?') or queue) .. ' ' or ' '
-  local tries = 0
-  while n > 0 and tries < 16 do
-    tries = tries + 1
-    local found = redis.call('HRANDFIELD', IDLE, 1, 'WITHVALUES')
-    local worker, queues = found[1], found[2]
-    if not worker then
+  for try = 1, 5 do
+    local found = redis.call('HRANDFIELD', IDLE, try < 5 and 1 or IDLE_SEEN_MAX, 'WITHVALUES')
+    if #found == 0 then
       return
     end
-    if not is_live(worker) then
-      redis.call('HDEL', IDLE, worker)
-    elseif string.sub(queues, 1, 1) ~= '*' and string.find(queues, wanted, 1, true) then
-      redis.call('HSET', IDLE, worker, '*' .. queues)
-      ring(worker, 't', 'wake')
-      n = n - 1
+    for i = 1, #found, 2 do
+      if rouse(found[i], found[i + 1], wanted) then
+        n = n - 1
+        if n == 0 then
+          return
+        end
+      end
     end
   end
 end
