@@ -43,7 +43,7 @@ async def crewman(setup: Setup, name: str, **changes: Any) -> AsyncIterator[Crew
     options = LinkOptions(client_name=name, command_timeout_s=2.0, reconnect_max_s=0.2)
     async with Redis.from_url(setup.ledger_url) as ledger, Redis.from_url(setup.url, options=options) as redis:
         pool = WorkerPool(setup.pool, options=setup.pool_options())
-        declared = declare(pool, setup.code, Scene(journal, ledger, setup.every_s, pool))
+        declared = declare(pool, setup.code, Scene(journal, ledger, setup.every_s, pool, setup.careless))
         async with pool.running(redis):
             yield Crewman(pool, declared, journal)
     journal.close()

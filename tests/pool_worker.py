@@ -57,6 +57,8 @@ class Setup(msgspec.Struct, kw_only=True, frozen=True):
     every_s: float = 2.0
     wall_shift_s: float = 0.0
     """How wrong the wall clock of this process is."""
+    careless: bool = True
+    """Its jobs write once more when they were fenced, for up to a second."""
     options: dict[str, Any] = {}
     """More of ``PoolOptions``."""
 
@@ -82,6 +84,7 @@ class Scene:
     ledger: Redis
     every_s: float
     pool: WorkerPool
+    careless: bool = True
 
     async def job(self, job: Job[State], dispatch: int, mode: str) -> None:
         """One run: first and last statement are in the journal."""
@@ -94,7 +97,7 @@ class Scene:
             how = "returned"
         except asyncio.CancelledError:
             how = job.stop_reason.value if job.stop_reason is not None else "cancelled without a reason"
-            if how in ("fenced", "handover"):
+            if how == "handover" or (how == "fenced" and self.careless):
                 await self._last_words(job, about, how)
             raise
         except Fenced:
@@ -275,7 +278,7 @@ async def work(setup: Setup) -> None:
     journal = Journal(Path(setup.folder), setup.process)
     async with Redis.from_url(setup.ledger_url) as ledger:
         pool = WorkerPool(setup.pool, options=setup.pool_options())
-        declare(pool, setup.code, Scene(journal, ledger, setup.every_s, pool))
+        declare(pool, setup.code, Scene(journal, ledger, setup.every_s, pool, setup.careless))
         redis = Redis.from_url(setup.url, options=LinkOptions(client_name=setup.process))
         async with redis, pool.running(redis):
             (journal.folder / f"{setup.process}.ready").touch()

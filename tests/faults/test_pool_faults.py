@@ -96,7 +96,7 @@ async def test_a_worker_on_a_half_open_link_ends_its_jobs_before_others_start_th
     setup: Setup, own_valkey: EmbeddedRedis
 ) -> None:
     async with FaultProxy(own_valkey.url) as proxy, crewman(setup, "b") as b:
-        async with crewman(setup, "a", url=proxy.url):
+        async with crewman(setup, "a", url=proxy.url, careless=False):
             for number in range(JOBS):
                 await b.dispatch(number)
             await until(lambda: open_runs(setup, "a"), "a has jobs")
