@@ -91,3 +91,11 @@ def test_what_is_right_is_taken() -> None:
 
 
 def tidy(tenant: str = "acme") -> None: ...
+
+
+def test_a_task_without_brackets_is_told_so() -> None:
+    pool: Any = WorkerPool("mistakes")
+    with pytest.raises(ConfigError, match=r"charge.*with brackets"):
+
+        @pool.task
+        async def charge() -> None: ...

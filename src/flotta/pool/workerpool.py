@@ -6,6 +6,7 @@ runs; ``start``, ``work`` and ``close`` may be called twice; a pool has one life
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, final
@@ -67,6 +68,7 @@ class WorkerPool:
         self._node: Node | None = None
         self._worker: Worker | None = None
         self._closed = False
+        self._joining = asyncio.Lock()
 
     # --- declaring ----------------------------------------------------------------------------------------------
 
@@ -104,6 +106,8 @@ class WorkerPool:
 
     def task(
         self,
+        bare: None = None,
+        /,
         *,
         name: str | None = None,
         queue: str = "default",
@@ -118,6 +122,10 @@ class WorkerPool:
         localns: Mapping[str, Any] | None = None,
     ) -> TaskDecorator:
         """Declare a function as a short task. See ``TaskRegistry.task``."""
+        function: Any = bare
+        if function is not None:  # @pool.task without brackets
+            function = getattr(function, "__name__", repr(function))
+            raise ConfigError("@pool.task", function, "@pool.task(...), with brackets", source="WorkerPool")
         self._check_declarable()
         return self._registry.task(
             name=name, queue=queue, priority=priority, retry=retry, timeout_s=timeout_s, unique=unique,
@@ -180,20 +188,22 @@ class WorkerPool:
 
         Again: harmless. You owe it ``close``. Raises what ``Node.join`` raises.
         """
-        if self._closed:
-            raise Closed(f"pool {self.name!r}")
-        if self._node is None:
-            self._node = await Node.join(
-                self.name,
-                redis,
-                options=self.options,
-                service=self.service,
-                logger=self._logger,
-                clock=self._clock,
-            )
-            self._registry.bind(self._node.tasks.client)
+        async with self._joining:
+            self._check_open()
+            if self._node is None:
+                await self._join(redis)
         if work and not self.options.client_only:
             await self.work()
+
+    async def _join(self, redis: Redis | str) -> None:
+        node = await Node.join(
+            self.name, redis, options=self.options, service=self.service, logger=self._logger, clock=self._clock
+        )
+        if self._closed:  # meanwhile: nobody else knows of this node
+            await node.close()
+            self._check_open()
+        self._node = node
+        self._registry.bind(node.tasks.client)
 
     async def work(self, *, queues: Iterable[str] | None = None, name: str | None = None) -> Worker:
         """Add this process' worker: it runs the declared jobs and tasks. ``queues``: tasks of these only.
@@ -201,11 +211,11 @@ class WorkerPool:
         Again: harmless. Raises what ``Node.add_worker`` raises, ``NotStarted`` and ``Closed``.
         """
         node = self._require_node()
-        if self._closed:
-            raise Closed(f"pool {self.name!r}")
-        if self._worker is None:
-            self._worker = await self.equip(node, queues=queues, name=name)
-        return self._worker
+        async with self._joining:
+            self._check_open()
+            if self._worker is None:
+                self._worker = await self.equip(node, queues=queues, name=name)
+            return self._worker
 
     async def equip(self, node: Node, *, queues: Iterable[str] | None = None, name: str | None = None) -> Worker:
         """Add a worker with what is declared here to ``node``, also to one that is not this pool's. See ``work``."""
@@ -334,6 +344,10 @@ class WorkerPool:
         return await self._require_node().ticker(name, every_s=every_s)
 
     # --- inside -------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"pool {self.name!r}")
 
     def _require_node(self) -> Node:
         if self._node is None:
