@@ -15,7 +15,7 @@ import structlog
 from click.testing import CliRunner
 
 from flotta.cli import cli
-from flotta.errors import FlottaError, PoolShutdown
+from flotta.errors import FlottaError, NoWorkers, PoolShutdown
 from flotta.pool import Backoff, Job, JobState, Node, Plan, PoolOptions, Retry, WorkerPool
 from supervisor_service import flotta
 
@@ -303,6 +303,53 @@ def test_drained_worker_gets_nothing_any_more_and_hands_over_what_it_has(stage):
             ("draining", "0", "0"),
             ("working", "20", "10"),
         ]
+    finally:
+        stage.run(other.close(2))
+
+
+def test_drain_says_what_stays_because_nobody_else_is_there(stage):
+    for mmsi in (1, 2):
+        stage.run(stage.watch.dispatch(mmsi))
+    worker = stage.run(stage.pool.workers())[0].id
+    said = f"{worker} drains, but no other worker is there: 2 jobs stay with it until one joins, new ones are refused"
+    code, out, err = stage("drain", "api-1")
+    assert (code, out, err) == (0, "", f"{said}, and tasks wait\n")
+    assert {(job.owner, job.state) for job in stage.run(stage.pool.jobs())} == {(worker, JobState.RUNNING)}
+    with pytest.raises(NoWorkers):
+        stage.run(stage.watch.dispatch(3))
+    other = stage.declare()
+    stage.run(other.start(stage.url, work=True))
+
+    async def moved() -> bool:
+        return {job.owner for job in await other.jobs()} == {other.worker.id}
+
+    try:
+        stage.run(stage.until(moved))
+        assert stage("drain", "api-1")[1] == f"{worker} hands over 0 jobs\n"
+    finally:
+        stage.run(other.close(2))
+
+
+def test_drain_says_which_jobs_no_other_worker_knows(stage):
+    stage.run(stage.watch.dispatch(1))
+    stage.run(stage.poison.dispatch(20))
+    other = WorkerPool(stage.name, options=PoolOptions(worker_ttl_s=2.0, close_timeout_s=2.0), logger=_SILENT)
+
+    @other.job(key="vessel:{mmsi}")
+    async def watch(job: Job[None], mmsi: int) -> None:
+        await asyncio.Event().wait()
+
+    stage.run(other.start(stage.url, work=True))
+    try:
+        code, out, err = stage("drain", "api-1")
+        assert (code, "hands over" in out) == (0, True)
+        assert err == "no other worker knows 1 job of kind 'poison': they stay until one joins that does\n"
+
+        async def moved() -> bool:
+            owners = {job.key: job.owner for job in await other.jobs()}
+            return owners == {"vessel:1": other.worker.id, "poison:20": stage.pool.worker.id}
+
+        stage.run(stage.until(moved))
     finally:
         stage.run(other.close(2))
 

@@ -6,7 +6,8 @@ import asyncio
 import dataclasses
 import secrets
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import click
@@ -37,7 +38,7 @@ from flotta.cli._pool_output import (
 from flotta.cli._redis import connected, log, redis_option, run_until_interrupt
 from flotta.cli.deadletters import dead, discard, redrive
 from flotta.errors import NotRunning
-from flotta.pool.inspection import PoolView, find_pools
+from flotta.pool.inspection import PoolView, PoolWorker, find_pools
 from flotta.pool.jobs.states import JobState, StopAnswer
 from flotta.pool.node import Node
 
@@ -349,11 +350,13 @@ def notify(*, name: str, key: str, payload: str | None, url: str | None) -> None
 def drain(*, name: str, worker: str, url: str | None) -> None:
     """Let WORKER (the beginning of its id is enough) of pool NAME hand its jobs to the others.
 
-    It gets no jobs any more until its process is started anew. Watch it with `flotta pool workers NAME`.
+    It gets no jobs any more until its process is started anew. Jobs that no other worker could take stay with it until
+    one joins that can. Watch it with `flotta pool workers NAME`.
     """
 
     async def act(view: PoolView) -> int:
-        found = [one for one in await view.workers() if one.id.startswith(worker)]
+        workers = await view.workers()
+        found = [one for one in workers if one.id.startswith(worker)]
         if len(found) != 1:
             what = "no worker's id begins" if not found else f"{len(found)} workers' ids begin"
             click.echo(f"{what} with {worker!r} in pool {name!r}", err=True)
@@ -361,10 +364,27 @@ def drain(*, name: str, worker: str, url: str | None) -> None:
         if not await view.drain(found[0].id):
             click.echo(f"{found[0].id} has no lease any more: the others take its jobs", err=True)
             return 1
-        click.echo(f"{found[0].id} hands over {counted(found[0].jobs, 'job')}")
+        others = [one for one in workers if one is not found[0] and one.lives and not one.leaves]
+        if not others:
+            what = f"{counted(found[0].jobs, 'job')} stay with it until one joins, new ones are refused, and tasks wait"
+            click.echo(f"{found[0].id} drains, but no other worker is there: {what}", err=True)
+            return 0
+        staying = await _without_taker(view, found[0].id, others)
+        click.echo(f"{found[0].id} hands over {counted(max(0, found[0].jobs - staying.total()), 'job')}")
+        for kind, count in sorted(staying.items()):
+            shown = f"of kind {kind!r}" if kind else "of handlers"
+            click.echo(
+                f"no other worker knows {counted(count, 'job')} {shown}: they stay until one joins that does", err=True
+            )
         return 0
 
     on_pool(name, url, act)
+
+
+async def _without_taker(view: PoolView, worker: str, others: Sequence[PoolWorker]) -> Counter[str]:
+    """How many jobs ``worker`` has of each kind that none of ``others`` knows."""
+    known = {kind for one in others for kind in one.info.kinds}
+    return Counter([job.kind async for job in view.jobs(worker=worker) if job.kind not in known])
 
 
 @pool_group.command("shutdown", short_help="Stop a pool everywhere, and delete it.")
