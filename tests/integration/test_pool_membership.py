@@ -85,14 +85,21 @@ async def test_a_worker_id_is_used_once(valkey_url: str, unique: str) -> None:
             await one.work(worker="w1")
 
 
-async def test_nobody_joins_a_pool_that_shuts_down_until_it_is_empty(valkey_url: str, unique: str) -> None:
+async def test_nobody_joins_a_pool_that_shuts_down_or_was_shut_down(valkey_url: str, unique: str) -> None:
     async with member(valkey_url, unique, "n1") as one:
         await JobStore(one.redis, unique, options=OPTIONS).shutdown_begin("n1")
         with pytest.raises(PoolShutdown):
             await one.work()
         assert (await one.beaten()).shutdown == "n1"
-    async with member(valkey_url, unique, "n2") as one:
-        assert (await one.work()).owned()
+        redis, meta = one.redis, one.keys.meta
+        with pytest.raises(PoolShutdown):
+            async with member(valkey_url, unique, "n2"):
+                pass
+        await one.membership.close()
+        with pytest.raises(PoolShutdown):  # also when it is empty: it is to be cleared away first
+            async with member(valkey_url, unique, "n3"):
+                pass
+        assert await redis.link.call("HGET", meta, "shutdown") == b"n1"
 
 
 async def test_streams_of_members_exist_and_expire_unless_renewed(valkey_url: str, unique: str) -> None:
@@ -152,8 +159,9 @@ async def test_an_ended_lease_is_never_revived_also_if_nobody_has_reaped_it(valk
         lease = await one.work()
         await one.redis.zadd(one.keys.leases, {lease.worker: 1})
         assert await one.lost() == (lease, Loss.REFUSED)
-        reply = await BEAT(one.redis.link, keys=[one.keys.meta], args=["n1", 1000, 1000, 1, lease.worker])
-        assert reply[4:] == [0]
+        life = one.membership.life
+        reply = await BEAT(one.redis.link, keys=[one.keys.meta], args=["n1", 1000, 1000, life, 0, 1, lease.worker])
+        assert reply[5:] == [0]
         assert await one.redis.zscore(one.keys.leases, lease.worker) == 1
 
 

@@ -242,7 +242,9 @@ class Coordinator:
 
     async def _renew(self, expired_max: int) -> list[Any] | None:
         """Take or renew the lease; what there is to do, or None: another node has it."""
-        mine, *reply = await self._run(COORDINATE, self._membership.node, self._lease_ms, expired_max)
+        mine, *reply = await self._run(
+            COORDINATE, self._membership.node, self._lease_ms, expired_max, self._membership.life
+        )
         return reply if mine else None
 
     async def _go_on(self) -> None:

@@ -145,17 +145,17 @@ class Node:
         return node
 
     async def start(self) -> None:
-        """Join. Again: harmless."""
+        """Join, as ``Node.join`` does for you. Again: harmless. Raises ``PoolShutdown`` while the pool is being
+        stopped, ``Closed``, and what a Redis call raises. Failed or cancelled: you owe it ``close`` all the same."""
         if self._state is not _State.NEW:
             self._check_open()
             return
         await self.redis.connect()
-        if await self._ending.is_shut_down():
-            if await self._ending.nodes_there():
-                raise PoolShutdown(self.name)
-            await self._ending.make_way()  # whoever stopped the pool has died over it, or is about it
+        await self._ending.join(self.membership.start)
+        if self.closed:  # meanwhile
+            await self.membership.close()
+            self._check_open()
         self._state = _State.JOINED
-        await self.membership.start()
         self._inbox.open(self.keys.replies(self.id), self._take_replies, self._reconcile)
         self._inbox.start()
         if not self.options.client_only:
@@ -230,8 +230,8 @@ class Node:
         """A worker that runs jobs dispatched by ``dispatch`` with ``handler``. It takes jobs at once.
 
         ``backoff``: the pauses after crashes; ``crashes_reset_s``: a job that ran so long is forgiven its crashes.
-        Raises ``ConfigError`` for what is no handler, ``StateError`` on a client-only node, ``PoolShutdown``, and what
-        a Redis call raises.
+        Raises ``ConfigError`` for what is no handler, ``StateError`` on a client-only node, ``PoolShutdown``,
+        ``Closed``, and what a Redis call raises. Cancelling: as in ``add_kinds``.
         """
         kind = kind_of(handler, backoff=backoff or Backoff(), crashes_reset_s=crashes_reset_s, logger=self.log)
         return await self.add_kinds({"": kind}, name=name)
@@ -244,7 +244,8 @@ class Node:
         registry: TaskRegistry | None = None,
         queues: Iterable[str] | None = None,
     ) -> Worker:
-        """A worker that runs jobs of ``kinds``, by their names, and the tasks of ``registry``. See ``add_worker``."""
+        """A worker that runs jobs of ``kinds``, by their names, and the tasks of ``registry`` (of ``queues`` only;
+        None: of all). Raises as ``add_worker``. Cancelling: it may be listed for one ttl, and takes no job."""
         self._check_works("workers")
         if self._is_shutdown:
             raise PoolShutdown(self.name)
@@ -283,7 +284,7 @@ class Node:
         return worker
 
     async def remove_worker(self, worker: Worker, *, timeout_s: float | None = None) -> None:
-        """Hand the jobs of ``worker`` to others and take it away. See ``close``."""
+        """Hand the jobs of ``worker`` to others and take it away. ``timeout_s`` and cancelling: as for ``close``."""
         await self._leave(worker, self.options.close_timeout_s if timeout_s is None else timeout_s)
 
     @property
@@ -347,7 +348,8 @@ class Node:
         keeps its data, also when the worker dies meanwhile.
 
         Returns when it is in the inbox of the job's worker. Raises ``NotRunning``, ``QueueFull`` (``inbox_max``),
-        ``PayloadTooLarge``, and what a Redis call raises; after ``AmbiguousOutcome`` it may have been sent.
+        ``PayloadTooLarge``, ``Closed``, and what a Redis call raises; after ``AmbiguousOutcome``, or when this is
+        cancelled, it may have been sent.
         """
         self._check_joined()
         await self.store.notify(check_key(key), payload)
@@ -356,17 +358,17 @@ class Node:
 
     async def jobs(self) -> list[JobInfo]:
         """All jobs of the pool, as their records say, in no order. It reads every record; one that moves meanwhile may
-        be missing."""
+        be missing. Raises ``Closed`` and what a Redis call raises. Cancelling is harmless."""
         self._check_joined()
         return await list_jobs(self.redis.link, self.store)
 
     async def job_info(self, key: str) -> JobInfo | None:
-        """The job ``key`` as its record says; None if there is none."""
+        """The job ``key`` as its record says; None if there is none. Raises ``InvalidName`` and as ``jobs``."""
         self._check_joined()
         return await self.store.read(check_key(key))
 
     async def payload(self, key: str) -> bytes:
-        """The payload of the job ``key``. Raises ``NotRunning``."""
+        """The payload of the job ``key``. Raises ``NotRunning`` if there is none, ``InvalidName``, and as ``jobs``."""
         self._check_joined()
         payload = await self.store.payload(check_key(key))
         if payload is None:
@@ -374,12 +376,12 @@ class Node:
         return payload
 
     async def workers(self) -> list[PoolWorker]:
-        """All workers of the pool, the oldest first."""
+        """All workers of the pool, the oldest first. Raises ``Closed`` and what a Redis call raises."""
         self._check_joined()
         return await list_workers(self.redis.link, self.keys)
 
     async def pool_counts(self) -> PoolCounts:
-        """How many jobs of the whole pool wait, how many workers and dead letters there are."""
+        """How many jobs of the whole pool wait, how many workers and dead letters there are. Raises as ``workers``."""
         self._check_joined()
         return await self.store.counts()
 
@@ -397,7 +399,8 @@ class Node:
         """The ticker ``name``: each of its ticks goes to one of the nodes that have it and wait for one.
 
         You owe it ``close``, which closing the node does, too. Raises ``StateError`` on a client-only node or if this
-        one has it already, ``InvalidName``, ``ConfigError``, and what a Redis call raises.
+        one has it already, ``InvalidName``, ``ConfigError``, ``Closed``, and what a Redis call raises. Cancelled: it is
+        closed here, and may be declared.
         """
         self._check_works("tickers")
         return await self.timetable.ticker(name, every_s=every_s)
@@ -431,7 +434,11 @@ class Node:
             worker.lost(lease, loss)
 
     def _on_news(self, news: BeatNews) -> None:
-        if news.shutdown is not None:
+        if news.is_over:  # shut down without this node: nobody has waited for it
+            self._stops_the_pool = False
+            for worker in tuple(self._workers):
+                worker.abandon()
+        if news.is_over or news.shutdown is not None:
             self._begin_shutdown()
         if not news.was_present:  # it was taken for gone: answers may have gone with its replies
             self._reconcile()
@@ -440,8 +447,7 @@ class Node:
                 worker.tenure.see_epoch(news.epoch)
 
     async def _leave(self, worker: Worker, timeout_s: float) -> None:
-        left = await worker.leave(timeout_s)
-        self._give_up(worker, left)
+        self._give_up(worker, await worker.leave(timeout_s))
 
     def _give_up(self, worker: Worker, keys: list[str]) -> None:
         if worker in self._workers:
@@ -457,12 +463,10 @@ class Node:
 
     async def _shut_down_here(self) -> None:
         """End every job of this node, see the end of all others, and close; the last one removes what is left."""
-        limit_s = self.options.shutdown_ttl_s
-        workers = tuple(self._workers)
-        for worker, left in zip(
-            workers, await asyncio.gather(*(worker.stop(limit_s) for worker in workers)), strict=True
-        ):
-            self._give_up(worker, left)
+        workers, limit_s = tuple(self._workers), self.options.shutdown_ttl_s
+        left = await asyncio.gather(*(worker.stop(limit_s) for worker in workers))
+        for worker, keys in zip(workers, left, strict=True):
+            self._give_up(worker, keys)
         await self._ending.see_jobs_end()
         if self._stops_the_pool:
             await self._ending.wait_for_the_others()

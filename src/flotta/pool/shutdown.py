@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import Final, final
 
-from flotta.errors import RedisError
+from flotta.errors import PoolShutdown, RedisError
 from flotta.pool.jobs.store import JobStore
 from flotta.redis import Link
 
@@ -61,6 +62,17 @@ class PoolEnding:
         with contextlib.suppress(RedisError):
             if must or not await self.nodes_there():
                 await self._store.clear_away(secrets.token_hex(8))
+
+    async def join(self, start: Callable[[], Awaitable[None]]) -> None:
+        """``start`` a membership, once nothing is left of a pool that was shut down; it raises ``PoolShutdown`` if it
+        sees another shutdown. Raises ``PoolShutdown`` while nodes are there that end it, and what ``start`` raises."""
+        while True:
+            if await self.is_shut_down():
+                if await self.nodes_there():
+                    raise PoolShutdown(self._store.keys.name)
+                await self.make_way()  # whoever stopped the pool has died over it, or is about it
+            with contextlib.suppress(PoolShutdown):  # it began in this instant
+                return await start()
 
     async def make_way(self) -> None:
         """Return when nothing is left of a pool whose shutdown nobody drives any more: whoever joins begins with an

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from typing import Any, Final, final
 
 import structlog
 
-from flotta.errors import FlottaError
+from flotta.errors import CommandError, FlottaError
 from flotta.pool.keys import PoolKeys
 from flotta.pool.members.boottime import boottime_s
 from flotta.pool.members.lease import LeaseMachine, LeaseTimes, Loss, Rhythm
@@ -52,6 +53,8 @@ class BeatNews:
     """The node that shuts the pool down, if one does."""
     was_present: bool
     """False: the node had been taken for gone (an outage, lost data); its replies stream may have been made anew."""
+    is_over: bool = False
+    """The pool was shut down and cleared away without this node. It is the last news; nothing was written."""
 
 
 @final
@@ -102,6 +105,8 @@ class Heartbeat:
         logger: Any = None,
     ) -> None:
         self.times = LeaseTimes(ttl_s)
+        self.life = ""
+        """Of the pool, as the node has joined it."""
         self._keys = keys
         self._node = node
         self._on_news = on_news
@@ -123,6 +128,8 @@ class Heartbeat:
         self._held: dict[str, _Held] = {}
         self._let_go: set[str] = set()
         self._failing = False
+        self._is_ending = False  # a beat has seen that the pool is being shut down
+        self._is_over = False
         self._rhythm = Rhythm(self.times, boottime_s())
         self._main: asyncio.AbstractEventLoop
         self._guard_timer: asyncio.TimerHandle | None = None
@@ -232,7 +239,7 @@ class Heartbeat:
         self._thread_loop = asyncio.get_running_loop()  # last: who sees it may use the others
         link = Link(self._endpoint, options=self._link_options, logger=self._logger)
         try:
-            while not self._stopping:
+            while not (self._stopping or self._is_over):
                 self._look()
                 now_s = boottime_s()
                 if self._let_go or now_s >= self._rhythm.due_s():
@@ -255,14 +262,16 @@ class Heartbeat:
     async def _beat(self, link: Link) -> None:
         """One attempt for the node and all its workers."""
         started_s = boottime_s()
+        gap_s = self._rhythm.gap_s(started_s)
         self._rhythm.beat_started(started_s)
         with self._lock:
             held = list(self._held.values())
             let_go = list(self._let_go)
         workers = [one.lease.worker for one in held]
         ttl_ms = int(self.times.ttl_s * 1000)
-        args: list[Arg] = [self._node, ttl_ms, stream_life_ms(self.times.ttl_s), len(workers), *workers, *let_go]
+        args: list[Arg] = [self._node, ttl_ms, stream_life_ms(self.times.ttl_s), self.life]
         try:
+            args += [int(self._is_ending or await _kept_its_data(link, gap_s)), len(workers), *workers, *let_go]
             reply = await BEAT(link, keys=[self._keys.meta], args=args)
         except FlottaError as error:
             self._rhythm.beat_failed()
@@ -278,7 +287,10 @@ class Heartbeat:
     def _take(self, reply: list[Any], started_s: float, held: list[_Held], let_go: list[str]) -> None:
         with self._lock:
             self._let_go.difference_update(let_go)
-        _, epoch, shutdown, was_present, *renewed = reply
+        _, epoch, shutdown, was_present, life, *renewed = reply
+        self._is_ending = self._is_ending or bool(shutdown)
+        self._is_over = not life
+        self.life = life.decode() or self.life
         now_s = boottime_s()
         for one, lives in zip(held, renewed, strict=True):
             if lives:
@@ -286,4 +298,18 @@ class Heartbeat:
             else:
                 self._change(one, LeaseMachine.beat_lost)
         news = BeatNews(epoch=epoch, shutdown=shutdown.decode() or None, was_present=bool(was_present))
+        news = replace(news, is_over=self._is_over)
         self._tell(lambda: self._on_news(news))
+
+
+async def _kept_its_data(link: Link, gap_s: float) -> bool:
+    """Whether the server ran all the time in which this node was not heard (0: it was heard): if the pool is not there
+    any more somebody has ended it. Raises what ``Link.call`` raises, but False where an ACL denies to ask."""
+    if not gap_s:
+        return False
+    try:
+        info: bytes | str = await link.call("INFO", "server")
+    except CommandError:
+        return False
+    uptime_s = re.search(r"^uptime_in_seconds:(\d+)", info if isinstance(info, str) else info.decode(), re.MULTILINE)
+    return uptime_s is not None and int(uptime_s[1]) > gap_s + 1.0

@@ -165,5 +165,9 @@ class Rhythm:
             return True
         return self._outage_s is not None and now_s - self._outage_s < 2 * self.times.ttl_s
 
+    def gap_s(self, now_s: float) -> float:
+        """For how long this node was not heard, if there is an outage now; else 0."""
+        return now_s - self._confirmed_s if self._is_gap(now_s) else 0.0
+
     def _is_gap(self, until_s: float) -> bool:
         return until_s - self._confirmed_s > self.times.period_s + self.times.ttl_s / 3

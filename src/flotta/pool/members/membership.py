@@ -113,6 +113,7 @@ class Membership:
         self._life_ms = stream_life_ms(options.worker_ttl_s)
         self._leases: dict[str, Lease] = {}
         self._changed = asyncio.Event()
+        self._heard = asyncio.Event()
         self._joined = False
         self.heartbeat = Heartbeat(
             redis, keys, node, ttl_s=options.worker_ttl_s, on_news=self._take_news, logger=self._logger
@@ -123,9 +124,13 @@ class Membership:
     async def start(self) -> None:
         """Make the node present (its replies stream exists then) and begin to beat. You owe it ``close``.
 
-        Raises what a Redis call raises; then nothing has begun. Cancelled: the node may be present for one ttl.
+        Raises ``PoolShutdown`` and what a Redis call raises; then nothing has begun. Cancelled: the node may be present
+        for one ttl.
         """
-        await self._run(JOIN_NODE, self.node, self._ttl_ms, self._life_ms)
+        life = await self._run(JOIN_NODE, self.node, self._ttl_ms, self._life_ms)
+        if life == b"SHUTDOWN":
+            raise PoolShutdown(self.keys.name)
+        self.heartbeat.life = life.decode()
         self.heartbeat.start()
         self._joined = True
 
@@ -149,6 +154,11 @@ class Membership:
     # --- workers --------------------------------------------------------------------------------------------------
 
     @property
+    def life(self) -> str:
+        """The life of the pool that this node is in: another one begins after a shutdown."""
+        return self.heartbeat.life
+
+    @property
     def leases(self) -> Mapping[str, Lease]:
         """The leases that this node holds, by worker id."""
         return self._leases
@@ -160,8 +170,13 @@ class Membership:
         used before, and what a Redis call raises. Cancelled: the worker may be there for one ttl.
         """
         worker = check_name("worker", worker or new_worker_id(info.name))
-        started_s = boottime_s()
-        answer = await self._run(JOIN_WORKER, self.node, worker, info.encode(), self._ttl_ms, self._life_ms)
+        facts = info.encode()
+        while True:
+            heard, started_s = self._heard, boottime_s()
+            answer = await self._run(JOIN_WORKER, self.node, worker, facts, self._ttl_ms, self._life_ms, self.life)
+            if answer != b"LIFE":
+                break
+            await heard.wait()  # the data was lost, or the pool has ended: the next beat tells
         if answer == b"SHUTDOWN":
             raise PoolShutdown(self.keys.name)
         if answer != b"OK":
@@ -248,5 +263,7 @@ class Membership:
             self.epoch = news.epoch
             self.table_changed()
         self.shutdown = news.shutdown
+        self._heard.set()
+        self._heard = asyncio.Event()
         if self._on_news is not None:
             self._on_news(news)

@@ -3,6 +3,9 @@
 -- is among the leaving).
 -- ARGV: worker.  Returns how many jobs and tasks it has left behind.
 local worker = ARGV[1]
+if redis.call('EXISTS', META) == 0 then  -- nothing is left of the pool, and nothing of it is made anew
+  return 0
+end
 local left = redis.call('SCARD', OWNED .. worker) + redis.call('SCARD', P .. 'held:' .. worker)
 if left == 0 and forward_notes(worker, 1000) then
   redis.call('UNLINK', OWNED .. worker, INBOX .. worker)
