@@ -75,7 +75,8 @@ _REDRIVEN: Final = {
 
 @final
 class DeadLetters:
-    """The dead letters of one pool. Methods raise what ``Link.call`` raises."""
+    """The dead letters of one pool. Methods raise what ``Link.call`` raises. Cancelling those that only look
+    (``count``, ``get``, ``walk``) is harmless."""
 
     def __init__(self, link: Link, jobs: JobStore, tasks: TaskStore) -> None:
         self._link = link
@@ -111,7 +112,11 @@ class DeadLetters:
 
     async def redrive(self, ids: Sequence[str]) -> list[Redriven]:
         """Make the jobs and tasks of these letters again, with their payloads (and a job's checkpoint), without their
-        crashes and attempts. For each letter, in order, what became of it. Raises ``InvalidName``."""
+        crashes and attempts. For each letter, in order, what became of it.
+
+        It goes in steps of 100. Raises ``InvalidName`` before the first, and what ``Link.call`` raises. After an error,
+        or when cancelled, some may have been made: asked again, those are ``GONE``.
+        """
         _check_ids(ids)
         outcomes: list[Redriven] = []
         for first in range(0, len(ids), _PAGE):
@@ -119,7 +124,8 @@ class DeadLetters:
         return outcomes
 
     async def delete(self, ids: Sequence[str]) -> int:
-        """Throw these letters away. How many there were of them. Raises ``InvalidName``."""
+        """Throw these letters away, all or (after an error, or when cancelled, perhaps) none. How many there were of
+        them. Raises ``InvalidName``."""
         _check_ids(ids)
         return int(await self._link.call("XDEL", self._key, *ids)) if ids else 0
 

@@ -90,7 +90,8 @@ class Worker:
         return self._tenure
 
     async def join(self) -> None:
-        """Get a lease and begin. Raises ``PoolShutdown`` and what a Redis call raises."""
+        """Get a lease and begin. Raises ``PoolShutdown`` and what a Redis call raises. Cancelling: it may be listed for
+        one ttl, and takes no job."""
         info = WorkerInfo(
             node=self._membership.node,
             name=self.name,
@@ -131,7 +132,8 @@ class Worker:
         return await self._go(timeout_s, self._drain)
 
     async def stop(self, timeout_s: float) -> list[str]:
-        """End every job for good (the pool is shutting down) and leave. The rest is as for ``leave``."""
+        """End every job for good (the pool is shutting down) and leave. ``timeout_s``, what it gives, errors and being
+        cancelled: as for ``leave``."""
         return await self._go(timeout_s, self._stop_all)
 
     def abandon(self) -> None:

@@ -186,7 +186,8 @@ class WorkerPool:
     async def start(self, redis: Redis | str, *, work: bool = False) -> None:
         """Join the pool: from here on jobs can be dispatched and tasks enqueued. ``work``: and add this worker.
 
-        Again: harmless. You owe it ``close``. Raises what ``Node.join`` raises.
+        Again: harmless. You owe it ``close``. Raises what ``Node.join`` raises, and ``Closed`` after ``close``.
+        Cancelling is as there; it may be called again.
         """
         async with self._joining:
             self._check_open()
@@ -208,7 +209,8 @@ class WorkerPool:
     async def work(self, *, queues: Iterable[str] | None = None, name: str | None = None) -> Worker:
         """Add this process' worker: it runs the declared jobs and tasks. ``queues``: tasks of these only.
 
-        Again: harmless. Raises what ``Node.add_worker`` raises, ``NotStarted`` and ``Closed``.
+        Again: harmless. Raises what ``Node.add_worker`` raises, ``NotStarted`` and ``Closed``. Cancelling is as there;
+        it may be called again.
         """
         node = self._require_node()
         async with self._joining:
@@ -218,7 +220,10 @@ class WorkerPool:
             return self._worker
 
     async def equip(self, node: Node, *, queues: Iterable[str] | None = None, name: str | None = None) -> Worker:
-        """Add a worker with what is declared here to ``node``, also to one that is not this pool's. See ``work``."""
+        """Add a worker with what is declared here to ``node``, also to one that is not this pool's. Each call adds one.
+
+        ``queues``, ``name``: as for ``work``. Raises and is cancelled as ``Node.add_kinds``.
+        """
         kinds = {kind: declared.as_kind() for kind, declared in self._jobs.items()}
         worker = await node.add_kinds(kinds, name=name, registry=self._registry, queues=queues)
         node.timetable.recur(self._recurring)
@@ -230,6 +235,8 @@ class WorkerPool:
         """Hand this process' jobs to others and give its tasks back, and stay: dispatching and enqueueing go on.
 
         Its schedules end here, too. Again, or before ``work``: harmless. ``timeout_s``: None is ``close_timeout_s``.
+        Raises nothing for a lost connection. Cancelling, once its schedules have ended: every job here is cancelled as
+        fenced, and others take over.
         """
         if self._node is None or self._node.closed:
             return
@@ -241,7 +248,8 @@ class WorkerPool:
     async def close(self, timeout_s: float | None = None) -> None:
         """Hand this process' jobs to others, give its tasks back, leave. Again, or before ``start``: harmless.
 
-        ``timeout_s``: None is ``close_timeout_s``. See ``Node.close``.
+        ``timeout_s``: None is ``close_timeout_s``. Raises nothing for a lost connection. Cancelling leaves at once:
+        every job here is cancelled as fenced. See ``Node.close``.
         """
         self._closed = True
         self._registry.bind(None, closed=True)
@@ -249,7 +257,8 @@ class WorkerPool:
             await self._node.close(timeout_s)
 
     async def shutdown(self, timeout_s: float | None = None) -> None:
-        """Stop the pool on every node. See ``Node.shutdown``."""
+        """Stop the pool on every node; returns when all of it is gone. See ``Node.shutdown`` for ``timeout_s``, what it
+        raises (and ``NotStarted``), and cancelling: the shutdown goes on."""
         node = self._require_node()
         await node.shutdown(timeout_s)
         self._closed = True
@@ -330,7 +339,11 @@ class WorkerPool:
     # --- tasks, tickers -----------------------------------------------------------------------------------------
 
     async def enqueue_many(self, calls: Iterable[TaskCall[Any]]) -> list[TaskHandle[Any]]:
-        """Enqueue ``task.call(...)`` many times in few round trips. See ``TaskClient.enqueue_many``."""
+        """Enqueue ``task.call(...)`` many times, in their order, in few round trips.
+
+        Raises as ``Task.enqueue`` for the first that is refused; some after it may have been accepted. Enqueueing the
+        same calls again is safe: they are the same tasks. Cancelling: some may have been accepted.
+        """
         return await self._require_node().tasks.client.enqueue_many(calls)
 
     @property

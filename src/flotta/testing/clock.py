@@ -40,7 +40,10 @@ class FakeClock:
     async def advance(self, seconds: float, *, settle_timeout_s: float = 1.0) -> None:
         """Turn it forward. Each ticker, schedule and cron task that falls due on the way is woken at its time, in
         order, and the clock stands still until the ones it woke wait again; so an hour of ``every_s=60`` is sixty
-        ticks. One whose consumer does not come back within ``settle_timeout_s`` of real time is not waited for."""
+        ticks. One whose consumer does not come back within ``settle_timeout_s`` of real time is not waited for.
+
+        Raises nothing of what it wakes. Cancelling: it stands where it has come to.
+        """
         target_ms = self._now_ms + round(seconds * 1000)
         while True:
             due_ms = min((ms for ms, future in self._timers.values() if not future.done()), default=target_ms + 1)
@@ -53,7 +56,8 @@ class FakeClock:
 
     async def armed(self, count: int = 1, *, timeout_s: float = 5.0) -> None:
         """Return when ``count`` tickers, schedules and cron loops wait by it: what is started just now asks Redis
-        first, and one that does not wait yet is not woken. Raises ``TimeoutError``."""
+        first, and one that does not wait yet is not woken. Raises ``TimeoutError`` after ``timeout_s`` seconds of real
+        time. Cancelling is harmless."""
         async with asyncio.timeout(timeout_s):
             while len(self._timers) < count:
                 self._armed.clear()

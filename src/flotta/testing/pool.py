@@ -141,7 +141,8 @@ class PoolStage:
     # --- workers ------------------------------------------------------------------------------------------------
 
     async def add_worker(self, name: str | None = None) -> StageWorker:
-        """One more worker, with a node and a connection of its own."""
+        """One more worker, with a node and a connection of its own; it ends with the stage. ``name``: None is
+        ``worker-<number>``. Raises what joining raises. Cancelling: it may be listed for one ttl, and takes no job."""
         called = name or f"worker-{len(self.workers) + 1}"
         assert self._url is not None, "the stage has not begun"
         proxy = FaultProxy(self._url)
@@ -156,7 +157,8 @@ class PoolStage:
         return worker
 
     async def running(self, *keys: str, timeout_s: float = 10.0) -> None:
-        """Return when each of the jobs ``keys`` runs on a worker that has it by Redis' account, too."""
+        """Return when each of the jobs ``keys`` runs on a worker that has it by Redis' account, too. Raises
+        ``TimeoutError`` after ``timeout_s`` seconds, and what a Redis call raises. Cancelling is harmless."""
 
         async def there() -> bool:
             jobs = {job.key for job in await self.jobs() if job.state is JobState.RUNNING}
@@ -166,7 +168,8 @@ class PoolStage:
 
     async def drained(self, timeout_s: float = 10.0, *, due: bool = False) -> None:
         """Return when no task waits or runs and no job is still to start. Tasks that are due later (delays, retries)
-        are waited for only with ``due``. Raises ``TimeoutError``."""
+        are waited for only with ``due``. Raises ``TimeoutError`` after ``timeout_s`` seconds, and what a Redis call
+        raises. Cancelling is harmless."""
 
         async def empty() -> bool:
             figures, summary = await self.view.task_figures(self.pool.queues), await self.view.summary()
@@ -176,7 +179,8 @@ class PoolStage:
         await self.until(empty, timeout_s=timeout_s)
 
     async def until(self, condition: Callable[[], Awaitable[object] | object], *, timeout_s: float = 10.0) -> None:
-        """Return when ``condition()``, which may be awaitable, is true. Raises ``TimeoutError``."""
+        """Return when ``condition()``, which may be awaitable, is true; it is asked every 10 ms. Raises
+        ``TimeoutError`` after ``timeout_s`` seconds, and what ``condition`` raises. Cancelling is harmless."""
         async with asyncio.timeout(timeout_s):
             while True:
                 found = condition()
@@ -193,11 +197,11 @@ class PoolStage:
         return self._view
 
     async def jobs(self) -> list[JobInfo]:
-        """All jobs, by their keys."""
+        """All jobs, sorted by their keys. Raises what a Redis call raises. Cancelling is harmless."""
         return sorted([job async for job in self.view.jobs()], key=lambda job: job.key)
 
     async def dead_letters(self) -> list[DeadLetter]:
-        """What was given up, the newest first."""
+        """What was given up, the newest first. Raises what a Redis call raises. Cancelling is harmless."""
         return [letter async for letter in self.view.dead_letters.walk()]
 
     @property

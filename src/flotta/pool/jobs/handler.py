@@ -24,10 +24,16 @@ class Handler(Protocol):
 
     async def start(self, job: Job[Any]) -> None:
         """Start the job and return: what it does meanwhile is the handler's own. If it raises, ``dispatch`` raises
-        ``StartFailed`` with its message; if the job had started before (elsewhere), that counts as a crash."""
+        ``StartFailed`` with its message; if the job had started before (elsewhere), that counts as a crash.
+
+        It may be cancelled before it has returned (the job is stopped, moves or is lost): then ``stop`` is not called.
+        """
 
     async def stop(self, job: Job[Any]) -> None:
-        """End what ``start`` began; ``job.stop_reason`` says why. ``job.checkpoint`` is still allowed."""
+        """End what ``start`` began; ``job.stop_reason`` says why. ``job.checkpoint`` is still allowed, but for
+        ``FENCED``. What it raises is logged, unless the job was lost, and changes nothing. It is cancelled only where
+        the close of the node is out of time, or the job is lost meanwhile.
+        """
 
 
 @runtime_checkable
@@ -36,7 +42,8 @@ class NotificationHandler(Protocol):
 
     async def notify(self, job: Job[Any], payload: bytes) -> None:
         """One notification; they come one after the other, in order. If it raises, that is logged and the job goes
-        on. Without this method they are dropped."""
+        on. Cancelled with the job: the notification is not done, and comes again where the job goes on. Without this
+        method they are dropped."""
 
 
 def kind_of(handler: Handler, *, backoff: Backoff, crashes_reset_s: float, logger: Any = None) -> JobKind:

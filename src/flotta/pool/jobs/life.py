@@ -265,6 +265,8 @@ class Lives:
         return await self._reports.persist(send)
 
     async def say_ready(self, run: Run) -> None:
+        """Tell the record that an explicit job is ready. One that was stopped meanwhile is stopped, one that is not
+        this worker's any more is lost. Raises ``LeaseOver``; an outage is waited out. Cancelled: perhaps said."""
         answer = await self._reports.persist(lambda: self._store.ready(self._worker, run.key, run.fence))
         if answer is Answer.STOPPING:
             self._holder.stop(run, StopReason.STOP)
@@ -272,6 +274,8 @@ class Lives:
             self._holder.lose(run)
 
     async def decline(self, bell: Bell) -> None:
+        """Send a job of a kind that this worker does not know to one that does; without one it is parked until somebody
+        comes or goes. Raises ``LeaseOver``; an outage is waited out. Cancelling: the sweep offers it again."""
         self._counts.declined += 1
         to, members = await self._reports.persist(lambda: self._around.peers.able(bell.kind, but=(self._worker,)))
         if to:

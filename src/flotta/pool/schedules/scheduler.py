@@ -147,8 +147,8 @@ class Schedule:
     async def run(self) -> None:
         """Plan on every tick that this node is given, until cancelled, or until the schedule or the pool ends.
 
-        What goes wrong is logged, and is tried again at the next tick. Cancelled in the middle of a plan, it leaves the
-        rest to the next tick, on whichever node.
+        What goes wrong is logged, not raised, and is tried again at the next tick. Cancelled in the middle of a plan,
+        it leaves the rest to the next tick, on whichever node.
         """
         try:
             await self._declare()
@@ -163,7 +163,8 @@ class Schedule:
             await self._ticker.close()
 
     async def stop(self) -> None:
-        """End this schedule on every node; its jobs go on. Raises ``RedisError``."""
+        """End this schedule on every node; its jobs go on. Raises ``RedisError``; then, or when cancelled, it has ended
+        here, and perhaps only here."""
         await self._ticker.stop()
 
     async def _declare(self) -> None:

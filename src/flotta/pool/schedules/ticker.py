@@ -109,13 +109,16 @@ class Ticker(AsyncIterator[Tick]):
 
     async def start(self) -> Self:
         """Declare it: make it in Redis if it is not there. If it is there with another interval, this one is valid for
-        every node from now on. Raises ``RedisError``."""
+        every node from now on. Raises ``RedisError``; after that, or when cancelled, it may have been declared."""
         await self._declare(self._first_ms)
         return self
 
     async def change(self, every_s: float) -> None:
-        """Give it another interval, on every node: the next tick comes after ``every_s``. Raises ``ConfigError``,
-        ``Closed``, ``RedisError``."""
+        """Give it another interval, on every node: the next tick comes after ``every_s`` seconds (0.01 s to 366 days).
+
+        Raises ``ConfigError``, ``Closed``, ``RedisError``. After an error of Redis, or when cancelled, it may be valid
+        or not: call it again.
+        """
         every_ms = to_ms(every_s)
         self._check_open()
         self._every_ms = every_ms
@@ -147,24 +150,29 @@ class Ticker(AsyncIterator[Tick]):
         raise StopAsyncIteration
 
     async def hold(self) -> bool:
-        """Hold the last tick on: until ``hold_s`` from now nobody is given the next. False: it is too late."""
+        """Hold the last tick on: until ``hold_s`` from now nobody is given the next. False: it is too late. Raises what
+        ``Link.call`` raises; then, or when cancelled, it may be held or not."""
         args = (self._field, self._name_of(self._attempt - 1), self._hold_ms)
         return bool(await _HOLD(self._link, keys=self._keys, args=args))
 
     async def let_go(self) -> None:
-        """The work of the last tick is done: the next may be taken."""
+        """The work of the last tick is done: the next may be taken. Raises what ``Link.call`` raises; then, or when
+        cancelled, the next may have to wait until the hold is over."""
         args = (self._field, self._name_of(self._attempt - 1), 0)
         await _HOLD(self._link, keys=self._keys, args=args)
 
     async def close(self) -> None:
-        """End it on this node; other nodes go on. Who waits for a tick here gets none. Twice: harmless."""
+        """End it on this node; other nodes go on. Who waits for a tick here gets none. Twice: harmless.
+
+        It asks nobody and waits for nothing: it raises nothing and cannot be cancelled half-way.
+        """
         self._closed = True
         self._wake()
         self._clock.release(self)
 
     async def stop(self) -> None:
         """End it on every node, each at its next look at Redis (within two seconds). A node that declares it again
-        starts it again. Raises ``RedisError``; then it is closed here only."""
+        starts it again. Raises ``RedisError``; then, or when cancelled, it is closed here, and perhaps only here."""
         await self.close()
         await self._link.call("HSET", self._tickers, self._field, "stopped")
         self._stopped = True

@@ -96,13 +96,15 @@ class TaskHandle(Generic[R]):
         return self._decoder.decode(await self._client.result(self.id, timeout_s))  # type: ignore[no-any-return]
 
     async def status(self) -> TaskInfo:
-        """What is known of it now. Raises ``NoResult`` if that is nothing."""
+        """What is known of it now. Raises ``NoResult`` if that is nothing, and what ``Link.call`` raises. Cancelling is
+        harmless."""
         return await self._client.status(self.id)
 
     async def cancel(self) -> TaskState:
         """Cancel it. One that has not begun never will; one that runs is cancelled by its worker and not run again.
 
-        Returns its state then: CANCELLED, RUNNING (its worker was told), or how it had ended. Raises ``NoResult``.
+        Returns its state then: CANCELLED, RUNNING (its worker was told), or how it had ended. Raises ``NoResult``
+        and what ``Link.call`` raises; after that, or when this is cancelled, it may have been cancelled.
         """
         return await self._client.cancel(self.id)
 

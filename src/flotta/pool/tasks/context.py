@@ -83,7 +83,8 @@ class TaskContext:
 
     async def progress(self, fraction: float, text: str = "") -> None:
         """Let everybody see how far the task is (0 to 1). Raises ``Fenced`` if it is not this run's any more,
-        ``ConfigError`` for a fraction that is no number, and what ``Link.call`` raises."""
+        ``ConfigError`` for a fraction that is no number, and what ``Link.call`` raises. Cancelling: it may have been
+        said."""
         if not is_number(fraction):
             raise ConfigError("fraction", fraction, "a finite number", source="progress")
         answer = await self._report(msgspec.msgpack.encode(Progress(fraction, text)))
