@@ -55,7 +55,7 @@ def running_on(history: History, process: str) -> set[str]:
 
 async def stood_still_s(workers: Herd, victim: Member, folder: Path) -> list[float]:
     """Kill ``victim``; for each of its jobs, how long until it ran again."""
-    keys = running_on(seen(folder), victim.name)
+    keys = await until(lambda: running_on(seen(folder), victim.name), f"{victim.name} has jobs")
     killed_s = await workers.kill(victim)
 
     def all_back() -> dict[str, float] | None:

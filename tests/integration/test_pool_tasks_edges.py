@@ -455,7 +455,7 @@ async def test_what_comes_after_a_task_is_told_in_steps(pool: TaskPool):
     await pool.work()
     await last.result(10)
     async with asyncio.timeout(10):
-        while await pool.waiting():
+        while await pool.waiting() or len(ran) <= 1000:  # the last of them may still be in the worker's hands
             await asyncio.sleep(0.01)
     assert sorted(ran) == list(range(1001))
     assert [key async for key in pool.redis.scan_iter(match=pool.keys.prefix + "after:*")] == []
