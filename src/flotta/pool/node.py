@@ -363,12 +363,12 @@ class Node:
         return await list_jobs(self.redis.link, self.store)
 
     async def job_info(self, key: str) -> JobInfo | None:
-        """The job ``key`` as its record says; None if there is none. Raises ``InvalidName`` and as ``jobs``."""
+        """The job ``key`` as its record says; None if there is none. Raises ``InvalidName``; else as ``jobs``."""
         self._check_joined()
         return await self.store.read(check_key(key))
 
     async def payload(self, key: str) -> bytes:
-        """The payload of the job ``key``. Raises ``NotRunning`` if there is none, ``InvalidName``, and as ``jobs``."""
+        """The payload of the job ``key``. Raises ``NotRunning``, ``InvalidName``; else as ``jobs``."""
         self._check_joined()
         payload = await self.store.payload(check_key(key))
         if payload is None:
@@ -376,12 +376,13 @@ class Node:
         return payload
 
     async def workers(self) -> list[PoolWorker]:
-        """All workers of the pool, the oldest first. Raises ``Closed`` and what a Redis call raises."""
+        """All workers of the pool, the oldest first. Raises ``Closed`` and what a Redis call raises. Cancelling is
+        harmless."""
         self._check_joined()
         return await list_workers(self.redis.link, self.keys)
 
     async def pool_counts(self) -> PoolCounts:
-        """How many jobs of the whole pool wait, how many workers and dead letters there are. Raises as ``workers``."""
+        """How many jobs of the whole pool wait, how many workers and dead letters there are. Else as ``workers``."""
         self._check_joined()
         return await self.store.counts()
 
