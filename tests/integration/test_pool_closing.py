@@ -10,6 +10,7 @@ import pytest
 
 from flotta.errors import Closed, DispatchTimeout
 from flotta.pool import Job, JobState, Node, StopReason, WorkerPool
+from flotta.pool.members.scripts import JOIN_WORKER
 from pool_jobs_harness import FAST, Recorder, joined, until
 
 SLOW = replace(FAST, close_timeout_s=30.0, handover_timeout_s=30.0, shutdown_ttl_s=30.0)
@@ -198,3 +199,26 @@ async def test_a_stop_that_waits_while_its_node_is_closed_is_not_confirmed(valke
         assert info.state is JobState.STOPPING
         slow.may_end.set()
         await until(lambda: slow.keys("stopped") == ["k"])
+
+
+async def test_a_close_in_the_middle_of_a_rejoin_leaves_no_lease_that_nobody_holds(
+    valkey_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with joined(unique, valkey_url) as other:
+        node = await Node.join(unique, valkey_url, options=FAST)
+        worker = await node.add_worker(Recorder())
+        run, granted = node.membership._run, asyncio.Event()
+
+        async def late(script: Any, *args: Any) -> Any:
+            reply = await run(script, *args)
+            if script is JOIN_WORKER:
+                granted.set()
+                await asyncio.Event().wait()  # the reply does not come any more
+            return reply
+
+        monkeypatch.setattr(node.membership, "_run", late)
+        await other.redis.link.call("ZREM", other.keys.leases, worker.id)
+        await asyncio.wait_for(granted.wait(), 15)
+        await node.close()
+        assert await other.redis.link.call("ZCARD", other.keys.leases) == 0
+        assert await other.redis.link.call("HGET", other.keys.workers, worker.id) is None

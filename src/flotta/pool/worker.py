@@ -205,6 +205,8 @@ class Worker:
         if task is not None:
             task.cancel()
             await asyncio.wait({task})
+        with contextlib.suppress(RedisError, Closed):  # it may have been in the middle of a join
+            await self._membership.give_back_unheard()
 
     async def _rejoin(self) -> None:
         pause_s = _RETRY_MIN_S

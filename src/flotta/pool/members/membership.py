@@ -112,6 +112,7 @@ class Membership:
         self._ttl_ms = int(options.worker_ttl_s * 1000)
         self._life_ms = stream_life_ms(options.worker_ttl_s)
         self._leases: dict[str, Lease] = {}
+        self._unheard: set[str] = set()  # worker ids whose joining had no answer: they may have a lease
         self._changed = asyncio.Event()
         self._heard = asyncio.Event()
         self._joined = False
@@ -141,7 +142,7 @@ class Membership:
         """
         with contextlib.suppress(FlottaError, TimeoutError):
             async with asyncio.timeout(_GOODBYE_S):
-                for worker in list(self._leases):
+                for worker in (*self._leases, *self._unheard):
                     await self.left(worker)
         await self.heartbeat.stop()
         if not self._joined:
@@ -170,13 +171,11 @@ class Membership:
         used before, and what a Redis call raises. Cancelled: the worker may be there for one ttl.
         """
         worker = check_name("worker", worker or new_worker_id(info.name))
-        facts = info.encode()
-        while True:
-            heard, started_s = self._heard, boottime_s()
-            answer = await self._run(JOIN_WORKER, self.node, worker, facts, self._ttl_ms, self._life_ms, self.life)
-            if answer != b"LIFE":
-                break
-            await heard.wait()  # the data was lost, or the pool has ended: the next beat tells
+        try:
+            started_s, answer = await self._ask_to_join(worker, info.encode())
+        except BaseException:
+            self._unheard.add(worker)
+            raise
         if answer == b"SHUTDOWN":
             raise PoolShutdown(self.keys.name)
         if answer != b"OK":
@@ -184,6 +183,15 @@ class Membership:
         lease = self.heartbeat.hold(worker, started_s, self._lose)
         self._leases[worker] = lease
         return lease
+
+    async def _ask_to_join(self, worker: str, facts: bytes) -> tuple[float, bytes]:
+        """The answer of ``join_worker``, and when the attempt began that has it."""
+        while True:
+            heard, started_s = self._heard, boottime_s()
+            answer = await self._run(JOIN_WORKER, self.node, worker, facts, self._ttl_ms, self._life_ms, self.life)
+            if answer != b"LIFE":
+                return started_s, answer
+            await heard.wait()  # the data was lost, or the pool has ended: the next beat tells
 
     async def placed(self, worker: str, timeout_s: float) -> bool:
         """Wait until the table gives ``worker`` slots; False if it does not within ``timeout_s``, or its lease ends."""
@@ -206,7 +214,14 @@ class Membership:
         """
         self._leases.pop(worker, None)
         self.heartbeat.release(worker)
-        return int(await self._run(LEFT, worker))
+        left = int(await self._run(LEFT, worker))
+        self._unheard.discard(worker)
+        return left
+
+    async def give_back_unheard(self) -> None:
+        """Give back the leases of joins whose answer was not heard: nobody holds them. Raises as ``left``."""
+        for worker in tuple(self._unheard):
+            await self.left(worker)
 
     def let_go(self, worker: str) -> None:
         """Renew the lease no more: it is not trusted from now on and ends by its ttl. ``close`` gives it back."""
