@@ -294,10 +294,10 @@ async def test_an_assignment_of_another_coordinator_epoch_or_to_the_dead_is_refu
 ) -> None:
     async with member(valkey_url, unique, "n1", options=LONG, coordinates=False) as one:
         lease, other = await one.work(), await one.work()
-        link, keys = one.redis.link, [one.keys.meta]
+        link, keys, life = one.redis.link, [one.keys.meta], one.membership.life
         assert await ASSIGN(link, keys=keys, args=["n1", 0, 0, 1, lease.worker]) == b"STALE"  # nobody coordinates
-        assert (await COORDINATE(link, keys=keys, args=["n1", 10_000, 10]))[0] == 1
-        assert (await COORDINATE(link, keys=keys, args=["n2", 10_000, 10])) == [0]
+        assert (await COORDINATE(link, keys=keys, args=["n1", 10_000, 10, life]))[0] == 1
+        assert (await COORDINATE(link, keys=keys, args=["n2", 10_000, 10, life])) == [0]
         assert await ASSIGN(link, keys=keys, args=["n2", 0, 0, 1, lease.worker]) == b"STALE"
         assert await ASSIGN(link, keys=keys, args=["n1", 1, 0, 1, lease.worker]) == b"STALE"
         assert await ASSIGN(link, keys=keys, args=["n1", 0, 0, 1, lease.worker]) == 1
@@ -309,7 +309,7 @@ async def test_an_assignment_of_another_coordinator_epoch_or_to_the_dead_is_refu
         assert (await one.membership.table()).owners == {1: lease.worker}
         assert await RESIGN(link, keys=keys, args=["n2"]) == 0
         assert await RESIGN(link, keys=keys, args=["n1"]) == 1
-        assert (await COORDINATE(link, keys=keys, args=["n2", 10_000, 10]))[0] == 1
+        assert (await COORDINATE(link, keys=keys, args=["n2", 10_000, 10, life]))[0] == 1
 
 
 async def test_a_coordinator_that_was_overtaken_while_it_computed_changes_nothing(valkey_url: str, unique: str) -> None:

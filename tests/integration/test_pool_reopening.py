@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from flotta.errors import PoolShutdown
 from flotta.pool import Node
 from flotta.pool.jobs.store import JobStore
 from flotta.redis import Redis
@@ -65,3 +68,26 @@ async def test_a_node_that_goes_last_leaves_a_pool_that_lives_again_alone(
         await node._ending.clear_away(must=True)  # the pool was opened anew between the two
         assert await redis.link.call("EXISTS", node.keys.job("new")) == 1
         await redis.link.call("DEL", node.keys.job("new"))
+
+
+async def test_a_shutdown_that_begins_in_the_instant_of_a_join_is_seen(
+    valkey_url: str, unique: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Node(unique, redis, options=FAST)
+    look, looks = late._ending.is_shut_down, 0
+
+    async def look_just_before() -> bool:
+        nonlocal looks
+        was, looks = await look(), looks + 1
+        if looks == 1:
+            await redis.link.call("HSET", late.keys.meta, "shutdown", "n0", "shutdown_until", 1)
+        elif looks == 2:  # it has seen the mark when it joined; n0 is still about its shutdown
+            await redis.link.call("ZADD", late.keys.nodes, 1e15, "n0")
+        return was
+
+    monkeypatch.setattr(late._ending, "is_shut_down", look_just_before)
+    with pytest.raises(PoolShutdown):
+        await late.start()
+    await late.close()
+    assert await redis.link.call("HGET", late.keys.meta, "shutdown") == b"n0"
+    assert await redis.link.call("ZRANGE", late.keys.nodes, 0, -1) == [b"n0"]
