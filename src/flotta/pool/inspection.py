@@ -226,10 +226,6 @@ class PoolView:
             running=sum(worker.tasks for worker in workers),
         )
 
-    async def running_tasks(self, worker: str) -> list[str]:
-        """Ids of the tasks that ``worker`` runs."""
-        return sorted(task.decode() for task in await self._link.call("SMEMBERS", self.keys.held(worker)))
-
     async def timers(self) -> list[Timer]:
         """Tickers, schedulers and schedules of tasks, the next first."""
         records = await self._link.call("HGETALL", self.keys.tickers)

@@ -67,11 +67,10 @@ __all__ = ["STEP_MAX", "JobStore"]
 
 _DISPATCH: Final = load_script("jobs", "dispatch", Effect.CHECKED)
 _CLAIM: Final = load_script("jobs", "claim", Effect.CHECKED)
-_READY: Final = load_script("jobs", "ready", Effect.CHECKED)
 _START_FAILED: Final = load_script("jobs", "start_failed", Effect.CHECKED)
 _FINISHED: Final = load_script("jobs", "finished", Effect.CHECKED)
 _CRASHED: Final = load_script("jobs", "crashed", Effect.CHECKED)
-_RESTARTED: Final = load_script("jobs", "restarted", Effect.CHECKED)
+_STARTED: Final = load_script("jobs", "started", Effect.CHECKED)
 _CHECKPOINT: Final = load_script("jobs", "checkpoint", Effect.LAST_WRITE_WINS)
 _RESET_CRASHES: Final = load_script("jobs", "reset_crashes", Effect.LAST_WRITE_WINS)
 _RELEASE: Final = load_script("jobs", "release", Effect.CHECKED)
@@ -227,7 +226,7 @@ class JobStore:
 
     async def ready(self, worker: str, key: str, fence: int) -> Answer:
         """An explicit job is ready: its dispatcher hears ``started``. Answers OK, STOPPING, FENCED, GONE."""
-        return Answer((await _READY(self._link, keys=self._meta, args=(worker, key, fence))).decode())
+        return Answer((await _STARTED(self._link, keys=self._meta, args=(worker, key, fence, "s"))).decode())
 
     async def start_failed(self, worker: str, key: str, fence: int, error: str) -> Answer:
         """An explicit job ended before it was ready: it is gone, its dispatcher hears ``failed`` with ``error``.
@@ -252,7 +251,7 @@ class JobStore:
 
     async def restarted(self, worker: str, key: str, fence: int) -> Answer:
         """A job that backed off runs again. Answers OK, STOPPING (say ``finished``), FENCED, GONE."""
-        return Answer((await _RESTARTED(self._link, keys=self._meta, args=(worker, key, fence))).decode())
+        return Answer((await _STARTED(self._link, keys=self._meta, args=(worker, key, fence, "b"))).decode())
 
     async def checkpoint(self, worker: str, key: str, fence: int, data: bytes) -> None:
         """Keep ``data`` for the next run. Raises ``Fenced`` (also where there is no record), ``PayloadTooLarge``."""
