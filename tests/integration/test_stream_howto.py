@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
+
+from doc_programs import run_program
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "streams.md"
 EXAMPLES = re.findall(
@@ -29,16 +28,4 @@ def test_the_page_has_its_four_patterns() -> None:
     ("title", "program", "printed"), EXAMPLES, ids=[title.split(":")[0] for title, _, _ in EXAMPLES]
 )
 async def test_a_pattern_prints_what_the_page_says(title: str, program: str, printed: str, valkey_url: str) -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-W",
-        "error",
-        "-c",
-        program,
-        env={**os.environ, "REDIS_URL": valkey_url},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 30)
-    assert process.returncode == 0, err.decode()
-    assert out.decode() == printed
+    assert await run_program(program, valkey_url) == printed

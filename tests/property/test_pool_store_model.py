@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -32,8 +31,8 @@ from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import slot_of
 from flotta.pool.options import PoolOptions
 from flotta.pool.wire import parse_bell, parse_reply
-from flotta.redis import Redis
 from pool_store_oracle import Oracle, Token
+from script_world import World
 
 KEYS = ["a", "ключ", "with:colon", "e" * 500]
 NODES = ["n1", "n2"]
@@ -72,22 +71,8 @@ class Seen:
         return {member.decode() for member in self.keys.get(name, ())}
 
 
-class World:
-    """One loop and one client for all examples."""
-
-    def __init__(self, url: str) -> None:
-        self.runner = asyncio.Runner()
-        self.redis = Redis.from_url(url)
-        self.pools = 0
-
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return self.runner.run(coroutine)
-
-    def call(self, *command: Any) -> Any:
-        async def call() -> Any:
-            return await self.redis.link.call(*command)
-
-        return self.runner.run(call())
+class StoreWorld(World):
+    """And everything of one pool that is in Redis."""
 
     def look(self, prefix: str) -> Seen:
         return self.runner.run(self._look(prefix))
@@ -99,10 +84,6 @@ class World:
         reads = [(_READ[kind][0], key, *_READ[kind][1:]) for kind, key in zip(types, keys, strict=True)]
         values = await link.call_many(reads)
         return Seen({key.decode().removeprefix(prefix): value for key, value in zip(keys, values, strict=True)})
-
-    def close(self) -> None:
-        self.runner.run(self.redis.aclose())
-        self.runner.close()
 
 
 def has_jobs(machine: PoolMachine) -> bool:
@@ -120,7 +101,7 @@ def has_dead(machine: PoolMachine) -> bool:
 class PoolMachine(RuleBasedStateMachine):
     """Workers come, die and leave; jobs are dispatched, run, crash, move and end; calls come twice and late."""
 
-    world: World
+    world: StoreWorld
 
     @initialize()
     def open(self) -> None:
@@ -675,7 +656,7 @@ def _letter(fields: list[bytes]) -> dict[str, Any]:
 
 
 def test_the_scripts_do_what_a_dumb_model_does(valkey_url: str) -> None:
-    world = World(valkey_url)
+    world = StoreWorld(valkey_url)
 
     class Machine(PoolMachine):
         pass

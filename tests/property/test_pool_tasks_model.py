@@ -7,10 +7,8 @@ who holds one, tokens only grow. In the end everything is drained and nothing ma
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
-from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
@@ -29,8 +27,8 @@ from flotta.errors import NoResult, QueueFull
 from flotta.pool.keys import PoolKeys
 from flotta.pool.tasks.records import TaskState
 from flotta.pool.tasks.store import Finished, Item, TaskStore, Verdict
-from flotta.redis import Redis
 from pool_tasks_oracle import ENDED, OPEN, Oracle, Task
+from script_world import World
 
 WAITING_MAX = 12
 FAR_MS = 3_600_000
@@ -45,28 +43,6 @@ VERDICTS = {
     "cancelled": Verdict.CANCELLED,
 }
 WORKERS = ("w0", "w1", "w2")
-
-
-class World:
-    """One loop and one client for all examples."""
-
-    def __init__(self, url: str) -> None:
-        self.runner = asyncio.Runner()
-        self.redis = Redis.from_url(url)
-        self.pools = 0
-
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return self.runner.run(coroutine)
-
-    def call(self, *command: Any) -> Any:
-        async def call() -> Any:
-            return await self.redis.link.call(*command)
-
-        return self.runner.run(call())
-
-    def close(self) -> None:
-        self.runner.run(self.redis.aclose())
-        self.runner.close()
 
 
 def has_open(machine: TaskMachine) -> bool:
