@@ -92,9 +92,9 @@ async def test_storms_of_connections_leave_no_object_behind(native: bool) -> Non
         await until(lambda: _alive() <= before)
         assert sio.stats.opened == opened + 3_000
         assert sum(sio.stats.ended.values()) == sio.stats.opened
-        core = sio._core
+        beat = sio._core._heartbeat
         assert (sio.stats.sockets, sio.stats.rooms) == (0, 0)
-        assert [len(wheel) for wheel in (core._resting, core._pinged, core._joining)] == [0, 0, 0]
+        assert [len(wheel) for wheel in (beat._resting, beat._pinged, beat._joining)] == [0, 0, 0]
 
 
 async def test_one_segment_full_of_events_is_not_taken_apart_before_its_turn() -> None:
@@ -134,7 +134,7 @@ async def test_client_that_was_not_read_gets_its_time_for_the_pong_again(native:
         await until(lambda: sio._core.now() > began_s + 0.01)
         client.resume()
         assert client.due_s > due_s
-        assert sio._core._pinged.next_due_s() == pytest.approx(client.due_s, abs=0.005)
+        assert sio._core._heartbeat._pinged.next_due_s() == pytest.approx(client.due_s, abs=0.005)
         await socket.close()
 
 

@@ -404,7 +404,8 @@ async def test_thousand_clients_come_get_everything_and_leave_nothing_behind(nat
         await until(lambda: sio.stats.connections == 0)
         assert sio.stats.sockets == sio.stats.rooms == 0
         core = sio._core
-        assert len(core._resting) == len(core._pinged) == len(core._joining) == 0
+        beat = core._heartbeat
+        assert len(beat._resting) == len(beat._pinged) == len(beat._joining) == 0
 
 
 async def test_plain_websocket_and_http_routes_of_the_other_app_are_untouched(native: bool) -> None:

@@ -1,53 +1,39 @@
-"""The server's inside: the clients of this process, the namespaces with their rooms, the heartbeat, the drain.
+"""The server's inside: the clients of this process, from their handshake to their end.
 
-One `Core` per `Server`. Everything here runs in the event loop's thread and nothing but `start`, `drain` and `aclose`
-waits. The heartbeat of all clients is one task over two queues (see `Wheel`), not a timer per client.
+One `Core` per `Server`. It wires what has a file of its own: who is sent what (`Delivery`), the `Heartbeat`, the user's
+handlers (`Dispatcher`), the end (`Drain`). Everything here runs in the event loop's thread and nothing but `start`,
+`drain` and `aclose` waits.
 
 Invariants:
 
 - a socket is in ``Space.rooms`` from the moment its ``connect`` handler is asked until it has left;
-- a broadcast is encoded once, whatever the number of its recipients, and written to all of them in one go;
 - while the state is not RUNNING, no session is opened.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-import random
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, final
 
-from flotta.realtime.adapters import Adapter, Broadcast, OnAck, SocketFacts, Target
+from flotta.realtime.adapters import Adapter
 from flotta.realtime.client import Client, Reason, Socket
+from flotta.realtime.delivery import Delivery
 from flotta.realtime.dispatch import Dispatcher
+from flotta.realtime.drain import CLOSE_RESTART, Drain
 from flotta.realtime.engineio import handshake
 from flotta.realtime.engineio.handshake import Facts, Refusal
 from flotta.realtime.engineio.packet import open_packet
 from flotta.realtime.engineio.session import Session
-from flotta.realtime.engineio.wheel import Wheel
-from flotta.realtime.handlers import Handlers, MaySee
+from flotta.realtime.heartbeat import Heartbeat
 from flotta.realtime.options import ServerOptions
 from flotta.realtime.request import Request
-from flotta.realtime.rooms import Rooms
 from flotta.realtime.socketio.connection import Connection
-from flotta.realtime.socketio.packet import Packet, PacketType, encode
-from flotta.realtime.transports import Outgoing, Receiver, Transport
+from flotta.realtime.transports import Receiver, Transport
 from flotta.realtime.upgrade import Upgrade
 
-__all__ = ["Core", "Space", "State", "encode_event"]
-
-SWEEP_S_MAX = 1.0
-STALL_S = 0.5
-LATE_MAX = 3
-"""Late sweeps in a row that judge nobody."""
-DRAIN_BATCHES_PER_S = 10
-DRAIN_SHARE = 0.6
-"""Part of the deadline that the closing may take; the rest is for handlers to end."""
-CLOSE_RESTART = 1012  # "service restart": clients come back by themselves
+__all__ = ["Core", "State"]
 
 
 class State(Enum):
@@ -60,42 +46,18 @@ class State(Enum):
 
 
 @final
-class Space:
-    """One namespace: its handlers and who is in which room."""
-
-    __slots__ = ("handlers", "name", "rooms")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.handlers = Handlers()
-        self.rooms: Rooms[Socket] = Rooms()
-
-
-@dataclass(slots=True)
-class Counters:
-    """What has happened since the start."""
-
-    opened: int = 0
-    refused: int = 0
-    delivered: int = 0
-    broadcasts: int = 0
-    volatile_dropped: int = 0
-    filtered: int = 0
-    ended: dict[str, int] = field(default_factory=dict)
-
-
-@final
 class Core:
-    """See the module. It is the `Owner` of its clients and the `Node` of its adapter."""
+    """See the module. It is the `Owner` of its clients."""
 
     def __init__(self, options: ServerOptions, *, connections_max: int, logger: Any) -> None:
         self.options = options
         self.state = State.NEW
         self.connections_max = connections_max
         self.transports = options.transports or ("polling", "websocket")
-        self.counters = Counters()
+        self.delivery = Delivery(rooms_max=options.rooms_max, logger=logger)
+        self.spaces = self.delivery.spaces
+        self.counters = self.delivery.counters
         self.instance = options.instance or secrets.token_urlsafe(3)
-        self.spaces: dict[str, Space] = {"/": Space("/")}
         self.clients: dict[str, Client] = {}
         self.adapter: Adapter | None = None
         self.dispatcher = Dispatcher(
@@ -105,14 +67,15 @@ class Core:
             logger=logger,
         )
         self._log = logger
-        self._resting: Wheel[Client] = Wheel(options.ping_interval_s)
-        self._pinged: Wheel[Client] = Wheel(options.ping_timeout_s)
-        self._joining: Wheel[Client] = Wheel(options.connect_timeout_s)
+        self._heartbeat = Heartbeat(
+            ping_interval_s=options.ping_interval_s,
+            ping_timeout_s=options.ping_timeout_s,
+            connect_timeout_s=options.connect_timeout_s,
+            logger=logger,
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._sweeper: asyncio.Task[None] | None = None
-        self._drain: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
         self._told = False
-        self._full_told = False
 
     # --- life ---
 
@@ -122,9 +85,9 @@ class Core:
         self.adapter = adapter
         if self.options.transports is None and not adapter.alone:
             self.transports = ("websocket",)
-        await adapter.start(self)
+        await adapter.start(self.delivery)
         self.state = State.RUNNING
-        self._sweeper = self._loop.create_task(self._sweep(), name="realtime heartbeat")
+        self._heartbeat.start()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -138,32 +101,16 @@ class Core:
         """
         if self.state is State.RUNNING:
             self.begin_drain(deadline_s)
-        if self._drain is not None:
-            await asyncio.wait({self._drain})  # not awaited itself: neither's cancelling is the other's
+        if self._draining is not None:
+            await asyncio.wait({self._draining})  # not awaited itself: neither's cancelling is the other's
 
     def begin_drain(self, deadline_s: float) -> None:
         """Start a drain if none has begun."""
         if self.state is not State.RUNNING or self._loop is None:
             return
         self.state = State.DRAINING
-        self._drain = self._loop.create_task(self._run_drain(deadline_s), name="realtime drain")
-
-    async def _run_drain(self, deadline_s: float) -> None:
-        end_s = self.now() + deadline_s
-        clients = list(self.clients.values())
-        random.shuffle(clients)
-        spread_s = min(deadline_s * DRAIN_SHARE, len(clients) / self.options.drain_clients_per_s)
-        batches = max(1, math.ceil(spread_s * DRAIN_BATCHES_PER_S))
-        size = max(1, math.ceil(len(clients) / batches))
-        self._log.info("draining", clients=len(clients), deadline_s=deadline_s)
-        for at in range(0, len(clients), size):
-            for client in clients[at : at + size]:
-                client.close(Reason.DRAINING, CLOSE_RESTART)
-            if at + size < len(clients):
-                # Jitter keeps instances that drain together from sending their clients back in step.
-                await asyncio.sleep(spread_s / batches * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-        if not await self.dispatcher.wait_idle(max(0.0, end_s - self.now())):
-            self._log.warning("handlers still run at the end of the drain", handlers=self.dispatcher.running)
+        drain = Drain(self.clients, self.dispatcher, clients_per_s=self.options.drain_clients_per_s, logger=self._log)
+        self._draining = self._loop.create_task(drain.run(deadline_s), name="realtime drain")
 
     async def aclose(self) -> None:
         """Close every connection at once and stop. Idempotent, and if it was cancelled the next call ends the work."""
@@ -172,10 +119,10 @@ class Core:
             client.close(Reason.DRAINING, CLOSE_RESTART)
         await self.dispatcher.wait_idle(1.0)
         await self.dispatcher.cancel_all()
-        for task in (self._sweeper, self._drain):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        await self._heartbeat.aclose()
+        if self._draining is not None:
+            self._draining.cancel()
+            await asyncio.gather(self._draining, return_exceptions=True)
         if self.adapter is not None:
             await self.adapter.aclose()
 
@@ -241,8 +188,7 @@ class Core:
         )
         self.clients[client.sid] = client
         self.counters.opened += 1
-        self._resting.put(client, now_s)
-        self._joining.put(client, now_s)
+        self._heartbeat.watch(client, now_s)
         packet = open_packet(
             client.sid,
             upgrades=("websocket",) if facts.transport == "polling" and "websocket" in self.transports else (),
@@ -261,36 +207,6 @@ class Core:
         name = self.options.cookie
         return None if name is None else f"{name}={self.instance}; Path=/; HttpOnly; SameSite=Lax"
 
-    # --- heartbeat ---
-
-    async def _sweep(self) -> None:
-        wheels = (self._resting, self._pinged, self._joining)
-        shortest_s = min(wheel.delay_s for wheel in wheels)
-        least_s, most_s = shortest_s / 1_000, min(SWEEP_S_MAX, shortest_s)
-        late = 0
-        while True:
-            before_s = self.now()
-            due_in_s = min(wheel.next_due_s() for wheel in wheels) - before_s
-            pause_s = min(max(due_in_s, least_s), most_s)
-            await asyncio.sleep(pause_s)
-            # If the loop stood still, pongs may lie unread in the sockets: nobody is judged before they are. A loop
-            # that is late every time judges all the same, or the dead would stay.
-            late = late + 1 if self.now() - before_s > pause_s + STALL_S else 0
-            if late in {0, LATE_MAX}:
-                self._sweep_once()
-                late = 0
-
-    def _sweep_once(self) -> None:
-        now_s = self.now()
-        for client in self._pinged.take_due(now_s) + self._resting.take_due(now_s):
-            try:
-                client.tick()
-            except Exception:  # noqa: BLE001 - our bug, but the heartbeat of all others must go on
-                self._log.exception("the heartbeat of a client failed", sid=client.sid)
-        for client in self._joining.take_due(now_s):
-            if not client.sockets:
-                client.close(Reason.CONNECT_TIMEOUT, 1008)
-
     # --- what clients report (Owner) ---
 
     def now(self) -> float:
@@ -300,9 +216,7 @@ class Core:
 
     def reschedule(self, client: Client) -> None:
         """Put the client where its new deadline belongs."""
-        self._resting.drop(client)
-        self._pinged.drop(client)
-        (self._pinged if client.pinged else self._resting).put(client, self.now())
+        self._heartbeat.reschedule(client, self.now())
 
     def connect_asked(self, client: Client, namespace: str, auth: Any) -> None:
         """A client wants to join."""
@@ -313,7 +227,7 @@ class Core:
         socket = Socket(self._new_sid(), namespace, client)
         client.sockets[namespace] = socket
         space.rooms.add(socket.sid, socket)
-        self._joining.drop(client)
+        self._heartbeat.joined(client)
         self.dispatcher.connect(client, socket, space.handlers, auth)
 
     def event_came(self, socket: Socket, args: list[Any], ack_id: int | None) -> None:
@@ -325,136 +239,12 @@ class Core:
         space = self.spaces[socket.namespace]
         space.rooms.remove(socket.sid)
         if not socket.client.sockets and not socket.client.over:
-            self._joining.put(socket.client, self.now())  # in no namespace, it may not stay for ever
+            self._heartbeat.left_all(socket.client, self.now())
         if not socket.connecting:
             self.dispatcher.disconnected(socket, space.handlers, reason)
 
     def ended(self, client: Client, reason: str) -> None:
         """A client is gone."""
         self.clients.pop(client.sid, None)
-        for wheel in (self._resting, self._pinged, self._joining):
-            wheel.drop(client)
+        self._heartbeat.forget(client)
         self.counters.ended[reason] = self.counters.ended.get(reason, 0) + 1
-
-    # --- sending (Node) ---
-
-    def namespaces(self) -> list[str]:
-        """The namespaces that exist."""
-        return list(self.spaces)
-
-    def deliver(self, broadcast: Broadcast, packet: Outgoing | None = None) -> int:
-        """Send to the own sockets that the broadcast is for; how many got it. ``packet``: encoded already."""
-        space = self.spaces.get(broadcast.target.namespace)
-        if space is None:
-            return 0
-        recipients = space.rooms.recipients(broadcast.target.rooms, broadcast.target.except_rooms)
-        if broadcast.may_see is not None:
-            recipients = self._visible(space, recipients, broadcast.may_see, broadcast.args)
-        if not recipients:
-            return 0
-        packet = packet or encode_event(broadcast)
-        self.counters.broadcasts += 1
-        self.counters.delivered += len(recipients)
-        if broadcast.volatile:
-            dropped = sum(not socket.write_volatile(packet) for socket in recipients)
-            self.counters.volatile_dropped += dropped
-            self.counters.delivered -= dropped
-            return len(recipients) - dropped
-        for socket in recipients:
-            socket.write(packet)
-        return len(recipients)
-
-    def ask(self, target: Target, args: list[Any], on_ack: OnAck, timeout_s: float) -> int:
-        """Send an event to the own sockets of ``target``; ``on_ack`` gets each answer that comes in time. How many."""
-        asked = [(socket, socket.emit(args, on_ack)) for socket in self._targeted(target)]
-
-        def forget() -> None:
-            for socket, ack_id in asked:
-                assert ack_id is not None
-                socket.forget_ack(ack_id)
-
-        assert self._loop is not None
-        self._loop.call_later(timeout_s, forget)
-        return len(asked)
-
-    def _visible(self, space: Space, sockets: list[Socket], name: str, args: list[Any]) -> list[Socket]:
-        """Those that pass the filter. Unknown filter, or one that raises: nobody sees the event."""
-        may_see = space.handlers.filter(name)
-        if may_see is None:
-            self._log.error("unknown filter: nobody here gets the event", may_see=name, namespace=space.name)
-            passed: list[Socket] = []
-        else:
-            passed = [socket for socket in sockets if self._passes(may_see, name, socket, args)]
-        self.counters.filtered += len(sockets) - len(passed)
-        return passed
-
-    def _passes(self, may_see: MaySee, name: str, socket: Socket, args: list[Any]) -> bool:
-        try:
-            return may_see(socket.sid, socket.session or {}, *args[1:]) is True
-        except Exception:  # noqa: BLE001 - a user's filter may raise anything; logged, and it fails closed
-            self._log.exception("filter failed: the socket does not get the event", may_see=name, sid=socket.sid)
-            return False
-
-    def _targeted(self, target: Target) -> list[Socket]:
-        space = self.spaces.get(target.namespace)
-        return [] if space is None else space.rooms.recipients(target.rooms, target.except_rooms)
-
-    def join(self, target: Target, rooms: Iterable[str]) -> None:
-        """Put the own sockets of ``target`` into ``rooms``, as far as their limit allows."""
-        names = list(rooms)
-        for socket in self._targeted(target):
-            for room in names:
-                self.enter(socket, room)
-
-    def enter(self, socket: Socket, room: str) -> bool:
-        """Put one socket into a room. False: it is gone, or in too many."""
-        held = self.spaces[socket.namespace].rooms
-        limit = self.options.rooms_max
-        if limit is not None and held.rooms_count_of(socket.sid) >= limit and room not in held.rooms_of(socket.sid):
-            if not self._full_told:  # once: a client may ask as often as it likes
-                self._full_told = True
-                self._log.warning("a socket may be in no more rooms", sid=socket.sid, rooms_max=limit)
-            return False
-        return held.join(socket.sid, room)
-
-    def leave(self, target: Target, rooms: Iterable[str]) -> None:
-        """Take the own sockets of ``target`` out of ``rooms``."""
-        names = list(rooms)
-        for socket in self._targeted(target):
-            for room in names:
-                self.spaces[socket.namespace].rooms.leave(socket.sid, room)
-
-    def disconnect(self, target: Target, *, close: bool) -> None:
-        """Disconnect the own sockets of ``target``; ``close``: end their connections."""
-        for socket in self._targeted(target):
-            if close:
-                socket.client.close(Reason.SERVER_DISCONNECT)
-            else:
-                socket.client.leave(socket)
-
-    def sockets(self, target: Target) -> list[SocketFacts]:
-        """The own sockets of ``target``, for other instances."""
-        return [
-            SocketFacts(socket.sid, self.spaces[target.namespace].rooms.rooms_of(socket.sid), _handshake(socket))
-            for socket in self._targeted(target)
-        ]
-
-    def has_room(self, namespace: str, room: str) -> bool:
-        """Whether some own socket is in ``room``."""
-        return namespace in self.spaces and room in self.spaces[namespace].rooms
-
-    def rooms(self, namespace: str) -> list[str]:
-        """The rooms that own sockets are in, their own ids included."""
-        rooms = self.spaces[namespace].rooms
-        return [*rooms, *rooms.names()]
-
-
-def encode_event(broadcast: Broadcast) -> Outgoing:
-    """The packet for every recipient. Raises TypeError or ValueError for what cannot travel."""
-    return Outgoing(encode(Packet(PacketType.EVENT, broadcast.target.namespace, broadcast.args)))
-
-
-def _handshake(socket: Socket) -> dict[str, Any]:
-    """What other instances may know of a request: no headers, they may hold credentials."""
-    environ = socket.client.environ()
-    return {"address": environ["REMOTE_ADDR"], "url": environ["PATH_INFO"], "headers": {}, "query": {}}
