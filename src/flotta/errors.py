@@ -42,7 +42,8 @@
     ├── RealtimeError
     │   ├── PacketError            an Engine.IO or Socket.IO packet breaks its protocol (also WireError)
     │   ├── ConnectRefused         a handler refuses a connection (raise it in ``connect``)
-    │   └── AckTimeout             the other side did not acknowledge in time
+    │   ├── AckTimeout             the other side did not acknowledge in time
+    │   └── ClusterTimeout         not every server answered in time; ``answers`` holds what came
     └── WorkerPoolError
         ├── PoolShutdown           the pool is being stopped everywhere
         ├── QueueFull              as much waits as may wait: nothing was accepted
@@ -75,6 +76,7 @@ __all__ = [
     "AppLoadError",
     "CannotListen",
     "Closed",
+    "ClusterTimeout",
     "CommandError",
     "ConfigError",
     "ConnectRefused",
@@ -511,6 +513,21 @@ class AckTimeout(RealtimeError):
         self.event = event
         self.waited_s = waited_s
         super().__init__(f"{event!r} was not acknowledged within {waited_s:g} s")
+
+
+class ClusterTimeout(RealtimeError, TimeoutError):
+    """Of ``expected`` servers (or clients) only ``answered`` answered ``request`` within ``waited_s`` seconds.
+
+    ``answers`` holds what came in time.
+    """
+
+    def __init__(self, request: str, *, expected: int, answered: int, waited_s: float, answers: list[Any]) -> None:
+        self.request = request
+        self.expected = expected
+        self.answered = answered
+        self.waited_s = waited_s
+        self.answers = answers
+        super().__init__(f"{request}: {answered} of {expected} answered within {waited_s:g} s")
 
 
 # --- Worker pools ----------------------------------------------------------------------------------------------------

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from flotta.errors import ConfigError
 
-__all__ = ["ServerOptions"]
+__all__ = ["AdapterName", "ParserName", "ServerOptions"]
 
 _INSTANCE = re.compile(r"[A-Za-z0-9_-]{4}")
+AdapterName: TypeAlias = Literal["classic", "sharded", "streams"]
+ParserName: TypeAlias = Literal["json", "msgpack"]
+
 _KNOWN_TRANSPORTS = ("polling", "websocket")
 
 
@@ -46,6 +50,10 @@ class ServerOptions:
     """Binary values in one packet from a client."""
     rooms_max: int | None = 1_000
     """Rooms that one socket may be in."""
+    connections_per_ip_max: int | None = None
+    """Clients of this process from one address (of IPv6, one /64); one more is answered with 429."""
+    connections_per_user_max: int | None = None
+    """Connections of one user (`Server.set_user`) on all instances together; one more is refused."""
     messages_per_s_max: float | None = None
     """Messages per second and client, with a burst of one second's worth; more ends the connection."""
     handlers_max: int = 1
@@ -62,10 +70,43 @@ class ServerOptions:
     """The 4 url-safe characters that begin every session id of this process. None: random ones."""
     native: bool = True
     """Serve WebSockets on the event loop's transport where the web server allows it, else through ASGI."""
+    parser: ParserName = "json"
+    """How packets look on the wire: ``"json"``, what clients speak by default, or ``"msgpack"`` for clients with
+    ``socket.io-msgpack-parser``. All clients of one server speak the same."""
+    relay: bool = True
+    """With a Redis: take the requests of sessions that other instances hold, so that no balancer needs to be sticky."""
+    adapter: AdapterName = "classic"
+    """With a Redis: how broadcasts travel. ``"classic"`` Pub/Sub, ``"sharded"`` Pub/Sub (Redis 7), or ``"streams"``,
+    which lets clients recover what they missed. Every server of a cluster, Node's too, must use the same."""
     channel_prefix: str = "socket.io"
     """First part of the adapter's channels; Node's default."""
     publish_in_flight_max: int = 10_000
     """Broadcasts on their way to Redis; `emit` waits for a place."""
+    request_timeout_s: float = 5.0
+    """How long the other servers may take to answer a request (`Server.fetch_sockets`, for one)."""
+    stream_name: str = "socket.io"
+    """Adapter ``"streams"``: the stream's key; Node's default."""
+    stream_maxlen: int = 10_000
+    """Adapter ``"streams"``: about as many events are kept at most, whatever `recovery_s` says."""
+    stream_read_count: int = 100
+    """Adapter ``"streams"``: events per read."""
+    recovery_s: float | None = 120.0
+    """Adapter ``"streams"``: for how long after its connection was lost a client finds its session and what it missed.
+    None: no recovery."""
+    recovery_key_prefix: str = "sio:session:"
+    """First part of the keys of sessions that may be recovered; Node's default."""
+    recovery_skips_connect: bool = False
+    """Do not run the ``connect`` handler (and middleware) for a client that recovers: whoever held the session is
+    trusted again. Default: it runs, so that who may no longer come in is refused."""
+    idle_s: float | None = None
+    """A client that has sent no event for so long is disconnected. None: the heartbeat alone decides."""
+    presence: bool = False
+    """Keep in Redis who is connected, where, since when, in which state (`Server.presence`)."""
+    presence_ttl_s: float = 30.0
+    """How long the presence of an instance that died without a word lives on."""
+    drain_event: str | None = None
+    """An event that each client gets right before a drain closes its connection, with ``{"reconnectInMs": n}``: a hint
+    for clients of your own. Official clients come back by themselves. None: no event."""
     drain_s: float = 20.0
     """How long a drain may take that the web server's shutdown begins."""
     drain_clients_per_s: float = 500.0
@@ -79,6 +120,10 @@ class ServerOptions:
         given = _KNOWN_TRANSPORTS if self.transports is None else self.transports
         if not given or any(name not in _KNOWN_TRANSPORTS for name in given):
             raise _wrong("transports", self.transports, f"one or both of {_KNOWN_TRANSPORTS}")
+        if self.adapter not in get_args(AdapterName):
+            raise _wrong("adapter", self.adapter, f"one of {get_args(AdapterName)}")
+        if self.parser not in get_args(ParserName):
+            raise _wrong("parser", self.parser, f"one of {get_args(ParserName)}")
         if self.instance is not None and not _INSTANCE.fullmatch(self.instance):
             raise _wrong("instance", self.instance, "4 characters of A-Z a-z 0-9 _ -")
         if self.cookie is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", self.cookie):
@@ -116,6 +161,14 @@ class ServerOptions:
             "send_bytes_max",
             "volatile_bytes_max",
             "publish_in_flight_max",
+            "request_timeout_s",
+            "stream_maxlen",
+            "stream_read_count",
+            "recovery_s",
+            "connections_per_ip_max",
+            "connections_per_user_max",
+            "idle_s",
+            "presence_ttl_s",
             "drain_s",
             "drain_clients_per_s",
         )

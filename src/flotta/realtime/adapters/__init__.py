@@ -8,12 +8,37 @@ costs the other instances' share and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-__all__ = ["Adapter", "AdapterStats", "Broadcast", "Node", "OnAck", "SocketFacts", "Target"]
+__all__ = [
+    "Adapter",
+    "AdapterStats",
+    "Answer",
+    "Broadcast",
+    "Command",
+    "Node",
+    "OnAck",
+    "OnCount",
+    "SocketFacts",
+    "Target",
+]
 
 
 OnAck: TypeAlias = Callable[[list[Any]], None]
+"""Gets the arguments of one client's acknowledgement."""
+OnCount: TypeAlias = Callable[[int], None]
+"""Gets the number of clients that one server has asked."""
+Answer: TypeAlias = Callable[[Any], None]
+"""Answers another server's `Server.server_side_call`; a second call does nothing."""
+
+
+class Command(StrEnum):
+    """What servers tell each other to do with their sockets."""
+
+    JOIN = "join"
+    LEAVE = "leave"
+    DISCONNECT = "disconnect"
 
 
 class Target(NamedTuple):
@@ -40,6 +65,8 @@ class SocketFacts(NamedTuple):
     sid: str
     rooms: frozenset[str]
     handshake: dict[str, Any]
+    data: Any
+    """What `Server.save_session` stored; Node's ``socket.data``."""
 
 
 class AdapterStats(NamedTuple):
@@ -68,8 +95,9 @@ class Node(Protocol):
         """The names of the namespaces that exist."""
         ...
 
-    def deliver(self, broadcast: Broadcast) -> int:
-        """Send to the own sockets that the broadcast is for; how many they are."""
+    def deliver(self, broadcast: Broadcast, *, offset: str | None = None) -> int:
+        """Send to the own sockets that the broadcast is for; how many they are. ``offset``: its place in the stream,
+        which travels to the clients as the last argument."""
         ...
 
     def ask(self, target: Target, args: list[Any], on_ack: OnAck, timeout_s: float) -> int:
@@ -92,6 +120,10 @@ class Node(Protocol):
         """The own sockets of ``target``."""
         ...
 
+    def server_side(self, namespace: str, args: list[Any], answer: Answer | None) -> None:
+        """Another server's event for this one, not for clients; ``answer`` if it waits for one."""
+        ...
+
     def has_room(self, namespace: str, room: str) -> bool:
         """Whether some own socket is in ``room``."""
         ...
@@ -102,27 +134,74 @@ class Node(Protocol):
 
 
 class Adapter(Protocol):
-    """Carries broadcasts between instances."""
+    """Carries broadcasts and requests between instances. "The others" are all servers of the cluster but this one."""
 
     @property
     def alone(self) -> bool:
         """There are no other instances."""
         ...
 
+    @property
+    def echoes(self) -> bool:
+        """Own broadcasts come back in their order among all others and are delivered then, to the own clients too.
+        False: the server delivers its own broadcasts at once, and the adapter carries them to the others only."""
+        ...
+
     async def start(self, node: Node) -> None:
         """Listen; returns when what others send from now on arrives."""
+        ...
+
+    async def open_namespace(self, namespace: str) -> None:
+        """Listen for a namespace that came into being after the start. Twice is once."""
         ...
 
     async def aclose(self) -> None:
         """Stop listening. Idempotent."""
         ...
 
-    def publish(self, broadcast: Broadcast) -> None:
-        """Give the broadcast to the other instances, without waiting. Never raises for a Redis that is away."""
+    def publish(self, broadcast: Broadcast) -> bool:
+        """Give the broadcast to the other instances, without waiting. Never raises for a Redis that is away: then
+        False, it reaches nobody else (and with `echoes` the server delivers it to the own clients itself)."""
         ...
 
-    def publish_request(self, request: str, target: Target, **facts: Any) -> None:
-        """Ask the other instances to ``join``, ``leave`` or ``disconnect`` their sockets of ``target``."""
+    def command(self, command: Command, target: Target, *, rooms: Iterable[str] = (), close: bool = False) -> None:
+        """Tell the others to do ``command`` with their sockets of ``target``. Does not wait."""
+        ...
+
+    def room_made(self, namespace: str, room: str) -> None:
+        """The first own socket is in ``room``."""
+        ...
+
+    def room_gone(self, namespace: str, room: str) -> None:
+        """The last own socket has left ``room``."""
+        ...
+
+    # Requests. Each raises LinkUnavailable while Redis is away and ClusterTimeout when not all others answer in time;
+    # cancelling one stops the waiting.
+
+    async def server_count(self, namespace: str) -> int:
+        """How many servers there are, this one included."""
+        ...
+
+    async def fetch_sockets(self, target: Target, timeout_s: float) -> list[SocketFacts]:
+        """The sockets of ``target`` that the others hold."""
+        ...
+
+    async def all_rooms(self, namespace: str, timeout_s: float) -> set[str]:
+        """The rooms that sockets of the others are in, those of their own ids included."""
+        ...
+
+    async def ask(self, target: Target, args: list[Any], on_count: OnCount, on_ack: OnAck, timeout_s: float) -> int:
+        """Let the others send an event to their sockets of ``target``: how many servers that are. ``on_count`` is
+        called once for each of them, ``on_ack`` for each client that answers within ``timeout_s``."""
+        ...
+
+    def server_side_emit(self, namespace: str, args: list[Any]) -> None:
+        """Give an event to the others' `Server.on_server_side` handlers. Does not wait."""
+        ...
+
+    async def server_side_call(self, namespace: str, args: list[Any], timeout_s: float) -> list[Any]:
+        """The same, and one answer of each of them."""
         ...
 
     async def wait_for_room(self) -> None:
