@@ -78,10 +78,10 @@ chaos: $(STAMP) ## the fault runs at full length, events, positions, the pool; S
 	POOL_CHAOS_JOBS=2000 POOL_CHAOS_TASKS=20000 POOL_CHAOS_MINUTES=$(MINUTES) POOL_CHAOS_SEED=$(SEED) $(PY) -m pytest -s tests/faults/test_pool_chaos.py
 	POOL_TAKEOVER_KILLS=20 POOL_ROLLING_JOBS=10000 $(PY) -m pytest -s tests/faults/test_pool_takeover.py tests/faults/test_pool_moves.py
 
-bench-%: $(BENCH_STAMP) ## one benchmark: link, map, stream, pool, broadcast
+bench-%: $(BENCH_STAMP) ## one benchmark: link, map, stream, pool, realtime
 	$(PY) bench/$*.py
 
-bench-broadcast: bench/_realtime/.peers
+bench-realtime: bench/_realtime/.peers
 bench/_realtime/.peers: $(NODE_STAMP) tests/interop/node/package-lock.json
 	@cd tests/interop/node && $(NPM) ci --no-audit --no-fund --loglevel=error
 	@touch $@

@@ -1,4 +1,4 @@
-"""Flotta's server for the broadcast bench: ``go`` broadcasts, as every peer's does."""
+"""Flotta's server for the realtime bench: ``go`` broadcasts, as every peer's does; with ``REDIS_URL`` to a fleet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import uvicorn
 from flotta.realtime import Server
 from flotta.realtime.transports.native import ws_protocol_class
 
-sio = Server(native=os.environ.get("BENCH_ASGI") != "1", backlog_max=1_000)
+sio = Server(
+    os.environ.get("REDIS_URL"),
+    native=os.environ.get("BENCH_ASGI") != "1",
+    backlog_max=1_000,
+    adapter=os.environ.get("ADAPTER", "classic"),
+    recovery_s=None,
+)
 
 
 @sio.event

@@ -8,7 +8,9 @@ import os
 import socketio
 import uvicorn
 
-sio = socketio.AsyncServer(async_mode="asgi", cors_allowed_origins="*")
+redis_url = os.environ.get("REDIS_URL")
+manager = None if redis_url is None else socketio.AsyncRedisManager(redis_url)
+sio = socketio.AsyncServer(async_mode="asgi", cors_allowed_origins="*", client_manager=manager)
 
 
 @sio.event
