@@ -54,9 +54,6 @@ class Core:
         self.state = State.NEW
         self.connections_max = connections_max
         self.transports = options.transports or ("polling", "websocket")
-        self.delivery = Delivery(rooms_max=options.rooms_max, logger=logger)
-        self.spaces = self.delivery.spaces
-        self.counters = self.delivery.counters
         self.instance = options.instance or secrets.token_urlsafe(3)
         self.clients: dict[str, Client] = {}
         self.adapter: Adapter | None = None
@@ -66,6 +63,9 @@ class Core:
             connect_timeout_s=options.connect_timeout_s,
             logger=logger,
         )
+        self.delivery = Delivery(rooms_max=options.rooms_max, run=self.dispatcher.run, logger=logger)
+        self.spaces = self.delivery.spaces
+        self.counters = self.delivery.counters
         self._log = logger
         self._heartbeat = Heartbeat(
             ping_interval_s=options.ping_interval_s,
@@ -85,6 +85,7 @@ class Core:
         self.adapter = adapter
         if self.options.transports is None and not adapter.alone:
             self.transports = ("websocket",)
+        self.delivery.join_cluster(adapter)
         await adapter.start(self.delivery)
         self.state = State.RUNNING
         self._heartbeat.start()

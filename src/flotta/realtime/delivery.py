@@ -6,30 +6,36 @@ Invariant: a broadcast is encoded once, whatever the number of its recipients, a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import Any, final
+from functools import partial
+from typing import Any, TypeAlias, final
 
-from flotta.realtime.adapters import Broadcast, OnAck, SocketFacts, Target
+from flotta.realtime.adapters import Adapter, Answer, Broadcast, OnAck, SocketFacts, Target
 from flotta.realtime.client import Reason, Socket
-from flotta.realtime.handlers import Handlers, MaySee
+from flotta.realtime.handlers import Handler, Handlers, MaySee, finish
 from flotta.realtime.rooms import Rooms
 from flotta.realtime.socketio.packet import Packet, PacketType, encode
 from flotta.realtime.transports import Outgoing
 
-__all__ = ["Counters", "Delivery", "Space", "encode_event"]
+__all__ = ["Counters", "Delivery", "Run", "Space", "encode_event"]
+
+Run: TypeAlias = Callable[[Coroutine[Any, Any, Any], str], None]
+"""Runs a coroutine of the user's, named, beside the handlers."""
 
 
 @final
 class Space:
     """One namespace: its handlers and who is in which room."""
 
-    __slots__ = ("handlers", "name", "rooms")
+    __slots__ = ("handlers", "name", "rooms", "server_side")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.handlers = Handlers()
         self.rooms: Rooms[Socket] = Rooms()
+        self.server_side: dict[str, Handler] = {}
+        """Handlers of other servers' events, by name."""
 
 
 @dataclass(slots=True)
@@ -49,19 +55,40 @@ class Counters:
 class Delivery:
     """See the module. Nothing here waits."""
 
-    def __init__(self, *, rooms_max: int | None, logger: Any) -> None:
+    def __init__(self, *, rooms_max: int | None, run: Run, logger: Any) -> None:
         self.spaces: dict[str, Space] = {"/": Space("/")}
         self.counters = Counters()
+        self._adapter: Adapter | None = None
         self._rooms_max = rooms_max
+        self._run = run
         self._log = logger
         self._full_told = False
+
+    def join_cluster(self, adapter: Adapter) -> None:
+        """Tell the adapter from now on which rooms have own sockets. Before the first of them."""
+        self._adapter = None if adapter.alone else adapter
+        for space in self.spaces.values():
+            self._watch(space)
+
+    def add_space(self, name: str) -> Space:
+        """A new namespace; ``name`` must be new."""
+        assert name not in self.spaces, f"there is a namespace {name} already"
+        space = self.spaces[name] = Space(name)
+        self._watch(space)
+        return space
+
+    def _watch(self, space: Space) -> None:
+        if self._adapter is not None:
+            space.rooms.on_made = partial(self._adapter.room_made, space.name)
+            space.rooms.on_gone = partial(self._adapter.room_gone, space.name)
 
     def namespaces(self) -> list[str]:
         """The namespaces that exist."""
         return list(self.spaces)
 
-    def deliver(self, broadcast: Broadcast, packet: Outgoing | None = None) -> int:
-        """Send to the own sockets that the broadcast is for; how many got it. ``packet``: encoded already."""
+    def deliver(self, broadcast: Broadcast, packet: Outgoing | None = None, *, offset: str | None = None) -> int:
+        """Send to the own sockets that the broadcast is for; how many got it. ``packet``: encoded already; ``offset``:
+        what the clients get as the last argument, for their recovery."""
         space = self.spaces.get(broadcast.target.namespace)
         if space is None:
             return 0
@@ -70,7 +97,7 @@ class Delivery:
             recipients = self._visible(space, recipients, broadcast.may_see, broadcast.args)
         if not recipients:
             return 0
-        packet = packet or encode_event(broadcast)
+        packet = packet or encode_event(broadcast, offset)
         self.counters.broadcasts += 1
         self.counters.delivered += len(recipients)
         if broadcast.volatile:
@@ -152,9 +179,23 @@ class Delivery:
     def sockets(self, target: Target) -> list[SocketFacts]:
         """The own sockets of ``target``, for other instances."""
         return [
-            SocketFacts(socket.sid, self.spaces[target.namespace].rooms.rooms_of(socket.sid), _handshake(socket))
+            SocketFacts(
+                sid=socket.sid,
+                rooms=self.spaces[target.namespace].rooms.rooms_of(socket.sid),
+                handshake=_handshake(socket),
+                data=socket.session or {},
+            )
             for socket in self._targeted(target)
         ]
+
+    def server_side(self, namespace: str, args: list[Any], answer: Answer | None) -> None:
+        """Another server's event: its handler's result is the answer; who has no handler answers None."""
+        space = self.spaces.get(namespace)
+        handler = space.server_side.get(args[0]) if space is not None and args else None
+        if handler is not None:
+            self._run(_serve(handler, args[1:], answer), f"server-side {args[0]}")
+        elif answer is not None:
+            answer(None)
 
     def has_room(self, namespace: str, room: str) -> bool:
         """Whether some own socket is in ``room``."""
@@ -162,13 +203,20 @@ class Delivery:
 
     def rooms(self, namespace: str) -> list[str]:
         """The rooms that own sockets are in, their own ids included."""
-        rooms = self.spaces[namespace].rooms
-        return [*rooms, *rooms.names()]
+        space = self.spaces.get(namespace)
+        return [] if space is None else [*space.rooms, *space.rooms.names()]
 
 
-def encode_event(broadcast: Broadcast) -> Outgoing:
+def encode_event(broadcast: Broadcast, offset: str | None = None) -> Outgoing:
     """The packet for every recipient. Raises TypeError or ValueError for what cannot travel."""
-    return Outgoing(encode(Packet(PacketType.EVENT, broadcast.target.namespace, broadcast.args)))
+    args = broadcast.args if offset is None else [*broadcast.args, offset]
+    return Outgoing(encode(Packet(PacketType.EVENT, broadcast.target.namespace, args)))
+
+
+async def _serve(handler: Handler, args: list[Any], answer: Answer | None) -> None:
+    result = await finish(handler(*args))
+    if answer is not None:
+        answer(result)
 
 
 def _handshake(socket: Socket) -> dict[str, Any]:

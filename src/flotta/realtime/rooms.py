@@ -4,14 +4,15 @@ Invariants:
 
 - a member of a room is a socket that was added and not removed; an empty room does not exist;
 - every socket is alone in the room of its own session id, without an entry for it (an idle socket costs one dict slot);
-- `remove` is O(rooms of that socket), never O(rooms): a mass disconnect stays linear.
+- `remove` is O(rooms of that socket), never O(rooms): a mass disconnect stays linear;
+- `on_made` and `on_gone` are called in turns for each room: when its first member has come, when its last has gone.
 
 Pure: it decides nothing about sending. Sockets are opaque, compared by identity or by their own hash.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Generic, TypeVar, final
 
 __all__ = ["Rooms"]
@@ -21,13 +22,21 @@ S = TypeVar("S", bound=Hashable)
 _NOTHING: frozenset[str] = frozenset()
 
 
+def _ignore(_room: str) -> None:
+    """Nobody wants to know."""
+
+
 @final
 class Rooms(Generic[S]):
     """Sockets by session id, and the rooms they are in."""
 
-    __slots__ = ("_members", "_rooms", "_sockets")
+    __slots__ = ("_members", "_rooms", "_sockets", "on_gone", "on_made")
 
     def __init__(self) -> None:
+        self.on_made: Callable[[str], None] = _ignore
+        """Told of every room that gets its first member; not of those of the sockets' own ids."""
+        self.on_gone: Callable[[str], None] = _ignore
+        """Told of every room that has lost its last member."""
         self._sockets: dict[str, S] = {}
         self._members: dict[str, set[S]] = {}
         self._rooms: dict[str, set[str]] = {}
@@ -52,8 +61,14 @@ class Rooms(Generic[S]):
         if socket is None:
             return False
         if room != sid:
-            self._members.setdefault(room, set()).add(socket)
+            members = self._members.get(room)
+            if members is None:
+                self._members[room] = {socket}
+            else:
+                members.add(socket)
             self._rooms.setdefault(sid, set()).add(room)
+            if members is None:
+                self.on_made(room)
         return True
 
     def leave(self, sid: str, room: str) -> bool:
@@ -72,6 +87,7 @@ class Rooms(Generic[S]):
         members.discard(socket)
         if not members:
             del self._members[room]
+            self.on_gone(room)
 
     def get(self, sid: str) -> S | None:
         """The socket of this session id."""

@@ -13,7 +13,7 @@ import structlog
 
 from flotta.errors import Closed
 from flotta.realtime.adapters import Adapter, AdapterStats
-from flotta.realtime.adapters.classic import ClassicAdapter
+from flotta.realtime.adapters.making import make_adapter
 from flotta.realtime.adapters.memory import MemoryAdapter
 from flotta.realtime.api.registering import Registering
 from flotta.realtime.api.sending import Sending
@@ -21,7 +21,7 @@ from flotta.realtime.api.sockets import Sockets
 from flotta.realtime.client import Reason
 from flotta.realtime.core import Core, State
 from flotta.realtime.mount import Mount
-from flotta.realtime.options import ServerOptions
+from flotta.realtime.options import AdapterName, ServerOptions
 from flotta.realtime.transports import registry
 from flotta.realtime.transports.asgi import ASGIApp
 from flotta.redis import Redis
@@ -81,6 +81,7 @@ class Server(Registering, Sending, Sockets):
 
     Args:
         redis: where other instances are; `start` may give it too. A URL's client is owned and closed by the server.
+        adapter: the option of that name, or an `Adapter` of your own, which needs no ``redis``.
         options: all options; or give single ones by name (``Server(path="/ws", connections_max=100)``).
         logger: a structlog logger.
 
@@ -96,17 +97,19 @@ class Server(Registering, Sending, Sockets):
         redis: str | Redis | None = None,
         *,
         options: ServerOptions | None = None,
-        adapter: Adapter | None = None,
+        adapter: AdapterName | Adapter | None = None,
         logger: Any = None,
         **single_options: Any,
     ) -> None:
+        if isinstance(adapter, str):
+            single_options["adapter"] = adapter
         if options is not None and single_options:
             raise TypeError("give either options= or single options")
         self.options = options or ServerOptions(**single_options)
         self._log = logger or structlog.get_logger("flotta.realtime")
         self._redis_given = redis
         self._redis_owned: Redis | None = None
-        self._adapter = adapter
+        self._adapter = None if isinstance(adapter, str) else adapter
         self._core = Core(self.options, connections_max=self._cap_connections(), logger=self._log)
         self._changing = asyncio.Lock()  # start and aclose, one at a time
 
@@ -151,9 +154,7 @@ class Server(Registering, Sending, Sockets):
             return MemoryAdapter()
         if isinstance(redis, str):
             self._redis_owned = redis = await Redis.from_url(redis).connect()
-        options = self.options
-        prefix = redis.key(options.channel_prefix)
-        return ClassicAdapter(redis, prefix=prefix, in_flight_max=options.publish_in_flight_max, logger=self._log)
+        return make_adapter(redis, self.options, self._log)
 
     async def _close_redis(self) -> None:
         owned, self._redis_owned = self._redis_owned, None

@@ -12,12 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, final
 
 from flotta.errors import RedisError, WireError
-from flotta.realtime.adapters import AdapterStats, Broadcast, Node, Target
+from flotta.realtime.adapters import (
+    AdapterStats,
+    Broadcast,
+    Command,
+    Node,
+    OnAck,
+    OnCount,
+    SocketFacts,
+    Target,
+)
 from flotta.realtime.adapters.classic_wire import (
     Channels,
     Request,
@@ -37,10 +46,10 @@ from flotta.redis import Redis
 __all__ = ["ClassicAdapter"]
 
 UID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-_REQUESTS = {
-    "join": RequestType.REMOTE_JOIN,
-    "leave": RequestType.REMOTE_LEAVE,
-    "disconnect": RequestType.REMOTE_DISCONNECT,
+_COMMANDS = {
+    Command.JOIN: RequestType.REMOTE_JOIN,
+    Command.LEAVE: RequestType.REMOTE_LEAVE,
+    Command.DISCONNECT: RequestType.REMOTE_DISCONNECT,
 }
 
 
@@ -79,6 +88,7 @@ class ClassicAdapter:
     """The adapter of one server. ``prefix`` comes before every channel's name."""
 
     alone = False
+    echoes = False
 
     def __init__(self, redis: Redis, *, prefix: str, in_flight_max: int, logger: Any) -> None:
         self.uid = "".join(secrets.choice(UID_LETTERS) for _ in range(6))
@@ -99,11 +109,18 @@ class ClassicAdapter:
         """Subscribe for every namespace; returns when Redis has confirmed."""
         self._node = node
         for namespace in node.namespaces():
-            channels = Channels(self._prefix, namespace)
-            self._channels[namespace] = channels
-            await self._listen(channels.pattern, self._hear_in(node, channels, namespace), "pattern")
-            await self._listen(channels.filtered, self._hear_filtered(node, namespace), "channel")
-            await self._listen(channels.requests, self._answer_in(node, channels, namespace), "channel")
+            await self.open_namespace(namespace)
+
+    async def open_namespace(self, namespace: str) -> None:
+        """Subscribe for one namespace; returns when Redis has confirmed. Twice is once."""
+        assert self._node is not None, "start comes first"
+        if namespace in self._channels:
+            return
+        node, channels = self._node, Channels(self._prefix, namespace)
+        self._channels[namespace] = channels
+        await self._listen(channels.pattern, self._hear_in(node, channels, namespace), "pattern")
+        await self._listen(channels.filtered, self._hear_filtered(node, namespace), "channel")
+        await self._listen(channels.requests, self._answer_in(node, channels, namespace), "channel")
 
     async def _listen(
         self, channel: str, take: Callable[[bytes, bytes], None], kind: Literal["channel", "pattern"]
@@ -193,20 +210,52 @@ class ClassicAdapter:
 
     # --- what we say ---
 
-    def publish(self, broadcast: Broadcast) -> None:
+    def publish(self, broadcast: Broadcast) -> bool:
         """Give the broadcast to the other instances, without waiting; lost and counted while Redis is away."""
         channels = self._channels[broadcast.target.namespace]
-        self._send(channels.of(broadcast), write_broadcast(self.uid, broadcast))
+        return self._send(channels.of(broadcast), write_broadcast(self.uid, broadcast))
 
-    def publish_request(self, request: str, target: Target, **facts: Any) -> None:
-        """Ask the other instances to ``join``, ``leave`` or ``disconnect`` their sockets of ``target``."""
-        payload = write_request(self.uid, _REQUESTS[request], target, **facts)
+    def command(self, command: Command, target: Target, *, rooms: Iterable[str] = (), close: bool = False) -> None:
+        """Tell the other instances to do ``command`` with their sockets of ``target``."""
+        fields: dict[str, Any] = {"close": close} if command is Command.DISCONNECT else {"rooms": list(rooms)}
+        payload = write_request(self.uid, _COMMANDS[command], target, **fields)
         self._send(self._channels[target.namespace].requests, payload)
 
-    def _send(self, channel: str, payload: bytes) -> None:
+    def room_made(self, namespace: str, room: str) -> None:
+        """The pattern hears every room."""
+
+    def room_gone(self, namespace: str, room: str) -> None:
+        """The pattern hears every room."""
+
+    async def server_count(self, namespace: str) -> int:
+        """Who is subscribed to the request channel, this one included."""
+        _, count = await self._redis.link.call("PUBSUB", "NUMSUB", self._channels[namespace].requests)
+        return int(count)
+
+    async def fetch_sockets(self, target: Target, timeout_s: float) -> list[SocketFacts]:
+        """The sockets of ``target`` that the others hold."""
+        raise NotImplementedError
+
+    async def all_rooms(self, namespace: str, timeout_s: float) -> set[str]:
+        """The rooms that sockets of the others are in."""
+        raise NotImplementedError
+
+    async def ask(self, target: Target, args: list[Any], on_count: OnCount, on_ack: OnAck, timeout_s: float) -> int:
+        """Let the others send an event to their sockets of ``target``."""
+        raise NotImplementedError
+
+    def server_side_emit(self, namespace: str, args: list[Any]) -> None:
+        """Give an event to the others' handlers."""
+        raise NotImplementedError
+
+    async def server_side_call(self, namespace: str, args: list[Any], timeout_s: float) -> list[Any]:
+        """The same, and one answer of each of them."""
+        raise NotImplementedError
+
+    def _send(self, channel: str, payload: bytes) -> bool:
         if not self._redis.link.connected:
             self._publish_lost += 1
-            return
+            return False
         self._published += 1
         reply: Awaitable[Any] = self._redis.link.call("PUBLISH", channel, payload)
         future = asyncio.ensure_future(reply)
@@ -214,6 +263,7 @@ class ClassicAdapter:
         if len(self._in_flight) >= self._in_flight_max:
             self._has_room.clear()
         future.add_done_callback(self._sent)
+        return True
 
     def _sent(self, future: asyncio.Future[Any]) -> None:
         self._in_flight.discard(future)

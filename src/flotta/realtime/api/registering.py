@@ -72,5 +72,5 @@ class Registering(Base):
                 raise RealtimeError(f"{namespace!r} is no namespace: it begins with / and holds neither , nor ?")
             if self.started:
                 raise StateError("the realtime server", f"register namespace {namespace} before the server starts")
-            space = self._core.spaces[namespace] = Space(namespace)
+            space = self._core.delivery.add_space(namespace)
         return space

@@ -96,9 +96,10 @@ class Sending(Base):
         rooms = broadcast.target.rooms
         # A single session id of this instance: nobody elsewhere can be meant.
         only_here = len(rooms) == 1 and self._socket(rooms[0], broadcast.target.namespace) is not None
-        if not local and not only_here:
-            core.adapter.publish(broadcast)
-        core.delivery.deliver(broadcast, packet)
+        echoes = core.adapter.echoes
+        published = not local and (echoes or not only_here) and core.adapter.publish(broadcast)
+        if not (published and echoes):
+            core.delivery.deliver(broadcast, packet)
 
     def _emit_with_callback(
         self, event: str, data: Any, targets: tuple[str, ...], namespace: str, callback: Callable[..., Any]

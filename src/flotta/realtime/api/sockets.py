@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from flotta.realtime.adapters import Target
+from flotta.realtime.adapters import Command, Target
 from flotta.realtime.api.base import Base
 
 __all__ = ["Sockets"]
@@ -29,7 +29,7 @@ class Sockets(Base):
         target = Target(namespace, (room,))
         self._core.delivery.leave(target, (room,))
         if self._core.adapter is not None:
-            self._core.adapter.publish_request("leave", target, rooms=[room])
+            self._core.adapter.command(Command.LEAVE, target, rooms=(room,))
 
     def rooms(self, sid: str, *, namespace: str = "/") -> list[str]:
         """The rooms of a client of this instance, that of its own id included."""
@@ -41,7 +41,7 @@ class Sockets(Base):
         if socket is not None:
             socket.client.leave(socket)
         elif self._core.adapter is not None:
-            self._core.adapter.publish_request("disconnect", Target(namespace, (sid,)), close=False)
+            self._core.adapter.command(Command.DISCONNECT, Target(namespace, (sid,)))
 
     async def get_session(self, sid: str, *, namespace: str = "/") -> dict[str, Any]:
         """The user's data of a client of this instance; empty if none was saved or the client is gone."""
