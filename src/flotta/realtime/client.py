@@ -1,4 +1,4 @@
-"""One client: its transport, its Engine.IO session, its Socket.IO connection, and a `Socket` per namespace it is in.
+"""One client of a Socket.IO server: above its Engine.IO session its Socket.IO connection, and a `Socket` per namespace.
 
 The machines decide, this class does: it feeds them what comes in and carries out their actions, synchronously, in the
 event loop. Handlers belong to the dispatcher, rooms to the core; both are reached through `Owner`.
@@ -15,10 +15,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Any, Protocol, final
 
-from flotta.realtime.engineio import session as engine
+from flotta.realtime.engine.client import EngineClient, EngineOwner, Reason
 from flotta.realtime.engineio.session import Session
 from flotta.realtime.request import Request
 from flotta.realtime.socketio import connection as sio
@@ -34,31 +33,8 @@ ACKS_MAX = 1_000
 """Acknowledgements that one socket may owe; the oldest is forgotten for the next."""
 
 
-class Reason(StrEnum):
-    """Why a socket was disconnected; the second argument of a ``disconnect`` handler."""
-
-    CLIENT_DISCONNECT = "client namespace disconnect"
-    SERVER_DISCONNECT = "server namespace disconnect"
-    PING_TIMEOUT = "ping timeout"
-    TRANSPORT_CLOSE = "transport close"
-    TRANSPORT_ERROR = "transport error"
-    PARSE_ERROR = "parse error"
-    RATE_LIMIT = "message rate exceeded"
-    SLOW_CLIENT = "slow client"
-    CONNECT_TIMEOUT = "connect timeout"
-    DRAINING = "server draining"
-
-
-class Owner(Protocol):
+class Owner(EngineOwner, Protocol):
     """What a client asks of the server."""
-
-    def now(self) -> float:
-        """Seconds of a clock that does not go back."""
-        ...
-
-    def reschedule(self, client: Client) -> None:
-        """The deadline of the client's session has moved."""
-        ...
 
     def connect_asked(self, client: Client, namespace: str, auth: Any) -> None:
         """The client wants to join a namespace."""
@@ -72,39 +48,18 @@ class Owner(Protocol):
         """The socket is gone from its namespace."""
         ...
 
-    def ended(self, client: Client, reason: str) -> None:
-        """The client is gone."""
-        ...
-
-
-class Attempt(Protocol):
-    """A WebSocket that tries to take the session over."""
-
-    def give_up(self) -> None:
-        """The session has ended."""
-        ...
-
 
 # WebSocket close codes for connections that a packet of the client ends.
 _CODES = {sio.PARSE_ERROR: 1002, sio.RATE_LIMIT: 1008}
 
 
 @final
-class Client:
-    """Glue between one transport and the server. All methods are for the event loop's thread."""
+class Client(EngineClient):
+    """A client that speaks Socket.IO. All methods are for the event loop's thread."""
 
-    __slots__ = (
-        "_connection",
-        "_owner",
-        "_session",
-        "callers",
-        "pauses",
-        "request",
-        "sid",
-        "sockets",
-        "transport",
-        "upgrade",
-    )
+    __slots__ = ("_connection", "sockets")
+
+    _owner: Owner
 
     def __init__(
         self,
@@ -116,90 +71,27 @@ class Client:
         session: Session,
         connection: Connection,
     ) -> None:
-        self.sid = sid
-        self.transport = transport
-        self.request = request
+        super().__init__(sid, owner, transport=transport, request=request, session=session)
         self.sockets: dict[str, Socket] = {}
-        self.pauses = 0
-        self.callers = 0
-        """``connect`` and ``disconnect`` handlers of this client that run."""
-        self.upgrade: Attempt | None = None
-        self._owner = owner
-        self._session = session
         self._connection = connection
 
-    @property
-    def due_s(self) -> float:
-        """When the session's next deadline is."""
-        return self._session.due_s
+    # --- what Engine.IO reports ---
 
-    @property
-    def pinged(self) -> bool:
-        """A pong is awaited."""
-        return self._session.state is engine.State.PINGED
+    def _deliver(self, data: str | bytes) -> None:
+        self._perform_connection(self._connection.on_event(sio.Message(data), self._owner.now()))
 
-    @property
-    def over(self) -> bool:
-        """The session has ended."""
-        return self._session.state is engine.State.ENDED
-
-    def environ(self) -> dict[str, Any]:
-        """The request that opened the session."""
-        return self.request.environ()
-
-    # --- what comes in ---
-
-    def receive(self, data: str | bytes) -> None:
-        """A whole message came in."""
-        due_s = self._session.due_s
-        self._perform(self._session.on_event(engine.Received(data), self._owner.now()))
-        if self._session.due_s != due_s:
-            self._owner.reschedule(self)
-
-    def tick(self) -> None:
-        """The session's deadline has passed. While this side does not read, no client is to blame for silence."""
-        now_s = self._owner.now()
-        if self.pauses:
-            self._session.excuse(now_s)
-        self._perform(self._session.on_event(engine.Tick(), now_s))
-        if not self.over:
-            self._owner.reschedule(self)
-
-    def lost(self, reason: str = Reason.TRANSPORT_CLOSE) -> None:
-        """The transport is gone. Calling it again does nothing."""
-        self._perform(self._session.on_event(engine.Lost(reason), self._owner.now()))
-
-    def close(self, reason: str, code: int = 1000) -> None:
-        """End the whole connection. Calling it again does nothing."""
-        self._perform(self._session.on_event(engine.Close(reason, code), self._owner.now()))
-
-    def _perform(self, actions: tuple[engine.Action, ...]) -> None:
-        for action in actions:
-            if type(action) is engine.Deliver:
-                self._perform_connection(self._connection.on_event(sio.Message(action.data), self._owner.now()))
-            elif type(action) is engine.Send:
-                self.transport.write_control(action.packet)
-            else:
-                assert type(action) is engine.End
-                self._end(action)
-
-    def switch(self, transport: Transport) -> None:
-        """Go on over ``transport``; what waits on the old one goes first."""
-        old, self.transport = self.transport, transport
-        old.hand_over(transport)
+    def _switched(self) -> None:
         for socket in self.sockets.values():
             socket.rebind()
-        if self.pauses:
-            transport.pause()
 
-    def _end(self, end: engine.End) -> None:
-        if self.upgrade is not None:
-            self.upgrade.give_up()
-        if end.code is not None:
-            self.transport.close(end.code, end.reason)
+    def _ended(self, reason: str) -> None:
         for socket in list(self.sockets.values()):
-            self._drop(socket, end.reason)
-        self._owner.ended(self, end.reason)
+            self._drop(socket, reason)
+
+    @property
+    def joined(self) -> bool:
+        """The client is in a namespace, or about to be."""
+        return bool(self.sockets)
 
     # --- namespaces ---
 
@@ -254,23 +146,6 @@ class Client:
             else:
                 assert type(action) is sio.Abort
                 self.close(action.reason, _CODES[action.reason])
-
-    # --- backpressure ---
-
-    def pause(self) -> None:
-        """Read no further until as many `resume` as `pause` were called."""
-        self.pauses += 1
-        if self.pauses == 1:
-            self.transport.pause()
-
-    def resume(self) -> None:
-        """Undo one `pause`. A pong may lie behind all that was not read: the client gets its time again."""
-        self.pauses -= 1
-        if self.pauses == 0:
-            if self.pinged:
-                self._session.excuse(self._owner.now())
-                self._owner.reschedule(self)
-            self.transport.resume()
 
 
 @final

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, final
 
 from flotta.realtime.adapters import Adapter, Answer, Broadcast, OnAck, SocketFacts, Target
 from flotta.realtime.client import Reason, Socket
+from flotta.realtime.engine.sessions import EngineCounters
 from flotta.realtime.handlers import Handler, Handlers, MaySee, finish
 from flotta.realtime.rooms import Rooms
 from flotta.realtime.socketio.packet import Packet, PacketType, encode
@@ -39,16 +40,13 @@ class Space:
 
 
 @dataclass(slots=True)
-class Counters:
+class Counters(EngineCounters):
     """What has happened since the start."""
 
-    opened: int = 0
-    refused: int = 0
     delivered: int = 0
     broadcasts: int = 0
     volatile_dropped: int = 0
     filtered: int = 0
-    ended: dict[str, int] = field(default_factory=dict)
 
 
 @final

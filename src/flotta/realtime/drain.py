@@ -6,12 +6,11 @@ import asyncio
 import math
 import random
 from collections.abc import Mapping
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, final
 
-from flotta.realtime.client import Client, Reason
-from flotta.realtime.dispatch import Dispatcher
+from flotta.realtime.engine.client import EngineClient, Reason
 
-__all__ = ["CLOSE_RESTART", "Drain"]
+__all__ = ["CLOSE_RESTART", "Drain", "Work"]
 
 BATCHES_PER_S = 10
 SHARE = 0.6
@@ -19,15 +18,26 @@ SHARE = 0.6
 CLOSE_RESTART: Final = 1012  # "service restart": clients come back by themselves
 
 
+class Work(Protocol):
+    """The handlers of the clients."""
+
+    @property
+    def running(self) -> int:
+        """How many run."""
+        ...
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until none runs. False: some still do."""
+        ...
+
+
 @final
 class Drain:
     """One drain of the clients that are there when it runs."""
 
-    def __init__(
-        self, clients: Mapping[str, Client], dispatcher: Dispatcher, *, clients_per_s: float, logger: Any
-    ) -> None:
+    def __init__(self, clients: Mapping[str, EngineClient], work: Work, *, clients_per_s: float, logger: Any) -> None:
         self._clients = clients
-        self._dispatcher = dispatcher
+        self._work = work
         self._clients_per_s = clients_per_s
         self._log = logger
 
@@ -47,5 +57,5 @@ class Drain:
             if at + size < len(clients):
                 # Jitter keeps instances that drain together from sending their clients back in step.
                 await asyncio.sleep(spread_s / batches * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-        if not await self._dispatcher.wait_idle(max(0.0, end_s - now())):
-            self._log.warning("handlers still run at the end of the drain", handlers=self._dispatcher.running)
+        if not await self._work.wait_idle(max(0.0, end_s - now())):
+            self._log.warning("handlers still run at the end of the drain", handlers=self._work.running)

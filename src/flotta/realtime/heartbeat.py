@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any, final
 
-from flotta.realtime.client import Client, Reason
+from flotta.realtime.engine.client import EngineClient, Reason
 from flotta.realtime.engineio.wheel import Wheel
 
 __all__ = ["Heartbeat"]
@@ -20,10 +21,12 @@ LATE_MAX = 3
 class Heartbeat:
     """Who is due when, and the task that looks."""
 
-    def __init__(self, *, ping_interval_s: float, ping_timeout_s: float, connect_timeout_s: float, logger: Any) -> None:
-        self._resting: Wheel[Client] = Wheel(ping_interval_s)
-        self._pinged: Wheel[Client] = Wheel(ping_timeout_s)
-        self._joining: Wheel[Client] = Wheel(connect_timeout_s)
+    def __init__(
+        self, *, ping_interval_s: float, ping_timeout_s: float, connect_timeout_s: float | None, logger: Any
+    ) -> None:
+        self._resting: Wheel[EngineClient] = Wheel(ping_interval_s)
+        self._pinged: Wheel[EngineClient] = Wheel(ping_timeout_s)
+        self._joining: Wheel[EngineClient] = Wheel(math.inf if connect_timeout_s is None else connect_timeout_s)
         self._log = logger
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -43,26 +46,26 @@ class Heartbeat:
 
     # --- who is due ---
 
-    def watch(self, client: Client, now_s: float) -> None:
+    def watch(self, client: EngineClient, now_s: float) -> None:
         """A client has come."""
         self._resting.put(client, now_s)
         self._joining.put(client, now_s)
 
-    def reschedule(self, client: Client, now_s: float) -> None:
+    def reschedule(self, client: EngineClient, now_s: float) -> None:
         """Put the client where its new deadline belongs."""
         self._resting.drop(client)
         self._pinged.drop(client)
         (self._pinged if client.pinged else self._resting).put(client, now_s)
 
-    def joined(self, client: Client) -> None:
+    def joined(self, client: EngineClient) -> None:
         """The client is in a namespace, or about to be: it may stay."""
         self._joining.drop(client)
 
-    def left_all(self, client: Client, now_s: float) -> None:
+    def left_all(self, client: EngineClient, now_s: float) -> None:
         """The client is in no namespace: it may not stay for ever."""
         self._joining.put(client, now_s)
 
-    def forget(self, client: Client) -> None:
+    def forget(self, client: EngineClient) -> None:
         """A client is gone."""
         for wheel in (self._resting, self._pinged, self._joining):
             wheel.drop(client)
@@ -94,5 +97,5 @@ class Heartbeat:
             except Exception:  # noqa: BLE001 - our bug, but the heartbeat of all others must go on
                 self._log.exception("the heartbeat of a client failed", sid=client.sid)
         for client in self._joining.take_due(now_s):
-            if not client.sockets:
+            if not client.joined:
                 client.close(Reason.CONNECT_TIMEOUT, 1008)

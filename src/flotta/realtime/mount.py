@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, final
 
-from flotta.realtime.core import Core
+from flotta.realtime.engine.sessions import AnyEngine
 from flotta.realtime.transports.asgi import ASGIApp, Message, Receive, Scope, Send, serve_websocket
 from flotta.realtime.transports.polling import serve_http
 
@@ -36,7 +36,7 @@ class Startable(Protocol):
 class Mount:
     """See `Server.app`."""
 
-    def __init__(self, server: Startable, core: Core, other: ASGIApp | None) -> None:
+    def __init__(self, server: Startable, core: AnyEngine, other: ASGIApp | None) -> None:
         self._server = server
         self._core = core
         self._other = other

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, final
 
-from flotta.realtime.client import Client
+from flotta.realtime.engine.client import EngineClient
 from flotta.realtime.engineio.upgrade import ANSWER, Step, Upgrading
 from flotta.realtime.transports import Transport
 
@@ -20,7 +20,7 @@ class Upgrade:
 
     __slots__ = ("_client", "_machine", "_timer", "_transport")
 
-    def __init__(self, client: Client, transport: Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, client: EngineClient, transport: Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client
         self._transport = transport
         self._machine = Upgrading()

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias, final
 
-from flotta.realtime.client import Reason
-from flotta.realtime.core import Core
+from flotta.realtime.engine.client import Reason
+from flotta.realtime.engine.sessions import AnyEngine
 from flotta.realtime.engineio.handshake import Refusal
 from flotta.realtime.request import Request
 from flotta.realtime.transports import Outgoing, Receiver, Transport
@@ -30,7 +30,7 @@ FLUSH_S = 5.0
 """How long a close waits for what is queued before it."""
 
 
-async def serve_websocket(core: Core, scope: Scope, receive: Receive, send: Send) -> None:
+async def serve_websocket(core: AnyEngine, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one WebSocket from its handshake to its end."""
     request = Request(scope=scope)
     facts = request.facts()

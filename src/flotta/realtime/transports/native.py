@@ -21,8 +21,8 @@ from functools import cache
 from http import HTTPStatus
 from typing import Any, Protocol, cast, final
 
-from flotta.realtime.client import Reason
-from flotta.realtime.core import Core
+from flotta.realtime.engine.client import Reason
+from flotta.realtime.engine.sessions import AnyEngine
 from flotta.realtime.engineio.handshake import Refusal, Refused
 from flotta.realtime.request import Request, parse_head
 from flotta.realtime.transports import Outgoing, Receiver, Transport, registry
@@ -162,7 +162,7 @@ class NativeTransport(asyncio.Protocol):
 
     name = "websocket"
 
-    def __init__(self, core: Core, server_state: Any, config: Any) -> None:
+    def __init__(self, core: AnyEngine, server_state: Any, config: Any) -> None:
         self._core = core
         self._server_state = server_state
         self._send_bytes_max = core.options.send_bytes_max

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias, final
 
 from flotta.errors import PacketError
-from flotta.realtime.client import Client, Reason
-from flotta.realtime.core import Core
+from flotta.realtime.engine.client import EngineClient, Reason
+from flotta.realtime.engine.sessions import AnyEngine
 from flotta.realtime.engineio.handshake import Facts, Refusal, Refused, origin_allowed
 from flotta.realtime.engineio.packet import Data, PacketType, decode_payload, encode_payload
 from flotta.realtime.request import Request
@@ -58,7 +58,7 @@ class PollingTransport:
         self._closed = False
         self._releasing = False
         self._wake = asyncio.Event()
-        self.client: Client | None = None
+        self.client: EngineClient | None = None
         self.getting = False
         self.posting = False
         self.reading = asyncio.Event()
@@ -153,7 +153,7 @@ class PollingTransport:
         return encode_payload(parts)
 
 
-async def serve_http(core: Core, scope: Scope, receive: Receive, send: Send) -> None:
+async def serve_http(core: AnyEngine, scope: Scope, receive: Receive, send: Send) -> None:
     """Serve one request to the path: a handshake, a GET or POST of a session, or a preflight."""
     request = Request(scope=scope)
     facts = request.facts()
@@ -173,7 +173,7 @@ async def serve_http(core: Core, scope: Scope, receive: Receive, send: Send) -> 
         await serve(core, client, client.transport, receive, answer)
 
 
-def _cors(core: Core, facts: Facts) -> Headers:
+def _cors(core: AnyEngine, facts: Facts) -> Headers:
     if facts.origin is None or not origin_allowed(facts, core.options.origins):
         return []
     headers = [(b"access-control-allow-origin", facts.origin.encode("latin-1")), (b"vary", b"Origin")]
@@ -208,14 +208,16 @@ class _Answer:
         await self.send(status or refusal.status, refusal.body, kind=b"application/json")
 
 
-async def _open(core: Core, request: Request, facts: Facts, answer: _Answer) -> None:
+async def _open(core: AnyEngine, request: Request, facts: Facts, answer: _Answer) -> None:
     transport = PollingTransport(core.options.send_bytes_max)
     transport.client, packet = core.open(transport, request, facts)
     cookie: Headers = [] if core.cookie is None else [(b"set-cookie", core.cookie.encode())]
     await answer.send(200, packet.encode(), extra=cookie)
 
 
-async def _get(_core: Core, client: Client, transport: PollingTransport, receive: Receive, answer: _Answer) -> None:
+async def _get(
+    _core: AnyEngine, client: EngineClient, transport: PollingTransport, receive: Receive, answer: _Answer
+) -> None:
     if transport.getting:
         client.close(Reason.TRANSPORT_ERROR)
         await answer.refuse(Refusal(Refused.BAD_REQUEST))
@@ -243,7 +245,9 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _post(core: Core, client: Client, transport: PollingTransport, receive: Receive, answer: _Answer) -> None:
+async def _post(
+    core: AnyEngine, client: EngineClient, transport: PollingTransport, receive: Receive, answer: _Answer
+) -> None:
     if transport.posting:
         client.close(Reason.TRANSPORT_ERROR)
         await answer.refuse(Refusal(Refused.BAD_REQUEST))

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import asyncio
 
-from flotta.realtime.core import Core
+from flotta.realtime.engine.sessions import AnyEngine
 
 __all__ = ["add", "find", "remove"]
 
-_running: list[Core] = []
+_running: list[AnyEngine] = []
 
 
-def add(core: Core) -> None:
+def add(core: AnyEngine) -> None:
     """Make a started server known, if it wants to be served natively."""
     if core.options.native:
         _running.append(core)
 
 
-def remove(core: Core) -> None:
+def remove(core: AnyEngine) -> None:
     """Forget a server; unknown ones are fine."""
     if core in _running:
         _running.remove(core)
 
 
-def find(path: str, loop: asyncio.AbstractEventLoop) -> Core | None:
+def find(path: str, loop: asyncio.AbstractEventLoop) -> AnyEngine | None:
     """The one server of ``loop`` at ``path``."""
     path = path.rstrip("/")
     found = [core for core in _running if core.options.path == path and core.loop is loop]

@@ -1,0 +1,232 @@
+"""The sessions of this process, from their handshake to their end: what transports talk to.
+
+`Core` makes a Socket.IO server of it, `EngineServer` one that speaks Engine.IO and nothing above. Everything here runs
+in the event loop's thread and nothing but `drain` and `_stop` waits.
+
+Invariant: while the state is not RUNNING, no session is opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from flotta.realtime.drain import CLOSE_RESTART, Drain, Work
+from flotta.realtime.engine.client import EngineClient, Reason
+from flotta.realtime.engine.options import EngineOptions
+from flotta.realtime.engineio import handshake
+from flotta.realtime.engineio.handshake import Facts, Refusal
+from flotta.realtime.engineio.packet import open_packet
+from flotta.realtime.engineio.session import Session
+from flotta.realtime.heartbeat import Heartbeat
+from flotta.realtime.request import Request
+from flotta.realtime.transports import Receiver, Transport
+from flotta.realtime.upgrade import Upgrade
+
+__all__ = ["AnyEngine", "Engine", "EngineCounters", "State"]
+
+C = TypeVar("C", bound=EngineClient)
+
+
+class State(Enum):
+    """Where a server is in its life."""
+
+    NEW = "new"
+    RUNNING = "running"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """What has happened since the start."""
+
+    opened: int = 0
+    refused: int = 0
+    ended: dict[str, int] = field(default_factory=dict)
+
+
+class Engine(ABC, Generic[C]):
+    """See the module. It is the `EngineOwner` of its clients.
+
+    Args:
+        work: the handlers that a drain waits for.
+        connect_timeout_s: how long a client may stay without having `EngineClient.joined`. None: for ever.
+    """
+
+    def __init__(
+        self,
+        options: EngineOptions,
+        *,
+        connections_max: int,
+        counters: EngineCounters,
+        work: Work,
+        connect_timeout_s: float | None,
+        logger: Any,
+    ) -> None:
+        self.options = options
+        self.state = State.NEW
+        self.connections_max = connections_max
+        self.transports = options.transports or ("polling", "websocket")
+        self.instance = options.instance or secrets.token_urlsafe(3)
+        self.clients: dict[str, C] = {}
+        self.counters = counters
+        self._work = work
+        self._log = logger
+        self._heartbeat = Heartbeat(
+            ping_interval_s=options.ping_interval_s,
+            ping_timeout_s=options.ping_timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            logger=logger,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._told = False
+
+    @abstractmethod
+    def _make_client(self, sid: str, transport: Transport, request: Request, session: Session, now_s: float) -> C:
+        """The client of a new session. It is in `clients` right after."""
+
+    # --- life ---
+
+    def _run(self) -> None:
+        """Begin to serve."""
+        self._loop = asyncio.get_running_loop()
+        self.state = State.RUNNING
+        self._heartbeat.start()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop it runs in, once started."""
+        return self._loop
+
+    async def drain(self, deadline_s: float) -> None:
+        """Open no session any more, close the others in batches; returns when all are gone or the time is over.
+
+        A second call waits for the first. Cancelling the caller lets the drain go on.
+        """
+        if self.state is State.RUNNING:
+            self.begin_drain(deadline_s)
+        if self._draining is not None:
+            await asyncio.wait({self._draining})  # not awaited itself: neither's cancelling is the other's
+
+    def begin_drain(self, deadline_s: float) -> None:
+        """Start a drain if none has begun."""
+        if self.state is not State.RUNNING or self._loop is None:
+            return
+        self.state = State.DRAINING
+        drain = Drain(self.clients, self._work, clients_per_s=self.options.drain_clients_per_s, logger=self._log)
+        self._draining = self._loop.create_task(drain.run(deadline_s), name="realtime drain")
+
+    def _close_all(self) -> None:
+        """Close every connection at once and open no other."""
+        self.state = State.CLOSED
+        for client in list(self.clients.values()):
+            client.close(Reason.DRAINING, CLOSE_RESTART)
+
+    async def _stop(self) -> None:
+        """Stop the tasks. Idempotent."""
+        await self._heartbeat.aclose()
+        if self._draining is not None:
+            self._draining.cancel()
+            await asyncio.gather(self._draining, return_exceptions=True)
+
+    # --- handshake ---
+
+    def admit(self, facts: Facts) -> Refusal | None:
+        """None if the request may open a session now, or go on with the one whose id it brings."""
+        options = self.options
+        if facts.sid:
+            client = self._unexpired(facts.sid)
+            refusal = handshake.check_session(
+                facts,
+                transports=self.transports,
+                origins=options.origins,
+                current=None if client is None else client.transport.name,
+            )
+        else:
+            refusal = handshake.check(
+                facts,
+                transports=self.transports,
+                origins=options.origins,
+                draining=self.state is not State.RUNNING,
+                full=len(self.clients) >= self.connections_max,
+            )
+        if refusal is not None:
+            self.counters.refused += 1
+            self._explain(facts, refusal)
+        return refusal
+
+    def _explain(self, facts: Facts, refusal: Refusal) -> None:
+        """Say once what an official client that begins with polling would have needed."""
+        if refusal.reason is handshake.Refused.TRANSPORT_UNKNOWN and facts.transport == "polling" and not self._told:
+            self._told = True
+            cure = (
+                'the client with transports: ["websocket"], or transports=("polling", "websocket") and sticky routing'
+            )
+            self._log.warning("a client wants to poll, which is off for servers that share a Redis", cure=cure)
+
+    def _unexpired(self, sid: str) -> C | None:
+        """The client of a session whose deadline has not passed, whether the sweep has noticed or not."""
+        client = self.clients.get(sid)
+        if client is not None and client.due_s <= self.now():
+            client.tick()
+        return self.clients.get(sid)
+
+    def accept_websocket(self, transport: Transport, request: Request, facts: Facts) -> tuple[Receiver, str | None]:
+        """The receiver of an admitted WebSocket, and the packet to send first: a new session, or an upgrade."""
+        if not facts.sid:
+            return self.open(transport, request, facts)
+        assert self._loop is not None
+        return Upgrade(self.clients[facts.sid], transport, self._loop), None
+
+    def open(self, transport: Transport, request: Request, facts: Facts) -> tuple[C, str]:
+        """Open a session for an admitted request: the client, and the packet that tells it so."""
+        options, now_s = self.options, self.now()
+        session = Session(now_s, ping_interval_s=options.ping_interval_s, ping_timeout_s=options.ping_timeout_s)
+        client = self._make_client(self._new_sid(), transport, request, session, now_s)
+        self.clients[client.sid] = client
+        self.counters.opened += 1
+        self._heartbeat.watch(client, now_s)
+        packet = open_packet(
+            client.sid,
+            upgrades=("websocket",) if facts.transport == "polling" and "websocket" in self.transports else (),
+            ping_interval_s=options.ping_interval_s,
+            ping_timeout_s=options.ping_timeout_s,
+            payload_bytes_max=options.payload_bytes_max,
+        )
+        return client, packet
+
+    def _new_sid(self) -> str:
+        return handshake.session_id(self.instance, secrets.token_bytes(handshake.ENTROPY_BYTES))
+
+    @property
+    def cookie(self) -> str | None:
+        """The affinity cookie's header, if one is wanted."""
+        name = self.options.cookie
+        return None if name is None else f"{name}={self.instance}; Path=/; HttpOnly; SameSite=Lax"
+
+    # --- what clients report (EngineOwner) ---
+
+    def now(self) -> float:
+        """The loop's clock."""
+        assert self._loop is not None, "used before start"
+        return self._loop.time()
+
+    def reschedule(self, client: EngineClient) -> None:
+        """Put the client where its new deadline belongs."""
+        self._heartbeat.reschedule(client, self.now())
+
+    def ended(self, client: EngineClient, reason: str) -> None:
+        """A client is gone."""
+        self.clients.pop(client.sid, None)
+        self._heartbeat.forget(client)
+        counted = self.counters.ended
+        counted[reason] = counted.get(reason, 0) + 1
+
+
+AnyEngine: TypeAlias = Engine[Any]
