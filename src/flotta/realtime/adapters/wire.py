@@ -21,6 +21,7 @@ __all__ = [
     "ASK_S_DEFAULT",
     "ASK_S_MAX",
     "Binary",
+    "channel_bytes",
     "is_event",
     "load_json",
     "pack",
@@ -124,6 +125,14 @@ def load_json(payload: bytes | str) -> Any:
         return _load(payload if isinstance(payload, str) else payload.decode())
     except (ValueError, RecursionError) as error:
         raise WireError("adapter message", "no JSON", payload) from error
+
+
+def channel_bytes(name: str) -> bytes:
+    """A channel's name in UTF-8; a lone surrogate in a room's becomes U+FFFD, as in Node."""
+    try:
+        return name.encode()
+    except UnicodeEncodeError:
+        return name.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
 # --- targets and events ---

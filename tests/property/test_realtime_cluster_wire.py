@@ -1,0 +1,233 @@
+"""Laws of the cluster adapters' wire: what is written is read back, junk ends in WireError and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flotta.errors import WireError
+from flotta.realtime.adapters import Broadcast, Command, SocketFacts, Target
+from flotta.realtime.adapters import cluster_wire as wire
+from flotta.realtime.adapters.cluster_wire import Message, MessageType
+from flotta.realtime.adapters.wire import channel_bytes
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+surrogates = st.text(max_size=20)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | surrogates
+)
+plain_values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
+    max_leaves=10,
+)
+values = st.recursive(
+    scalars | st.binary(max_size=30),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
+    max_leaves=10,
+)
+uids = st.text("0123456789abcdef", min_size=16, max_size=16)
+namespaces = st.just("/") | text.map(lambda name: "/" + name)
+rooms = st.lists(text, max_size=3).map(tuple)
+targets = st.builds(Target, namespaces, rooms, rooms)
+events = st.tuples(text, st.lists(values, max_size=3)).map(lambda pair: [pair[0], *pair[1]])
+ids = st.text("0123456789abcdef", min_size=16, max_size=16)
+
+
+def _every_way(message: Message) -> list[Message]:
+    """The message after each way that it can travel."""
+    fields = wire.write_entry(message)
+    entry = {_raw(name): _raw(value) for name, value in zip(fields[::2], fields[1::2], strict=True)}
+    return [
+        wire.read_message(wire.write_message(message)),
+        wire.read_message(wire.pack_message(message)),
+        wire.read_entry(entry),
+    ]
+
+
+def _raw(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+@given(uids, namespaces, st.sampled_from(MessageType), st.dictionaries(text, values, max_size=3))
+def test_a_message_comes_back_from_every_way_it_travels(
+    uid: str, namespace: str, kind: MessageType, data: dict[str, Any]
+) -> None:
+    message = Message(uid, namespace, kind, data)
+    assert _every_way(message) == [message] * 3
+
+
+@given(uids, targets, events, st.booleans(), st.none() | text)
+def test_a_broadcast_comes_back(uid: str, target: Target, args: list[Any], volatile: bool, may_see: str | None) -> None:
+    broadcast = Broadcast(target, args, volatile=volatile, may_see=may_see)
+    for message in _every_way(Message(uid, target.namespace, MessageType.BROADCAST, wire.broadcast_data(broadcast))):
+        assert wire.read_question(message) is None
+        assert wire.read_broadcast(message) == broadcast
+
+
+@given(uids, targets, events, ids, st.integers(0, 599_999))
+def test_a_question_comes_back(uid: str, target: Target, args: list[Any], request_id: str, ms: int) -> None:
+    data = wire.question_data(target, args, request_id, ms / 1000)
+    for message in _every_way(Message(uid, target.namespace, MessageType.BROADCAST, data)):
+        assert wire.read_question(message) == (target, args, request_id, ms / 1000)
+
+
+@given(uids, targets, st.sampled_from(Command), rooms, st.booleans())
+def test_a_command_comes_back(uid: str, target: Target, command: Command, names: tuple[str, ...], close: bool) -> None:
+    kind, data = wire.command_data(command, target, list(names), close=close)
+    given_rooms = () if command is Command.DISCONNECT else names
+    given_close = close and command is Command.DISCONNECT
+    for message in _every_way(Message(uid, target.namespace, kind, data)):
+        assert wire.read_command(message) == (command, target, given_rooms, given_close)
+
+
+@given(
+    uids,
+    targets,
+    ids,
+    st.lists(
+        st.builds(
+            SocketFacts, text, st.frozensets(text, max_size=3), st.dictionaries(text, plain_values, max_size=2), values
+        ),
+        max_size=3,
+    ),
+)
+def test_a_fetch_and_its_answer_come_back(uid: str, target: Target, request_id: str, sockets: list[Any]) -> None:
+    asked = Message(uid, target.namespace, MessageType.FETCH_SOCKETS, wire.fetch_data(target, request_id))
+    for message in _every_way(asked):
+        assert wire.read_fetch(message) == (target, request_id)
+    kind, data = MessageType.FETCH_SOCKETS_RESPONSE, wire.found_data(sockets, request_id)
+    for message in _every_way(Message(uid, target.namespace, kind, data)):
+        assert wire.read_found(message) == (request_id, sockets)
+
+
+@given(uids, events, st.none() | ids, values, st.integers(0, wire.COUNT_MAX))
+def test_events_between_servers_counts_and_answers_come_back(
+    uid: str, args: list[Any], request_id: str | None, value: Any, count: int
+) -> None:
+    asked = Message(uid, "/", MessageType.SERVER_SIDE_EMIT, wire.server_side_data(args, request_id))
+    assert all(wire.read_event(message) == (args, request_id) for message in _every_way(asked))
+    counted = Message(uid, "/", MessageType.BROADCAST_CLIENT_COUNT, wire.count_data(count, "q"))
+    assert all(wire.read_count(message) == ("q", count) for message in _every_way(counted))
+    for kind in (MessageType.BROADCAST_ACK, MessageType.SERVER_SIDE_EMIT_RESPONSE):
+        answered = Message(uid, "/", kind, wire.ack_data(value, "q"))
+        assert all(wire.read_ack(message) == ("q", value) for message in _every_way(answered))
+
+
+@given(uids, uids, st.sampled_from(MessageType), st.dictionaries(text, values, max_size=2))
+def test_the_opening_tells_own_messages_from_all_others(
+    uid: str, other: str, kind: MessageType, data: dict[str, Any]
+) -> None:
+    openings = wire.own_openings(uid)
+    for write in (wire.write_message, wire.pack_message):
+        assert write(Message(uid, "/", kind, data)).startswith(openings)
+        assert write(Message(other, "/", kind, data)).startswith(openings) is (uid == other)
+
+
+def test_bytes_decide_between_json_and_messagepack() -> None:
+    plain = Message("ab", "/", MessageType.SERVER_SIDE_EMIT, {"packet": ["e", "é"]})
+    binary = Message("ab", "/", MessageType.SERVER_SIDE_EMIT, {"packet": ["e", {"deep": [b"\x00"]}]})
+    assert json.loads(wire.write_message(plain)) == {"uid": "ab", "nsp": "/", "type": 9, "data": plain.data}
+    assert msgpack.unpackb(wire.write_message(binary)) == {"uid": "ab", "nsp": "/", "type": 9, "data": binary.data}
+    assert wire.write_entry(plain)[:7] == ["uid", "ab", "nsp", "/", "type", "9", "data"]
+    assert wire.write_entry(plain)[7] == '{"packet":["e","é"]}'.encode()
+    assert wire.write_entry(binary)[7] == b"gaZwYWNrZXSSoWWBpGRlZXCRxAEA"
+
+
+_FORGED = st.fixed_dictionaries(
+    {},
+    optional={
+        "uid": st.just("u") | values,
+        "nsp": st.just("/") | values,
+        "type": st.integers(-1, 14) | values,
+        "data": values
+        | st.fixed_dictionaries(
+            {},
+            optional={
+                "opts": values
+                | st.fixed_dictionaries({}, optional={"rooms": values, "except": values, "flags": values}),
+                "packet": values | st.fixed_dictionaries({}, optional={"type": st.just(2) | values, "data": values}),
+                "requestId": values,
+                "rooms": values,
+                "close": values,
+                "sockets": values | st.lists(st.fixed_dictionaries({}, optional={"id": values, "rooms": values})),
+                "clientCount": values,
+            },
+        ),
+    },
+)
+_READERS = [
+    wire.read_broadcast,
+    wire.read_question,
+    wire.read_command,
+    wire.read_fetch,
+    wire.read_event,
+    wire.read_found,
+    wire.read_count,
+    wire.read_ack,
+]
+
+
+def _read_all(message: Message) -> None:
+    for reader in _READERS:
+        with contextlib.suppress(WireError):
+            reader(message)
+        assert message.uid.encode(), "the uid is part of a channel"
+
+
+@given(_FORGED)
+def test_a_forged_message_raises_only_wire_error(fields: dict[str, Any]) -> None:
+    fields = {"uid": "u", "nsp": "/", "type": 3, **fields} if fields.get("type") is None else fields
+    with contextlib.suppress(WireError):
+        _read_all(wire.read_message(msgpack.packb(fields, unicode_errors="surrogatepass")))
+
+
+@given(st.binary(max_size=60))
+def test_junk_raises_only_wire_error(junk: bytes) -> None:
+    for payload in (junk, b"{" + junk):
+        with contextlib.suppress(WireError):
+            _read_all(wire.read_message(payload))
+    for entry in ({b"uid": junk}, {b"uid": b"u", b"nsp": b"/", b"type": junk[:2], b"data": junk}):
+        with contextlib.suppress(WireError):
+            _read_all(wire.read_entry(entry))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"{",
+        b"{}",
+        b"[" * 100_000,
+        b'{"uid":"u","nsp":"/","type":3,"data":' + b"[" * 50_000,
+        b'{"uid":"u","nsp":"/","type":3,"data":{"n":NaN}}',
+        b'{"uid":"u","nsp":"/","type":' + b"9" * 5_000 + b"}",
+        b'{"uid":"u","nsp":"/","type":true}',
+        b'{"uid":"u","nsp":"/","type":14}',
+        b'{"uid":"' + b"u" * 65 + b'","nsp":"/","type":2}',
+        b"\x91" * 2_000 + b"\x01",
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+    ],
+)
+def test_known_junk_is_refused(payload: bytes) -> None:
+    with pytest.raises(WireError):
+        wire.read_message(payload)
+
+
+@given(surrogates)
+def test_every_room_has_a_channel_and_a_well_formed_one_its_own(name: str) -> None:
+    found = channel_bytes(name)
+    assert found.decode() or not name
+    with contextlib.suppress(UnicodeEncodeError):
+        assert found == name.encode()
