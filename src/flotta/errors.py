@@ -42,6 +42,9 @@
     ├── RealtimeError
     │   ├── PacketError            an Engine.IO or Socket.IO packet breaks its protocol (also WireError)
     │   ├── ConnectRefused         a handler refuses a connection (raise it in ``connect``)
+    │   │   ├── AccessExpired      what the client showed is valid no longer
+    │   │   ├── AccessRevoked      the user's access was revoked after it was granted
+    │   │   └── UserFull           the user has as many connections as one may have
     │   ├── AckTimeout             the other side did not acknowledge in time
     │   └── ClusterTimeout         not every server answered in time; ``answers`` holds what came
     └── WorkerPoolError
@@ -71,6 +74,8 @@ from enum import Enum
 from typing import Any
 
 __all__ = [
+    "AccessExpired",
+    "AccessRevoked",
     "AckTimeout",
     "AmbiguousOutcome",
     "AppLoadError",
@@ -128,6 +133,7 @@ __all__ = [
     "TaskCancelled",
     "TaskError",
     "TaskFailed",
+    "UserFull",
     "WireError",
     "WorkerPoolError",
 ]
@@ -284,12 +290,14 @@ class AmbiguousOutcome(RedisError):
 
 
 class ServerTooOld(RedisError):
-    """The server is ``version``; Flotta needs ``needed``."""
+    """The server is ``version``; Flotta needs ``needed``, or ``cure``."""
 
-    def __init__(self, version: str, needed: str) -> None:
+    def __init__(self, version: str, needed: str, *, cure: str = "") -> None:
         self.version = version
         self.needed = needed
-        super().__init__(f"the Redis server is {version}, {needed} or newer is needed")
+        self.cure = cure
+        found = f"the Redis server is {version}, {needed} or newer is needed"
+        super().__init__(f"{found}; or {cure}" if cure else found)
 
 
 # --- Maps and streams ------------------------------------------------------------------------------------------------
@@ -504,6 +512,32 @@ class ConnectRefused(RealtimeError):
         self.message = message
         self.data = data
         super().__init__(message)
+
+
+class AccessExpired(ConnectRefused):
+    """The access of ``user`` ended at ``expired_at`` (Unix seconds)."""
+
+    def __init__(self, user: str, expired_at: float) -> None:
+        self.user = user
+        self.expired_at = expired_at
+        super().__init__("access expired")
+
+
+class AccessRevoked(ConnectRefused):
+    """The access of ``user`` was revoked after this client got it."""
+
+    def __init__(self, user: str) -> None:
+        self.user = user
+        super().__init__("access revoked")
+
+
+class UserFull(ConnectRefused):
+    """``user`` has ``connections_max`` connections already."""
+
+    def __init__(self, user: str, connections_max: int) -> None:
+        self.user = user
+        self.connections_max = connections_max
+        super().__init__("too many connections")
 
 
 class AckTimeout(RealtimeError):

@@ -7,13 +7,15 @@ from typing import Literal, TypeAlias, get_args
 
 from flotta.realtime.engine.options import EngineOptions
 
-__all__ = ["AdapterName", "ParserName", "ServerOptions"]
+__all__ = ["AdapterName", "ParserName", "ServerOptions", "ShardedMode"]
 
 AdapterName: TypeAlias = Literal["classic", "sharded", "streams"]
+ShardedMode: TypeAlias = Literal["static", "dynamic", "dynamic-private"]
 ParserName: TypeAlias = Literal["json", "msgpack"]
 
 _POSITIVE = (
     "connect_timeout_s",
+    "handlers_max",
     "rooms_max",
     "publish_in_flight_max",
     "request_timeout_s",
@@ -43,6 +45,8 @@ class ServerOptions(EngineOptions):
     """How long a client may stay without joining a namespace, and a ``connect`` handler may take."""
     attachments_max: int = 16
     """Binary values in one packet from a client."""
+    handlers_max: int = 1
+    """Event handlers of one socket that run at once. 1: a client's events are handled one after the other."""
     rooms_max: int | None = 1_000
     """Rooms that one socket may be in."""
     connections_per_user_max: int | None = None
@@ -55,6 +59,10 @@ class ServerOptions(EngineOptions):
     adapter: AdapterName = "classic"
     """With a Redis: how broadcasts travel. ``"classic"`` Pub/Sub, ``"sharded"`` Pub/Sub (Redis 7), or ``"streams"``,
     which lets clients recover what they missed. Every server of a cluster, Node's too, must use the same."""
+    sharded_mode: ShardedMode = "dynamic"
+    """Adapter ``"sharded"``: which rooms have a channel of their own, so that only instances with somebody in them hear
+    what is sent there. ``"static"``: none; ``"dynamic"``: all but those of session ids; ``"dynamic-private"``: those
+    too. Every server of a cluster must say the same."""
     channel_prefix: str = "socket.io"
     """First part of the adapter's channels; Node's default."""
     publish_in_flight_max: int = 10_000
@@ -93,5 +101,7 @@ class ServerOptions(EngineOptions):
             raise self._wrong("attachments_max", "0 or more")
         if self.adapter not in get_args(AdapterName):
             raise self._wrong("adapter", f"one of {get_args(AdapterName)}")
+        if self.sharded_mode not in get_args(ShardedMode):
+            raise self._wrong("sharded_mode", f"one of {get_args(ShardedMode)}")
         if self.parser not in get_args(ParserName):
             raise self._wrong("parser", f"one of {get_args(ParserName)}")
