@@ -6,7 +6,6 @@ All methods are for the event loop's thread, but for `emit_sync`, which is for a
 from __future__ import annotations
 
 import asyncio
-import resource
 from typing import Any, NamedTuple, final
 
 import structlog
@@ -20,6 +19,7 @@ from flotta.realtime.api.sending import Sending
 from flotta.realtime.api.sockets import Sockets
 from flotta.realtime.client import Reason
 from flotta.realtime.core import Core, State
+from flotta.realtime.engine.sessions import connections_allowed
 from flotta.realtime.mount import Mount
 from flotta.realtime.options import AdapterName, ServerOptions
 from flotta.realtime.transports import registry
@@ -27,9 +27,6 @@ from flotta.realtime.transports.asgi import ASGIApp
 from flotta.redis import Redis
 
 __all__ = ["Server", "ServerStats"]
-
-FILES_KEPT = 128
-"""Open files that a process needs besides its clients: Redis, PostgreSQL, logs, listening sockets."""
 
 
 class ServerStats(NamedTuple):
@@ -110,15 +107,9 @@ class Server(Registering, Sending, Sockets):
         self._redis_given = redis
         self._redis_owned: Redis | None = None
         self._adapter = None if isinstance(adapter, str) else adapter
-        self._core = Core(self.options, connections_max=self._cap_connections(), logger=self._log)
+        allowed = connections_allowed(self.options.connections_max)
+        self._core = Core(self.options, connections_max=allowed, logger=self._log)
         self._changing = asyncio.Lock()  # start and aclose, one at a time
-
-    def _cap_connections(self) -> int:
-        wanted = self.options.connections_max
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if files == resource.RLIM_INFINITY or wanted + FILES_KEPT <= files:
-            return wanted
-        return max(1, files - FILES_KEPT)
 
     # --- life ---
 

@@ -19,7 +19,6 @@ _POSITIVE = (
     "payload_bytes_max",
     "connections_per_ip_max",
     "messages_per_s_max",
-    "handlers_max",
     "backlog_max",
     "send_bytes_max",
     "volatile_bytes_max",
@@ -57,10 +56,9 @@ class EngineOptions:
     """Clients of this process from one address (of IPv6, one /64); one more is answered with 429."""
     messages_per_s_max: float | None = None
     """Messages per second and client, with a burst of one second's worth; more ends the connection."""
-    handlers_max: int = 1
-    """Handlers of one client that run at once. 1: a client's events are handled one after the other."""
     backlog_max: int = 64
-    """Messages of one client that wait for their handlers; then its connection is not read until half are done."""
+    """Messages of one client (Socket.IO: events of one socket) that wait for their handlers; then its connection is not
+    read until half are done."""
     send_bytes_max: int = 1_048_576
     """Unsent bytes per client; a packet that would pass it ends the connection as too slow."""
     volatile_bytes_max: int = 65_536

@@ -9,6 +9,7 @@ Invariant: while the state is not RUNNING, no session is opened.
 from __future__ import annotations
 
 import asyncio
+import resource
 import secrets
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -27,7 +28,11 @@ from flotta.realtime.request import Request
 from flotta.realtime.transports import Receiver, Transport
 from flotta.realtime.upgrade import Upgrade
 
-__all__ = ["AnyEngine", "Engine", "EngineCounters", "State"]
+__all__ = ["AnyEngine", "Engine", "EngineCounters", "State", "connections_allowed"]
+
+FILES_KEPT = 128
+"""Open files that a process needs besides its clients: Redis, PostgreSQL, logs, listening sockets."""
+
 
 C = TypeVar("C", bound=EngineClient)
 
@@ -227,6 +232,14 @@ class Engine(ABC, Generic[C]):
         self._heartbeat.forget(client)
         counted = self.counters.ended
         counted[reason] = counted.get(reason, 0) + 1
+
+
+def connections_allowed(wanted: int) -> int:
+    """``wanted``, or what the open-file limit leaves if that is less."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY or wanted + FILES_KEPT <= files:
+        return wanted
+    return max(1, files - FILES_KEPT)
 
 
 AnyEngine: TypeAlias = Engine[Any]

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple, TypeAlias, final
 
 from flotta.errors import PacketError
+from flotta.realtime.engineio.rate import Rate
 from flotta.realtime.socketio.packet import Decoder, Encoded, Packet, PacketType, encode
 
 __all__ = [
@@ -151,14 +152,12 @@ _TABLE: dict[tuple[PacketType, State], _Move] = {
 class Connection:
     """The machine of one client. ``rate_max`` is messages per second, with a burst of one second's worth."""
 
-    __slots__ = ("_aborted", "_decoder", "_namespaces", "_rate_max", "_tokens", "_tokens_at_s")
+    __slots__ = ("_aborted", "_decoder", "_namespaces", "_rate")
 
     def __init__(self, now_s: float, *, attachments_max: int, rate_max: float | None = None) -> None:
         self._decoder = Decoder(attachments_max=attachments_max)
         self._namespaces: dict[str, State] = {}
-        self._rate_max = rate_max
-        self._tokens = max(rate_max or 0.0, 1.0)
-        self._tokens_at_s = now_s
+        self._rate = None if rate_max is None else Rate(rate_max, now_s)
         self._aborted = False
 
     def state(self, namespace: str) -> State:
@@ -179,22 +178,13 @@ class Connection:
         return self._leave(event.namespace)
 
     def _message(self, data: str | bytes, now_s: float) -> tuple[Action, ...]:
-        if self._rate_max is not None and not self._take_token(self._rate_max, now_s):
+        if self._rate is not None and not self._rate.take(now_s):
             return self._abort(RATE_LIMIT)
         try:
             packet = self._decoder.add(data)
         except PacketError as error:
             return self._abort(PARSE_ERROR, error)
         return _NOTHING if packet is None else self._packet(packet)
-
-    def _take_token(self, rate_max: float, now_s: float) -> bool:
-        gained = (now_s - self._tokens_at_s) * rate_max
-        self._tokens = min(max(rate_max, 1.0), self._tokens + gained)
-        self._tokens_at_s = now_s
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True
 
     def _packet(self, packet: Packet) -> tuple[Action, ...]:
         namespace = packet.namespace

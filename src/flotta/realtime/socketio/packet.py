@@ -51,9 +51,9 @@ class Packet(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A packet on the wire: the text, then its attachments in order."""
+    """A packet on the wire: the text (None: it is all binary), then its attachments in order."""
 
-    text: str
+    text: str | None
     attachments: tuple[bytes, ...] = ()
 
 

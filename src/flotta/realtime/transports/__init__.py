@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, final
 
-from flotta.realtime.engineio.packet import MESSAGE
+from flotta.realtime.engineio.packet import MESSAGE, encode_payload
 from flotta.realtime.socketio.packet import Encoded
 from flotta.realtime.transports.websocket import OP_BINARY, OP_TEXT, frame
 
@@ -13,22 +13,30 @@ __all__ = ["Outgoing", "Receiver", "Transport"]
 
 @final
 class Outgoing:
-    """A Socket.IO packet as Engine.IO messages, encoded when it is made and never again.
+    """A packet as Engine.IO messages, encoded when it is made and never again.
 
-    ``frames`` is the whole as WebSocket frames in one piece, for transports that write bytes; ``text`` and
-    ``attachments`` are for those that frame by themselves.
+    ``frames`` is the whole as WebSocket frames in one piece, for transports that write bytes; ``text`` (None for a
+    packet that is all binary) and ``attachments`` are for those that frame by themselves.
     """
 
-    __slots__ = ("attachments", "frames", "size_bytes", "text")
+    __slots__ = ("_polled", "attachments", "frames", "size_bytes", "text")
 
     def __init__(self, packet: Encoded) -> None:
         # JavaScript's strings may hold lone surrogates; in JSON they travel as their escape, as JSON.stringify has it.
-        self.text = (MESSAGE + packet.text).encode("utf-8", "backslashreplace")
+        self.text = None if packet.text is None else (MESSAGE + packet.text).encode("utf-8", "backslashreplace")
         self.attachments = packet.attachments
-        self.frames = frame(OP_TEXT, self.text)
+        self.frames = b"" if self.text is None else frame(OP_TEXT, self.text)
         if packet.attachments:
             self.frames = b"".join([self.frames, *(frame(OP_BINARY, part) for part in packet.attachments)])
         self.size_bytes = len(self.frames)
+        self._polled: str | None = None
+
+    def polled(self) -> str:
+        """The whole as a part of a polling body: made for the first client that polls, kept for the others."""
+        if self._polled is None:
+            parts = [] if self.text is None else [self.text.decode()]
+            self._polled = encode_payload([*parts, *self.attachments])
+        return self._polled
 
 
 class Transport(Protocol):

@@ -139,7 +139,8 @@ class _ASGITransport:
         if self._bytes and self._bytes + packet.size_bytes > self._send_max:
             self._too_slow()
             return
-        self._put({"type": "websocket.send", "text": packet.text.decode()}, len(packet.text))
+        if packet.text is not None:
+            self._put({"type": "websocket.send", "text": packet.text.decode()}, len(packet.text))
         for part in packet.attachments:
             self._put({"type": "websocket.send", "bytes": part}, len(part))
 

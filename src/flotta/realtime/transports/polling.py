@@ -16,7 +16,7 @@ from flotta.errors import PacketError
 from flotta.realtime.engine.client import EngineClient, Reason
 from flotta.realtime.engine.sessions import AnyEngine
 from flotta.realtime.engineio.handshake import Facts, Refusal, Refused, origin_allowed
-from flotta.realtime.engineio.packet import Data, PacketType, decode_payload, encode_payload
+from flotta.realtime.engineio.packet import SEPARATOR, PacketType, decode_payload
 from flotta.realtime.request import Request
 from flotta.realtime.transports import Outgoing, Transport
 
@@ -143,14 +143,7 @@ class PollingTransport:
             self._wake.clear()
             await self._wake.wait()
         pending, self._pending, self._bytes = self._pending or [PacketType.NOOP.value], [], 0
-        parts: list[Data] = []
-        for packet in pending:
-            if isinstance(packet, Outgoing):
-                parts.append(packet.text.decode())
-                parts.extend(packet.attachments)
-            else:
-                parts.append(packet)
-        return encode_payload(parts)
+        return SEPARATOR.join(packet if isinstance(packet, str) else packet.polled() for packet in pending)
 
 
 async def serve_http(core: AnyEngine, scope: Scope, receive: Receive, send: Send) -> None:
