@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from flotta.realtime.adapters import AdapterStats
+from flotta.realtime.api.namespace import Namespace
 from flotta.realtime.client import Reason
 from flotta.realtime.engine.options import EngineOptions
 from flotta.realtime.engine.server import EngineServer, EngineStats
-from flotta.realtime.handlers import Namespace
 from flotta.realtime.options import ServerOptions
 from flotta.realtime.server import Server, ServerStats
 

@@ -174,7 +174,7 @@ class Socket:
         self.client = client
         self.session: dict[str, Any] | None = None
         self.running = 0
-        self.backlog: deque[tuple[list[Any] | str, int | None]] | None = None
+        self.backlog: deque[tuple[Any, int | None]] | None = None
         self.paused = False
         # The transport's own methods once the client is in: a broadcast calls them without anything between.
         self.write: Callable[[Outgoing], None] = self._hold

@@ -14,10 +14,11 @@ from typing import Any, final
 
 from flotta.realtime.adapters import Adapter
 from flotta.realtime.client import Client, Socket
-from flotta.realtime.delivery import Counters, Delivery
+from flotta.realtime.delivery import Counters, Delivery, Leaving
 from flotta.realtime.dispatch import Dispatcher
 from flotta.realtime.engine.sessions import Engine, State
 from flotta.realtime.engineio.session import Session
+from flotta.realtime.namespaces import Namespaces
 from flotta.realtime.options import ServerOptions
 from flotta.realtime.request import Request
 from flotta.realtime.socketio.connection import Connection
@@ -42,6 +43,9 @@ class Core(Engine[Client]):
         )
         self.delivery = Delivery(rooms_max=options.rooms_max, run=self.dispatcher.run, logger=logger)
         self.spaces = self.delivery.spaces
+        self.namespaces = Namespaces(
+            self.delivery, accepted=options.namespaces, dynamic_max=options.namespaces_max, logger=logger
+        )
         super().__init__(
             options,
             connections_max=connections_max,
@@ -62,6 +66,7 @@ class Core(Engine[Client]):
             self.transports = ("websocket",)
         self.delivery.join_cluster(adapter)
         await adapter.start(self.delivery)
+        self.namespaces.start(adapter)
         self._run()
 
     async def aclose(self) -> None:
@@ -70,6 +75,7 @@ class Core(Engine[Client]):
         await self.dispatcher.wait_idle(1.0)
         await self.dispatcher.cancel_all()
         await self._stop()
+        await self.namespaces.aclose()
         if self.adapter is not None:
             await self.adapter.aclose()
 
@@ -82,7 +88,7 @@ class Core(Engine[Client]):
 
     def connect_asked(self, client: Client, namespace: str, auth: Any) -> None:
         """A client wants to join."""
-        space = self.spaces.get(namespace)
+        space = self.namespaces.asked_for(namespace)
         if space is None:
             client.refuse(namespace, "Invalid namespace")
             return
@@ -90,7 +96,7 @@ class Core(Engine[Client]):
         client.sockets[namespace] = socket
         space.rooms.add(socket.sid, socket)
         self._heartbeat.joined(client)
-        self.dispatcher.connect(client, socket, space.handlers, auth)
+        self.dispatcher.connect(client, socket, space, auth)
 
     def event_came(self, socket: Socket, args: list[Any], ack_id: int | None) -> None:
         """A client sent an event."""
@@ -99,8 +105,10 @@ class Core(Engine[Client]):
     def left(self, socket: Socket, reason: str) -> None:
         """A socket is gone."""
         space = self.spaces[socket.namespace]
+        leaving = Leaving(socket, space.rooms.rooms_of(socket.sid), reason)
         space.rooms.remove(socket.sid)
         if not socket.client.sockets and not socket.client.over:
             self._heartbeat.left_all(socket.client, self.now())
-        if not socket.connecting:
-            self.dispatcher.disconnected(socket, space.handlers, reason)
+        self.dispatcher.left(leaving, space)
+        if space.gate is not None and not len(space.rooms):
+            self.namespaces.emptied(space)

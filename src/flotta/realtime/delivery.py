@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias, final
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, final
 
 from flotta.realtime.adapters import Adapter, Answer, Broadcast, OnAck, SocketFacts, Target
 from flotta.realtime.client import Reason, Socket
@@ -19,17 +19,28 @@ from flotta.realtime.rooms import Rooms
 from flotta.realtime.socketio.packet import Packet, PacketType, encode
 from flotta.realtime.transports import Outgoing
 
-__all__ = ["Counters", "Delivery", "Run", "Space", "encode_event"]
+if TYPE_CHECKING:
+    from flotta.realtime.namespaces import Gate
+
+__all__ = ["Counters", "Delivery", "Leaving", "Run", "Space", "encode_event"]
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, Any], str], None]
 """Runs a coroutine of the user's, named, beside the handlers."""
+
+
+class Leaving(NamedTuple):
+    """A socket that has left, as its last handlers may still ask for it."""
+
+    socket: Socket
+    rooms: frozenset[str]
+    reason: str
 
 
 @final
 class Space:
     """One namespace: its handlers and who is in which room."""
 
-    __slots__ = ("handlers", "name", "rooms", "server_side")
+    __slots__ = ("gate", "handlers", "leaving", "name", "rooms", "server_side")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -37,6 +48,10 @@ class Space:
         self.rooms: Rooms[Socket] = Rooms()
         self.server_side: dict[str, Handler] = {}
         """Handlers of other servers' events, by name."""
+        self.leaving: dict[str, Leaving] = {}
+        """Sockets that have left and whose last handlers have not run yet, by session id."""
+        self.gate: Gate | None = None
+        """Of a dynamic namespace: who may come in."""
 
 
 @dataclass(slots=True)

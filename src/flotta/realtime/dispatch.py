@@ -15,11 +15,13 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import Coroutine
-from typing import Any, final
+from typing import Any, NamedTuple, TypeAlias, final
 
-from flotta.errors import ConnectRefused
-from flotta.realtime.client import Client, Reason, Socket
-from flotta.realtime.handlers import Handlers
+from flotta.errors import ConnectRefused, RedisError
+from flotta.realtime.client import Client, Socket
+from flotta.realtime.delivery import Leaving, Space
+from flotta.realtime.handlers import UNHANDLED, Handlers
+from flotta.realtime.middleware import finish
 
 __all__ = ["Dispatcher"]
 
@@ -28,6 +30,22 @@ CALLERS_MAX = 32
 # A handler may raise anything; it is logged with its traceback. CancelledError too: it may have awaited a task that
 # somebody else cancelled, and that must not end the work of its socket.
 _ANY_FAILURE = (Exception, asyncio.CancelledError)
+
+
+REJECTED = "Connection rejected by server"
+
+
+class Farewell(NamedTuple):
+    """One of the last handlers of a socket."""
+
+    event: str
+    reason: str
+    space: Space
+    last: bool
+
+
+Job: TypeAlias = list[Any] | Farewell
+"""An event with its arguments, or a last handler."""
 
 
 @final
@@ -84,11 +102,11 @@ class Dispatcher:
 
     # --- connect ---
 
-    def connect(self, client: Client, socket: Socket, handlers: Handlers, auth: Any) -> None:
-        """Ask the ``connect`` handler and tell the client."""
-        if handlers.has("connect"):
+    def connect(self, client: Client, socket: Socket, space: Space, auth: Any) -> None:
+        """Ask who decides about the client and tell it."""
+        if space.gate is not None or space.handlers.asks_connect:
             self._begin_call(client)
-            self._spawn(self._connect(client, socket, handlers, auth), f"connect {socket.sid}")
+            self._spawn(self._connect(client, socket, space, auth), f"connect {socket.sid}")
         else:
             client.accept(socket)
 
@@ -104,33 +122,51 @@ class Dispatcher:
         if client.callers == CALLERS_MAX - 1:
             client.resume()
 
-    async def _connect(self, client: Client, socket: Socket, handlers: Handlers, auth: Any) -> None:
+    async def _connect(self, client: Client, socket: Socket, space: Space, auth: Any) -> None:
+        left: Leaving | None = None
         try:
-            await self._ask_and_tell(client, socket, handlers, auth)
+            refusal = await self._ask(client, socket, space, auth)
+            if refusal is not None:
+                client.turn_away(socket, refusal.message, refusal.data)
+            elif not client.accept(socket):
+                # The client went while the handler ran; who was told of its coming is told of its going.
+                left = space.leaving.get(socket.sid)
         finally:
+            space.leaving.pop(socket.sid, None)
             self._end_call(client)
+        if left is not None:
+            self._say_goodbye(left, space)
 
-    async def _ask_and_tell(self, client: Client, socket: Socket, handlers: Handlers, auth: Any) -> None:
-        refusal = await self._ask(client, socket, handlers, auth)
-        if refusal is not None:
-            client.turn_away(socket, refusal.message, refusal.data)
-        elif not client.accept(socket):
-            # The client went while the handler ran; who was told of its coming is told of its going.
-            await self._call_disconnect(socket, handlers, Reason.TRANSPORT_CLOSE)
-
-    async def _ask(self, client: Client, socket: Socket, handlers: Handlers, auth: Any) -> ConnectRefused | None:
+    async def _ask(self, client: Client, socket: Socket, space: Space, auth: Any) -> ConnectRefused | None:
+        """None: the client may come in."""
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                answer = handlers.call_reserved("connect", socket.sid, client.environ(), auth)
-                if inspect.isawaitable(answer):
-                    answer = await answer
+                environ = client.environ()
+                if space.gate is not None and not await space.gate.admit(auth, environ):
+                    return ConnectRefused("Invalid namespace")
+                for guard in space.handlers.guards(socket.sid, environ, auth):
+                    if await finish(guard()) is False:
+                        return ConnectRefused(REJECTED)
+                if await finish(space.handlers.call_reserved("connect", socket.sid, environ, auth)) is False:
+                    return ConnectRefused(REJECTED)
         except ConnectRefused as refusal:
             return refusal
         except _ANY_FAILURE as error:
             _let_cancelling_through(error)
             self._failure("connect", socket)
             return ConnectRefused("internal error")
-        return ConnectRefused("Connection rejected by server") if answer is False else None
+        return await self._open(space)
+
+    async def _open(self, space: Space) -> ConnectRefused | None:
+        """A dynamic namespace must be known to the adapter before somebody is in it."""
+        if space.gate is None:
+            return None
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await space.gate.open()
+        except (RedisError, TimeoutError):  # told by who opens it
+            return ConnectRefused("Namespace unavailable")
+        return None
 
     # --- events and disconnect ---
 
@@ -138,13 +174,28 @@ class Dispatcher:
         """Handle an event now, or when its turn comes."""
         self._submit(socket, handlers, args, ack_id)
 
-    def disconnected(self, socket: Socket, handlers: Handlers, reason: str) -> None:
-        """Run the ``disconnect`` handler after the events that came before."""
-        if handlers.has("disconnect"):
-            self._begin_call(socket.client)
-            self._submit(socket, handlers, reason, None)
+    def left(self, leaving: Leaving, space: Space) -> None:
+        """A socket has left: run its last handlers after the events that came before."""
+        if leaving.socket.connecting:
+            space.leaving[leaving.socket.sid] = leaving  # `_connect` goes on with it
+        else:
+            self._say_goodbye(leaving, space)
 
-    def _submit(self, socket: Socket, handlers: Handlers, job: list[Any] | str, ack_id: int | None) -> None:
+    def _say_goodbye(self, leaving: Leaving, space: Space) -> None:
+        socket = leaving.socket
+        events = [event for event in ("disconnecting", "disconnect") if space.handlers.has(event)]
+        if events:
+            space.leaving[socket.sid] = leaving
+        for event in events:
+            self._begin_call(socket.client)
+            self._submit(socket, space.handlers, Farewell(event, leaving.reason, space, event == events[-1]), None)
+
+    def _said_goodbye(self, socket: Socket, farewell: Farewell) -> None:
+        if farewell.last:
+            farewell.space.leaving.pop(socket.sid, None)
+        self._end_call(socket.client)
+
+    def _submit(self, socket: Socket, handlers: Handlers, job: Job, ack_id: int | None) -> None:
         if socket.running >= self._handlers_max:
             if socket.backlog is None:
                 socket.backlog = deque()
@@ -159,34 +210,36 @@ class Dispatcher:
             self._spawn(self._work(socket, handlers, rest), f"handlers {socket.sid}")
 
     def _start(
-        self, socket: Socket, handlers: Handlers, job: list[Any] | str, ack_id: int | None
+        self, socket: Socket, handlers: Handlers, job: Job, ack_id: int | None
     ) -> Coroutine[Any, Any, None] | None:
         """Call the handler. None: it was sync and is done; else what is left to await."""
-        last = isinstance(job, str)
-        name = "disconnect" if isinstance(job, str) else job[0]
+        farewell = job if isinstance(job, Farewell) else None
+        name = job.event if isinstance(job, Farewell) else job[0]
         try:
-            if isinstance(job, str):
-                result = handlers.call_reserved("disconnect", socket.sid, job)
+            if isinstance(job, Farewell):
+                result = handlers.call_reserved(job.event, socket.sid, job.reason)
             else:
                 result = handlers.call_event(job[0], socket.sid, job[1:])
             if inspect.isawaitable(result):
-                return self._finish(socket, name, result, ack_id, last=last)
+                return self._finish(socket, name, result, ack_id, farewell)
             self._acknowledge(socket, ack_id, result)
         except _ANY_FAILURE:
             self._failure(name, socket)
-        if last:
-            self._end_call(socket.client)
+        if farewell is not None:
+            self._said_goodbye(socket, farewell)
         return None
 
-    async def _finish(self, socket: Socket, name: str, result: Any, ack_id: int | None, *, last: bool) -> None:
+    async def _finish(
+        self, socket: Socket, name: str, result: Any, ack_id: int | None, farewell: Farewell | None
+    ) -> None:
         try:
             self._acknowledge(socket, ack_id, await result)
         except _ANY_FAILURE as error:
             _let_cancelling_through(error)
             self._failure(name, socket)
         finally:
-            if last:
-                self._end_call(socket.client)
+            if farewell is not None:
+                self._said_goodbye(socket, farewell)
 
     async def _work(self, socket: Socket, handlers: Handlers, rest: Coroutine[Any, Any, None] | None) -> None:
         """Finish one handler, then those that wait, one after the other."""
@@ -208,17 +261,8 @@ class Dispatcher:
             socket.client.resume()
 
     def _acknowledge(self, socket: Socket, ack_id: int | None, result: Any) -> None:
-        if ack_id is not None:
+        if ack_id is not None and result is not UNHANDLED:
             socket.acknowledge(ack_id, _args(result))
-
-    async def _call_disconnect(self, socket: Socket, handlers: Handlers, reason: str) -> None:
-        try:
-            result = handlers.call_reserved("disconnect", socket.sid, reason)
-            if inspect.isawaitable(result):
-                await result
-        except _ANY_FAILURE as error:
-            _let_cancelling_through(error)
-            self._failure("disconnect", socket)
 
     def _failure(self, event: str, socket: Socket) -> None:
         self.failed += 1

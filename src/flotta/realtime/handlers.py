@@ -1,4 +1,8 @@
-"""The user's handlers of one namespace: found by name, called alike whether sync or async.
+"""The user's handlers: kept by namespace, found by the event's name, called alike whether sync or async.
+
+A `Table` is what was registered for one ``namespace=``; `Handlers` is what holds in one namespace: its own table, and
+behind it that of ``"*"``, any namespace. Handlers of a table that serves many namespaces get the namespace's name as
+their first argument, after the event's name if they take every event.
 
 A handler's exception is logged with its traceback and ends nothing: the client keeps its connection, and its
 acknowledgement, if it waits for one, does not come.
@@ -7,12 +11,20 @@ acknowledgement, if it waits for one, does not come.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias, final
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeAlias, final
 
-__all__ = ["CATCH_ALL", "Handler", "Handlers", "MaySee", "Namespace", "finish"]
+from flotta.realtime.middleware import EventMiddleware, Layer, finish, through
 
-CATCH_ALL = "*"
+__all__ = ["ALL_EVENTS", "RESERVED", "UNHANDLED", "Handler", "Handlers", "MaySee", "Table", "finish"]
+
+ALL_EVENTS: Final = "*"
+RESERVED: Final = ("connect", "disconnecting", "disconnect")
+"""Handlers of these are called by the server, never by a client's event, and ``"*"`` does not take them."""
+UNHANDLED: Final[Any] = object()
+"""The result of an event that nobody takes: it is not acknowledged."""
+ANY_NUMBER = 1_000
 
 Handler: TypeAlias = Callable[..., Any]
 """``handler(sid, *data)``, sync (quick: it runs in the event loop) or async."""
@@ -23,77 +35,125 @@ MaySee: TypeAlias = Callable[..., bool]
 
 def positional_count(handler: Handler) -> int:
     """How many positional arguments the handler takes, at most; a ``*args`` counts as very many."""
+    try:
+        parameters = inspect.signature(handler).parameters.values()
+    except ValueError:  # written in C, without a signature
+        return ANY_NUMBER
     count = 0
-    for parameter in inspect.signature(handler).parameters.values():
+    for parameter in parameters:
         if parameter.kind is parameter.VAR_POSITIONAL:
-            return 1_000
+            return ANY_NUMBER
         if parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}:
             count += 1
     return count
 
 
 @final
-class Handlers:
-    """Handlers by event name, and the named filters for ``emit(may_see=)``."""
+class Table:
+    """What was registered for one ``namespace=``."""
 
-    __slots__ = ("_by_event", "_filters", "_widths")
+    __slots__ = ("_methods", "around", "by_event", "filters", "guards", "widths")
 
     def __init__(self) -> None:
-        self._by_event: dict[str, Handler] = {}
-        self._widths: dict[str, int] = {}
-        self._filters: dict[str, MaySee] = {}
+        self.by_event: dict[str, Handler] = {}
+        self._methods: set[str] = set()
+        self.widths: dict[str, int] = {}
+        """How many arguments the handlers of the reserved events take."""
+        self.guards: list[tuple[Handler, int]] = []
+        """Middleware per connection, each with the number of its arguments."""
+        self.around: list[EventMiddleware] = []
+        """Middleware per event, the outermost first."""
+        self.filters: dict[str, MaySee] = {}
 
     def add(self, event: str, handler: Handler) -> None:
         """Set the handler of ``event``; a second one replaces the first."""
-        self._by_event[event] = handler
-        self._widths[event] = positional_count(handler)
+        self._methods.discard(event)
+        self.by_event[event] = handler
+        if event in RESERVED:
+            self.widths[event] = positional_count(handler)
 
-    def add_filter(self, name: str, may_see: MaySee) -> None:
-        """Register a filter."""
-        self._filters[name] = may_see
+    def add_method(self, event: str, handler: Handler) -> None:
+        """Set the handler of ``event``, unless a function is; a later function or method replaces it."""
+        if event not in self.by_event or event in self._methods:
+            self.add(event, handler)
+            self._methods.add(event)
+
+    def add_guard(self, guard: Handler) -> None:
+        """Add middleware per connection."""
+        self.guards.append((guard, positional_count(guard)))
+
+
+@final
+class Handlers:
+    """What holds in one namespace. ``lead``: what the handlers of ``own`` get first."""
+
+    __slots__ = ("_everywhere", "_lead", "_name", "_own", "own")
+
+    def __init__(
+        self, name: str = "/", own: Table | None = None, everywhere: Table | None = None, *, lead: tuple[str, ...] = ()
+    ) -> None:
+        self.own = own if own is not None else Table()
+        self._own = self.own.by_event
+        self._everywhere = everywhere if everywhere is not None else Table()
+        self._lead = lead
+        self._name = name
 
     def filter(self, name: str) -> MaySee | None:
         """The filter of this name."""
-        return self._filters.get(name)
+        return self.own.filters.get(name) or self._everywhere.filters.get(name)
 
     def has(self, event: str) -> bool:
-        """Whether ``event`` itself has a handler."""
-        return event in self._by_event
+        """Whether ``event`` itself, one of the reserved, has a handler."""
+        return event in self._own or event in self._everywhere.by_event
 
-    def call_event(self, event: str, sid: str, args: list[Any]) -> Any:
-        """Call the handler of a client's event. Gives its result, which may be awaitable; None without a handler."""
-        handler = self._by_event.get(event)
-        if handler is not None:
-            return handler(sid, *args)
-        handler = self._by_event.get(CATCH_ALL)
-        return None if handler is None else handler(event, sid, *args)
+    @property
+    def asks_connect(self) -> bool:
+        """Somebody decides whether a client may come in."""
+        return bool(self.has("connect") or self.own.guards or self._everywhere.guards)
+
+    def guards(self, sid: str, environ: dict[str, Any], auth: Any) -> list[Callable[[], Any]]:
+        """The middleware of a connection, ready to be called: that of any namespace first, then the own."""
+        args = (sid, environ, auth)
+        calls = [_cut(guard, width, (self._name, *args)) for guard, width in self._everywhere.guards]
+        if self.own is not self._everywhere:
+            calls += [_cut(guard, width, (*self._lead, *args)) for guard, width in self.own.guards]
+        return calls
 
     def call_reserved(self, event: str, *args: Any) -> Any:
-        """Call ``connect`` or ``disconnect`` with as many of the arguments as it takes."""
-        handler = self._by_event.get(event)
-        return None if handler is None else handler(*args[: self._widths[event]])
+        """Call the handler of a reserved event with as many of the arguments as it takes."""
+        handler = self._own.get(event)
+        if handler is not None:
+            return handler(*(*self._lead, *args)[: self.own.widths[event]])
+        handler = self._everywhere.by_event.get(event)
+        return None if handler is None else handler(*(self._name, *args)[: self._everywhere.widths[event]])
+
+    def call_event(self, event: str, sid: str, args: list[Any]) -> Any:
+        """Handle a client's event. Gives the result, which may be awaitable; UNHANDLED if nobody takes it."""
+        if self.own.around or self._everywhere.around:
+            handle = partial(self._call, event, sid, args)
+            return through(self._layers(), handle, sid, event, args, unhandled=UNHANDLED)
+        return self._call(event, sid, args)
+
+    def _call(self, event: str, sid: str, args: list[Any]) -> Any:
+        handler = self._own.get(event)
+        if handler is not None:
+            return handler(*self._lead, sid, *args)
+        handler = self._own.get(ALL_EVENTS)
+        if handler is not None:
+            return handler(event, *self._lead, sid, *args)
+        shared = self._everywhere.by_event
+        handler = shared.get(event)
+        if handler is not None:
+            return handler(self._name, sid, *args)
+        handler = shared.get(ALL_EVENTS)
+        return UNHANDLED if handler is None else handler(event, self._name, sid, *args)
+
+    def _layers(self) -> list[Layer]:
+        layers: list[Layer] = [(middleware, (self._name,)) for middleware in self._everywhere.around]
+        if self.own is not self._everywhere:
+            layers += [(middleware, self._lead) for middleware in self.own.around]
+        return layers
 
 
-async def finish(result: Any) -> Any:
-    """Await the result of a handler if there is something to await."""
-    return await result if isinstance(result, Awaitable) else result
-
-
-class Namespace:
-    """Handlers of one namespace as a class: ``on_connect``, ``on_disconnect`` and ``on_<event>`` methods.
-
-    Register an instance with `Server.register_namespace`. ``self.server`` is the server from then on.
-    """
-
-    server: Any = None
-
-    def __init__(self, namespace: str = "/") -> None:
-        self.namespace = namespace
-
-    def handlers(self) -> dict[str, Handler]:
-        """The handlers by event name."""
-        return {
-            name.removeprefix("on_"): method
-            for name, method in inspect.getmembers(self, callable)
-            if name.startswith("on_")
-        }
+def _cut(guard: Handler, width: int, args: tuple[Any, ...]) -> Callable[[], Any]:
+    return lambda: guard(*args[:width])

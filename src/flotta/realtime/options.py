@@ -17,6 +17,7 @@ _POSITIVE = (
     "connect_timeout_s",
     "handlers_max",
     "rooms_max",
+    "namespaces_max",
     "publish_in_flight_max",
     "request_timeout_s",
     "stream_maxlen",
@@ -49,6 +50,10 @@ class ServerOptions(EngineOptions):
     """Event handlers of one socket that run at once. 1: a client's events are handled one after the other."""
     rooms_max: int | None = 1_000
     """Rooms that one socket may be in."""
+    namespaces: tuple[str, ...] | str = ()
+    """Namespaces that clients may come into although no handler was registered for them; ``"*"``: any."""
+    namespaces_max: int = 1_000
+    """Dynamic namespaces (made by a pattern, a predicate or ``"*"``) that exist at once."""
     connections_per_user_max: int | None = None
     """Connections of one user (`Server.set_user`) on all instances together; one more is refused."""
     parser: ParserName = "json"

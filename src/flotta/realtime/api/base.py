@@ -30,13 +30,22 @@ class Base:
         return self._core.state is not State.NEW
 
     def _space(self, namespace: str) -> Space:
+        """The namespace; an empty one if a pattern could make it and nobody is in it here."""
         space = self._core.spaces.get(namespace)
         if space is None:
-            raise RealtimeError(f"there is no namespace {namespace!r}: no handler was registered for it")
+            if not self._core.namespaces.known(namespace):
+                raise RealtimeError(f"there is no namespace {namespace!r}: no handler was registered for it")
+            space = Space(namespace)
         return space
 
     def _socket(self, sid: str, namespace: str) -> Socket | None:
         return self._space(namespace).rooms.get(sid)
+
+    def _known(self, sid: str, namespace: str) -> Socket | None:
+        """The socket, also if it has left and its ``disconnecting`` or ``disconnect`` handler runs."""
+        space = self._space(namespace)
+        leaving = space.leaving.get(sid)
+        return space.rooms.get(sid) if leaving is None else leaving.socket
 
 
 def names_of(*given: str | Iterable[str] | None) -> tuple[str, ...]:

@@ -1,14 +1,17 @@
-"""Handlers, class-based namespaces and filters: what a server is told before it starts."""
+"""Handlers, middleware, class-based namespaces and filters: what a server is told before it starts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from flotta.errors import RealtimeError, StateError
 from flotta.realtime.api.base import Base
-from flotta.realtime.delivery import Space
-from flotta.realtime.handlers import Handler, MaySee, Namespace
+from flotta.realtime.api.namespace import Namespace
+from flotta.realtime.handlers import MaySee
+from flotta.realtime.namespaces import NamespaceSpec
+
+if TYPE_CHECKING:
+    from flotta.realtime.server import Server
 
 __all__ = ["Registering"]
 
@@ -16,41 +19,111 @@ H = TypeVar("H", bound=Callable[..., Any])
 
 
 class Registering(Base):
-    """The part of `Server` that takes handlers."""
+    """The part of `Server` that takes handlers.
 
-    def on(self, event: str, handler: Handler | None = None, *, namespace: str = "/") -> Any:
+    ``namespace=`` is a name; or a compiled pattern of the whole name, a predicate ``f(name, auth, environ) -> bool``
+    (sync or async), or ``"*"`` for any namespace. What is registered for more than one name gets the namespace's name
+    as its first argument, after the event's name if it takes every event.
+    """
+
+    @overload
+    def on(self, event: str, handler: H, *, namespace: NamespaceSpec = "/") -> H: ...
+
+    @overload
+    def on(self, event: str, handler: None = None, *, namespace: NamespaceSpec = "/") -> Callable[[H], H]: ...
+
+    def on(self, event: str, handler: H | None = None, *, namespace: NamespaceSpec = "/") -> H | Callable[[H], H]:
         """Register the handler of ``event``; without ``handler`` a decorator. ``"*"`` takes what no other does.
 
         ``connect(sid, environ, auth)`` may refuse by raising `ConnectRefused` or returning False;
-        ``disconnect(sid, reason)``; any other event ``(sid, *data)``, the result is the acknowledgement;
-        ``"*"`` gets ``(event, sid, *data)``. Sync handlers run in the event loop and must be quick.
+        ``disconnecting(sid, reason)`` and then ``disconnect(sid, reason)`` find the session and the rooms as they were;
+        any other event ``(sid, *data)``, the result is the acknowledgement; ``"*"`` gets ``(event, sid, *data)``. Sync
+        handlers run in the event loop and must be quick. A second handler of an event replaces the first.
 
         Raises:
-            StateError: a namespace that is new after `start`.
+            StateError: a namespace's name that is new after `start`.
+            RealtimeError: ``namespace`` is none.
         """
-        if handler is not None:
-            self._space_for_handlers(namespace).handlers.add(event, handler)
-            return handler
+        table = self._core.namespaces.table(namespace)
 
-        def decorate(function: H) -> H:
-            self._space_for_handlers(namespace).handlers.add(event, function)
+        def register(function: H) -> H:
+            table.add(event, function)
             return function
 
-        return decorate
+        return register if handler is None else register(handler)
 
-    def event(self, handler: H | None = None, *, namespace: str = "/") -> Any:
+    @overload
+    def event(self, handler: H, *, namespace: NamespaceSpec = "/") -> H: ...
+
+    @overload
+    def event(self, handler: None = None, *, namespace: NamespaceSpec = "/") -> Callable[[H], H]: ...
+
+    def event(self, handler: H | None = None, *, namespace: NamespaceSpec = "/") -> H | Callable[[H], H]:
         """Decorator: register a handler under its function's name; ``@sio.event(namespace="/admin")`` also works."""
-        if handler is not None:
-            return self.on(handler.__name__, handler, namespace=namespace)
-        return lambda function: self.on(function.__name__, function, namespace=namespace)
+
+        def register(function: H) -> H:
+            return self.on(function.__name__, function, namespace=namespace)
+
+        return register if handler is None else register(handler)
 
     def register_namespace(self, namespace: Namespace) -> None:
-        """Register every ``on_<event>`` method of a class-based namespace."""
-        namespace.server = self
-        for event, handler in namespace.handlers().items():
-            self.on(event, handler, namespace=namespace.namespace)
+        """Register every handler of a class-based namespace. A function that has one of the events keeps it.
 
-    def may_see(self, name: str, *, namespace: str = "/") -> Callable[[MaySee], MaySee]:
+        Raises:
+            TypeError: it is no `Namespace`.
+        """
+        if not isinstance(namespace, Namespace):
+            raise TypeError(f"register_namespace takes an instance of a Namespace, not {namespace!r}")
+        namespace.bind(cast("Server", self))
+        table = self._core.namespaces.table(namespace.namespace)
+        for event, handler in namespace.handlers().items():
+            table.add_method(event, handler)
+
+    @overload
+    def use(self, guard: H, *, namespace: NamespaceSpec = "/") -> H: ...
+
+    @overload
+    def use(self, guard: None = None, *, namespace: NamespaceSpec = "/") -> Callable[[H], H]: ...
+
+    def use(self, guard: H | None = None, *, namespace: NamespaceSpec = "/") -> H | Callable[[H], H]:
+        """Register middleware per connection, sync or async; without ``guard`` a decorator.
+
+        ``guard(sid, environ, auth)`` runs before the ``connect`` handler and refuses as that does. Those of ``"*"`` run
+        first, then those of the namespace, each in the order of their registration; the first refusal ends it. All of
+        them and the handler together have ``connect_timeout_s``. ``namespace="*"`` guards every namespace, and does not
+        by itself let clients into any.
+        """
+        table = self._core.namespaces.table(namespace)
+
+        def register(function: H) -> H:
+            table.add_guard(function)
+            return function
+
+        return register if guard is None else register(guard)
+
+    @overload
+    def use_event(self, middleware: H, *, namespace: NamespaceSpec = "/") -> H: ...
+
+    @overload
+    def use_event(self, middleware: None = None, *, namespace: NamespaceSpec = "/") -> Callable[[H], H]: ...
+
+    def use_event(self, middleware: H | None = None, *, namespace: NamespaceSpec = "/") -> H | Callable[[H], H]:
+        """Register middleware per event; without ``middleware`` a decorator.
+
+        ``async def middleware(sid, event, args, next)``: ``await next()`` runs the rest and gives what the handler
+        returned (None if there is none), once; what the middleware returns is the acknowledgement. Without ``next`` the
+        event goes no further; an exception is logged as a handler's is, and there is no acknowledgement. ``args`` may
+        be changed in place. Those of ``"*"`` are outside of the namespace's own, the first registered outermost.
+        """
+        table = self._core.namespaces.table(namespace)
+
+        def register(function: H) -> H:
+            table.around.append(function)
+            return function
+
+        return register if middleware is None else register(middleware)
+
+    def may_see(self, name: str, *, namespace: NamespaceSpec = "/") -> Callable[[MaySee], MaySee]:
         """Decorator: register a filter for ``emit(..., may_see=name)``; every instance must register it.
 
         ``filter(sid, session, *data) -> bool`` is called for each recipient on the instance that holds it, when the
@@ -58,19 +131,10 @@ class Registering(Base):
         not into a database). Only True lets the event through: an instance that does not know the filter, or whose
         filter raises, sends to nobody.
         """
+        table = self._core.namespaces.table(namespace)
 
         def decorate(function: MaySee) -> MaySee:
-            self._space_for_handlers(namespace).handlers.add_filter(name, function)
+            table.filters[name] = function
             return function
 
         return decorate
-
-    def _space_for_handlers(self, namespace: str) -> Space:
-        space = self._core.spaces.get(namespace)
-        if space is None:
-            if not namespace.startswith("/") or "," in namespace or "?" in namespace:
-                raise RealtimeError(f"{namespace!r} is no namespace: it begins with / and holds neither , nor ?")
-            if self.started:
-                raise StateError("the realtime server", f"register namespace {namespace} before the server starts")
-            space = self._core.delivery.add_space(namespace)
-        return space

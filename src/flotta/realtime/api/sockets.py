@@ -32,8 +32,11 @@ class Sockets(Base):
             self._core.adapter.command(Command.LEAVE, target, rooms=(room,))
 
     def rooms(self, sid: str, *, namespace: str = "/") -> list[str]:
-        """The rooms of a client of this instance, that of its own id included."""
-        return sorted(self._space(namespace).rooms.rooms_of(sid))
+        """The rooms of a client of this instance, that of its own id included; those that it was in while its
+        ``disconnecting`` or ``disconnect`` handler runs."""
+        space = self._space(namespace)
+        leaving = space.leaving.get(sid)
+        return sorted(space.rooms.rooms_of(sid) if leaving is None else leaving.rooms)
 
     async def disconnect(self, sid: str, *, namespace: str = "/") -> None:
         """Disconnect a client from the namespace, wherever it is connected. Its ``disconnect`` handler runs there."""
@@ -45,12 +48,12 @@ class Sockets(Base):
 
     async def get_session(self, sid: str, *, namespace: str = "/") -> dict[str, Any]:
         """The user's data of a client of this instance; empty if none was saved or the client is gone."""
-        socket = self._socket(sid, namespace)
+        socket = self._known(sid, namespace)
         return {} if socket is None else dict(socket.session or {})
 
     async def save_session(self, sid: str, session: dict[str, Any], *, namespace: str = "/") -> None:
         """Store the user's data with the connection; it ends with it."""
-        socket = self._socket(sid, namespace)
+        socket = self._known(sid, namespace)
         if socket is not None:
             socket.session = dict(session)
 
@@ -63,7 +66,7 @@ class Sockets(Base):
 
     def get_environ(self, sid: str, *, namespace: str = "/") -> dict[str, Any] | None:
         """The request that opened the client's connection; None if it is gone."""
-        socket = self._socket(sid, namespace)
+        socket = self._known(sid, namespace)
         return None if socket is None else socket.client.environ()
 
     def is_connected(self, sid: str, *, namespace: str = "/") -> bool:

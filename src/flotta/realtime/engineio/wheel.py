@@ -45,6 +45,10 @@ class Wheel(Generic[K]):
             del self._due_s[key]
         return due
 
+    def first(self) -> K | None:
+        """The key that is due first; None if there is none."""
+        return next(iter(self._due_s), None)
+
     def next_due_s(self) -> float:
         """When the first key is due; infinity if there is none."""
         return next(iter(self._due_s.values()), math.inf)
