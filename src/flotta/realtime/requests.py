@@ -107,9 +107,8 @@ class Requests:
             RealtimeError: too many requests are pending.
         """
         request_id = self._new_id()
-        if expected > 0:
-            timer = asyncio.get_running_loop().call_later(timeout_s, self._asking.pop, request_id, None)
-            self._asking[request_id] = _Asking(expected, on_count, on_ack, timer)
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._asking.pop, request_id, None)
+        self._asking[request_id] = _Asking(expected, on_count, on_ack, timer)
         return request_id
 
     def count(self, request_id: str, clients: int, server: str = "") -> None:
@@ -125,8 +124,13 @@ class Requests:
         if asking is None or not step(asking):
             self._drop(request_id)
         elif asking.complete:
+            self.forget(request_id)
+
+    def forget(self, request_id: str) -> None:
+        """A request that `listen` has opened was not sent, or nobody waits for it any more."""
+        asking = self._asking.pop(request_id, None)
+        if asking is not None:
             asking.timer.cancel()
-            self._asking.pop(request_id, None)
 
     def _drop(self, request_id: str) -> None:
         if request_id.startswith(self._prefix):
@@ -135,9 +139,8 @@ class Requests:
     def close(self, make_error: Callable[[], Exception]) -> None:
         """End everything that waits."""
         self.fail(make_error)
-        for asking in self._asking.values():
-            asking.timer.cancel()
-        self._asking.clear()
+        for request_id in list(self._asking):
+            self.forget(request_id)
 
 
 class _Gathering(Generic[T]):

@@ -155,6 +155,10 @@ class Adapter(Protocol):
         """Listen for a namespace that came into being after the start. Twice is once."""
         ...
 
+    async def close_namespace(self, namespace: str) -> None:
+        """Listen no longer for a namespace that is gone. An unknown one is fine."""
+        ...
+
     async def aclose(self) -> None:
         """Stop listening. Idempotent."""
         ...

@@ -4,19 +4,19 @@ One pattern subscription per namespace hears every broadcast, one channel the re
 published while Redis is away, or while an instance's subscription is away, does not reach that instance: the counters
 `AdapterStats.publish_lost` and `AdapterStats.gaps` say how often. Each instance goes on serving its own clients.
 
-Node counts the servers by the subscribers of the request channel and waits for an answer from each: so there is exactly
-one subscription per process and namespace, and every request that wants an answer gets one.
+Everybody counts the servers by the subscribers of the request channel and waits for an answer from each: so there is
+exactly one subscription per server and namespace (`Seat`), and every request that wants an answer gets one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Literal, Protocol, final
 
-from flotta.errors import RedisError, WireError
+from flotta.errors import Closed, LinkUnavailable, RedisError, WireError
 from flotta.realtime.adapters import (
     AdapterStats,
     Broadcast,
@@ -27,20 +27,23 @@ from flotta.realtime.adapters import (
     SocketFacts,
     Target,
 )
+from flotta.realtime.adapters.classic_answers import answer, unsendable_is_junk
 from flotta.realtime.adapters.classic_wire import (
     Channels,
-    Request,
     RequestType,
     read_broadcast,
-    read_question,
+    read_count,
+    read_names,
     read_request,
-    read_rooms,
-    socket_fields,
-    write_ack,
+    read_response,
+    read_sockets,
     write_broadcast,
+    write_question,
     write_request,
-    write_response,
 )
+from flotta.realtime.adapters.seats import Seat
+from flotta.realtime.adapters.wire import read_answer
+from flotta.realtime.requests import Read, Requests, T
 from flotta.redis import Redis
 
 __all__ = ["ClassicAdapter"]
@@ -93,11 +96,14 @@ class ClassicAdapter:
     def __init__(self, redis: Redis, *, prefix: str, in_flight_max: int, logger: Any) -> None:
         self.uid = "".join(secrets.choice(UID_LETTERS) for _ in range(6))
         self._redis = redis
+        self._seat = Seat(redis, prefix)
+        self._requests = Requests(self.uid)
+        self._own = self.uid.encode()
         self._prefix = prefix
         self._in_flight_max = in_flight_max
         self._log = logger
         self._channels: dict[str, Channels] = {}
-        self._subscriptions: list[_Closeable] = []
+        self._subscriptions: dict[str, list[_Closeable]] = {}
         self._in_flight: set[asyncio.Future[Any]] = set()
         self._has_room = asyncio.Event()
         self._has_room.set()
@@ -118,20 +124,32 @@ class ClassicAdapter:
             return
         node, channels = self._node, Channels(self._prefix, namespace)
         self._channels[namespace] = channels
-        await self._listen(channels.pattern, self._hear_in(node, channels, namespace), "pattern")
-        await self._listen(channels.filtered, self._hear_filtered(node, namespace), "channel")
-        await self._listen(channels.requests, self._answer_in(node, channels, namespace), "channel")
+        listen = partial(self._listen, namespace)
+        await listen(channels.pattern, self._hear_in(node, channels, namespace), "pattern")
+        await listen(channels.filtered, self._hear_filtered(node, namespace), "channel")
+        # Answers first: whoever is counted by the request channel can be answered.
+        await listen(channels.responses, self._take_response, "channel")
+        await listen(channels.answers_to(self.uid), self._take_response, "channel")
+        await listen(channels.requests, self._answer_in(node, channels, namespace), "channel")
 
     async def _listen(
-        self, channel: str, take: Callable[[bytes, bytes], None], kind: Literal["channel", "pattern"]
+        self, namespace: str, channel: str, take: Callable[[bytes, bytes], None], kind: Literal["channel", "pattern"]
     ) -> None:
-        self._subscriptions.append(await self._redis.hub.subscribe(channel, _Ear(self, take), kind=kind))
+        subscription = await self._seat.hub.subscribe(channel, _Ear(self, take), kind=kind)
+        self._subscriptions.setdefault(namespace, []).append(subscription)
+
+    async def close_namespace(self, namespace: str) -> None:
+        """Unsubscribe for one namespace."""
+        self._channels.pop(namespace, None)
+        for subscription in self._subscriptions.pop(namespace, ()):
+            await subscription.aclose()
 
     async def aclose(self) -> None:
         """Unsubscribe and let what is in flight end. Idempotent."""
-        subscriptions, self._subscriptions = self._subscriptions, []
-        for subscription in subscriptions:
-            await subscription.aclose()
+        for namespace in list(self._subscriptions):
+            await self.close_namespace(namespace)
+        await self._seat.aclose()
+        self._requests.close(lambda: Closed("the realtime server"))
         if self._in_flight:
             await asyncio.wait(self._in_flight, timeout=1.0)
 
@@ -156,36 +174,29 @@ class ClassicAdapter:
         heard = read_broadcast(payload)
         if heard.uid != self.uid and heard.broadcast.target.namespace == namespace:
             self._received += 1
-            with _unsendable_is_junk():
+            with unsendable_is_junk():
                 node.deliver(heard.broadcast)
 
     def _answer_in(self, node: Node, channels: Channels, namespace: str) -> Callable[[bytes, bytes], None]:
         def take(_channel: bytes, payload: bytes) -> None:
             request = read_request(payload, namespace)
-            if request.uid == self.uid:
-                return
-            if request.type is RequestType.BROADCAST:
-                answer = self._ask(node, channels, request)
-            else:
-                answer = _answer(node, request)
-            if answer is not None:
-                self._send(channels.responses, answer)
+            if request.uid != self.uid:
+                answer(node, request, partial(self._send, channels.answers_to(request.uid)))
 
         return take
 
-    def _ask(self, node: Node, channels: Channels, request: Request) -> bytes | None:
-        """Another server's broadcast with acknowledgements: first how many clients were asked, then each answer."""
-        request_id = request.id
-        if request_id is None:
-            return None
-
-        def on_ack(args: list[Any]) -> None:
-            self._send(channels.responses, write_ack(request_id, args))
-
-        args, timeout_s = read_question(request)
-        with _unsendable_is_junk():
-            count = node.ask(request.target, args, on_ack, timeout_s)
-        return write_response(request_id, type=int(RequestType.BROADCAST_CLIENT_COUNT), clientCount=count)
+    def _take_response(self, _channel: bytes, payload: bytes) -> None:
+        if self._own not in payload:
+            return  # for another server: every id of ours holds the uid
+        response = read_response(payload)
+        if not self._requests.has(response.id):
+            self._requests.answer(response.id, None)  # too late
+        elif response.type == RequestType.BROADCAST_CLIENT_COUNT:
+            self._requests.count(response.id, read_count(response))
+        elif response.type == RequestType.BROADCAST_ACK:
+            self._requests.ack(response.id, read_answer(response.fields))
+        else:
+            self._requests.answer(response.id, response.fields)
 
     def on_junk(self, channel: bytes, error: WireError) -> None:
         """Count what was no message of ours; say it the 1st, 2nd, 4th, 8th... time, so that a flood floods no log."""
@@ -200,6 +211,7 @@ class ClassicAdapter:
         if not self._deaf:
             self._gaps += 1
             self._log.warning("broadcasts of other instances do not arrive until Redis is back")
+            self._requests.fail(lambda: self._away("the subscription was lost while others were asked"))
         self._deaf.add(ear)
 
     def on_restored(self, ear: _Ear) -> None:
@@ -227,30 +239,74 @@ class ClassicAdapter:
     def room_gone(self, namespace: str, room: str) -> None:
         """The pattern hears every room."""
 
+    # --- what we ask ---
+
+    def _away(self, reason: str = "the other servers are out of reach") -> LinkUnavailable:
+        return LinkUnavailable(self._redis.link.endpoint.address, reason, command="PUBLISH")
+
+    def _request(self, namespace: str, payload: bytes) -> None:
+        if not self._send(self._channels[namespace].requests, payload):
+            raise self._away()
+
     async def server_count(self, namespace: str) -> int:
         """Who is subscribed to the request channel, this one included."""
-        _, count = await self._redis.link.call("PUBSUB", "NUMSUB", self._channels[namespace].requests)
+        channel = self._channels[namespace].requests
+        if self._deaf or not self._redis.link.connected:
+            raise self._away()
+        try:
+            _, count = await self._redis.link.call("PUBSUB", "NUMSUB", channel)
+        except RedisError as error:
+            raise self._away("the other servers cannot be counted") from error
         return int(count)
+
+    async def _gather(
+        self, namespace: str, kind: RequestType, timeout_s: float, read: Read[T], name: str, **fields: Any
+    ) -> list[T]:
+        def send(request_id: str) -> None:
+            self._request(namespace, write_request(self.uid, kind, requestId=request_id, **fields))
+
+        others = await self.server_count(namespace) - 1
+        return await self._requests.gather(name, expected=others, timeout_s=timeout_s, send=send, read=read)
 
     async def fetch_sockets(self, target: Target, timeout_s: float) -> list[SocketFacts]:
         """The sockets of ``target`` that the others hold."""
-        raise NotImplementedError
+        options = {"rooms": list(target.rooms), "except": list(target.except_rooms)}
+        return await self._gather(
+            target.namespace, RequestType.REMOTE_FETCH, timeout_s, read_sockets, "fetch_sockets", opts=options
+        )
 
     async def all_rooms(self, namespace: str, timeout_s: float) -> set[str]:
         """The rooms that sockets of the others are in."""
-        raise NotImplementedError
-
-    async def ask(self, target: Target, args: list[Any], on_count: OnCount, on_ack: OnAck, timeout_s: float) -> int:
-        """Let the others send an event to their sockets of ``target``."""
-        raise NotImplementedError
+        return set(await self._gather(namespace, RequestType.ALL_ROOMS, timeout_s, read_names, "all_rooms"))
 
     def server_side_emit(self, namespace: str, args: list[Any]) -> None:
         """Give an event to the others' handlers."""
-        raise NotImplementedError
+        payload = write_request(self.uid, RequestType.SERVER_SIDE_EMIT, data=args)
+        self._send(self._channels[namespace].requests, payload)
 
     async def server_side_call(self, namespace: str, args: list[Any], timeout_s: float) -> list[Any]:
         """The same, and one answer of each of them."""
-        raise NotImplementedError
+        return await self._gather(
+            namespace,
+            RequestType.SERVER_SIDE_EMIT,
+            timeout_s,
+            lambda fields: [fields.get("data")],
+            f"server_side_call {args[0]}",
+            data=args,
+        )
+
+    async def ask(self, target: Target, args: list[Any], on_count: OnCount, on_ack: OnAck, timeout_s: float) -> int:
+        """Let the others send an event to their sockets of ``target``."""
+        others = await self.server_count(target.namespace) - 1
+        if others <= 0:
+            return 0
+        request_id = self._requests.listen(expected=others, on_count=on_count, on_ack=on_ack, timeout_s=timeout_s)
+        try:
+            self._request(target.namespace, write_question(self.uid, request_id, target, args, timeout_s))
+        except BaseException:
+            self._requests.forget(request_id)
+            raise
+        return others
 
     def _send(self, channel: str, payload: bytes) -> bool:
         if not self._redis.link.connected:
@@ -294,44 +350,3 @@ class ClassicAdapter:
             gaps=self._gaps,
             in_flight=len(self._in_flight),
         )
-
-
-@contextmanager
-def _unsendable_is_junk() -> Iterator[None]:
-    """MessagePack carries more than Socket.IO's JSON does: NaN, for one."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise WireError("adapter message", f"cannot be sent to clients: {error}") from error
-
-
-def _answer(node: Node, request: Request) -> bytes | None:
-    """Do what another server asks; its answer if it wants one."""
-    if request.type in {RequestType.REMOTE_JOIN, RequestType.REMOTE_LEAVE, RequestType.REMOTE_DISCONNECT}:
-        return _command(node, request)
-    write = _ANSWERS.get(request.type)
-    return None if write is None or request.id is None else write_response(request.id, **write(node, request.target))
-
-
-# Nobody here listens for server-side events, but who emits one with an acknowledgement counts on every server's answer.
-_ANSWERS: dict[RequestType, Callable[[Node, Target], dict[str, Any]]] = {
-    RequestType.SOCKETS: lambda node, target: {"sockets": [facts.sid for facts in node.sockets(target)]},
-    RequestType.ALL_ROOMS: lambda node, target: {"rooms": node.rooms(target.namespace)},
-    RequestType.REMOTE_FETCH: lambda node, target: {"sockets": list(map(socket_fields, node.sockets(target)))},
-    RequestType.SERVER_SIDE_EMIT: lambda _node, _target: {"type": int(RequestType.SERVER_SIDE_EMIT), "data": None},
-}
-
-
-def _command(node: Node, request: Request) -> bytes | None:
-    """Join, leave or disconnect. Only the form for one socket (of older servers) wants an answer, from its holder."""
-    target, fields, answer = request.target, request.fields, None
-    if not fields.get("opts"):
-        target = Target(target.namespace, read_rooms([fields.get("sid", "")]))
-        if request.id is not None and node.sockets(target):
-            answer = write_response(request.id)
-    if request.type is RequestType.REMOTE_DISCONNECT:
-        node.disconnect(target, close=bool(fields.get("close")))
-        return answer
-    names = read_rooms(fields.get("rooms") or [fields.get("room")])
-    (node.join if request.type is RequestType.REMOTE_JOIN else node.leave)(target, names)
-    return answer

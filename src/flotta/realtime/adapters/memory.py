@@ -23,6 +23,9 @@ class MemoryAdapter:
     async def open_namespace(self, namespace: str) -> None:
         """Nothing to listen to."""
 
+    async def close_namespace(self, namespace: str) -> None:
+        """Nothing to stop."""
+
     async def aclose(self) -> None:
         """Nothing to stop."""
 

@@ -8,6 +8,8 @@ written. Junk that is read raises `WireError` and nothing else.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NoReturn, TypeGuard
 
@@ -21,16 +23,20 @@ __all__ = [
     "ASK_S_DEFAULT",
     "ASK_S_MAX",
     "Binary",
+    "answer_fields",
     "channel_bytes",
     "is_event",
     "load_json",
     "pack",
+    "read_answer",
     "read_packet",
     "read_rooms",
+    "read_socket",
     "read_target",
     "read_timeout_s",
     "socket_fields",
     "unpack",
+    "unsendable_is_junk",
     "write_json",
     "write_options",
     "write_packet",
@@ -135,6 +141,15 @@ def channel_bytes(name: str) -> bytes:
         return name.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
 
 
+@contextmanager
+def unsendable_is_junk() -> Iterator[None]:
+    """For giving clients what was read: MessagePack carries more than Socket.IO's JSON does, NaN for one."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise WireError("adapter message", f"cannot be sent to clients: {error}") from error
+
+
 # --- targets and events ---
 
 
@@ -200,3 +215,28 @@ def read_timeout_s(options: dict[Any, Any]) -> float:
 def socket_fields(facts: SocketFacts) -> dict[str, Any]:
     """One socket in the answer to a fetch."""
     return {"id": facts.sid, "handshake": facts.handshake, "rooms": sorted(facts.rooms), "data": facts.data}
+
+
+def read_socket(fields: Any) -> SocketFacts:
+    """One socket of such an answer. Raises WireError."""
+    if not isinstance(fields, dict) or not isinstance(fields.get("id"), str):
+        raise WireError("adapter message", "a socket without an id")
+    handshake = fields.get("handshake")
+    return SocketFacts(
+        sid=fields["id"],
+        rooms=frozenset(read_rooms(fields.get("rooms"))),
+        handshake=handshake if isinstance(handshake, dict) else {},
+        data=fields.get("data"),
+    )
+
+
+def answer_fields(args: list[Any]) -> dict[str, Any]:
+    """A client's acknowledgement: ``packet`` is its first argument, all that Node hands on; ours has them all."""
+    fields = {"packet": args[0] if args else None}
+    return fields if len(args) == 1 else {**fields, "args": args}
+
+
+def read_answer(fields: dict[Any, Any]) -> list[Any]:
+    """The arguments of such an acknowledgement."""
+    args = fields.get("args")
+    return args if isinstance(args, list) else [fields.get("packet")]

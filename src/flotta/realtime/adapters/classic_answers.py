@@ -1,0 +1,101 @@
+"""What a server does when another one asks it over the classic adapter's request channel.
+
+Whoever asks counts on an answer from every server: each request that wants one gets one, empty or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from flotta.errors import WireError
+from flotta.realtime.adapters import Node, Target
+from flotta.realtime.adapters.classic_wire import (
+    Request,
+    RequestType,
+    read_event,
+    read_question,
+    write_ack,
+    write_response,
+)
+from flotta.realtime.adapters.wire import read_rooms, socket_fields
+
+__all__ = ["Reply", "answer", "unsendable_is_junk"]
+
+Reply: TypeAlias = Callable[[bytes], Any]
+"""Gives an answer to who asked."""
+
+_COMMANDS = {RequestType.REMOTE_JOIN, RequestType.REMOTE_LEAVE, RequestType.REMOTE_DISCONNECT}
+
+
+@contextmanager
+def unsendable_is_junk() -> Iterator[None]:
+    """MessagePack carries more than Socket.IO's JSON does: NaN, for one."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise WireError("adapter message", f"cannot be sent to clients: {error}") from error
+
+
+def answer(node: Node, request: Request, reply: Reply) -> None:
+    """Do what another server asks, and answer if it wants that. Raises WireError for junk."""
+    if request.type in _COMMANDS:
+        _obey(node, request, reply)
+    elif request.type is RequestType.SERVER_SIDE_EMIT:
+        _serve(node, request, reply)
+    elif request.type is RequestType.BROADCAST:
+        _ask(node, request, reply)
+    elif request.type in _FACTS and request.id is not None:
+        reply(write_response(request.id, **_FACTS[request.type](node, request.target)))
+
+
+_FACTS: dict[RequestType, Callable[[Node, Target], dict[str, Any]]] = {
+    RequestType.SOCKETS: lambda node, target: {"sockets": [facts.sid for facts in node.sockets(target)]},
+    RequestType.ALL_ROOMS: lambda node, target: {"rooms": node.rooms(target.namespace)},
+    RequestType.REMOTE_FETCH: lambda node, target: {"sockets": list(map(socket_fields, node.sockets(target)))},
+}
+
+
+def _obey(node: Node, request: Request, reply: Reply) -> None:
+    """Join, leave or disconnect. Only the form for one socket (of older servers) wants an answer, from its holder."""
+    target, fields = request.target, request.fields
+    one = not fields.get("opts")
+    if one:
+        target = Target(target.namespace, read_rooms([fields.get("sid", "")]))
+    held = one and request.id is not None and bool(node.sockets(target))
+    if request.type is RequestType.REMOTE_DISCONNECT:
+        node.disconnect(target, close=bool(fields.get("close")))
+    else:
+        names = read_rooms(fields.get("rooms") or [fields.get("room")])
+        (node.join if request.type is RequestType.REMOTE_JOIN else node.leave)(target, names)
+    if held and request.id is not None:
+        reply(write_response(request.id))
+
+
+def _serve(node: Node, request: Request, reply: Reply) -> None:
+    """An event for this server; with an id its handler's result is the answer, once."""
+    args, request_id = read_event(request), request.id
+    if request_id is None:
+        node.server_side(request.target.namespace, args, None)
+        return
+    answered = False
+
+    def answer_once(value: Any) -> None:
+        nonlocal answered
+        if not answered:
+            reply(write_response(request_id, type=int(RequestType.SERVER_SIDE_EMIT), data=value))
+            answered = True
+
+    node.server_side(request.target.namespace, args, answer_once)
+
+
+def _ask(node: Node, request: Request, reply: Reply) -> None:
+    """A broadcast with acknowledgements: first how many clients were asked, then the answer of each."""
+    request_id = request.id
+    if request_id is None:
+        return
+    args, timeout_s = read_question(request)
+    with unsendable_is_junk():
+        count = node.ask(request.target, args, lambda found: reply(write_ack(request_id, found)), timeout_s)
+    reply(write_response(request_id, type=int(RequestType.BROADCAST_CLIENT_COUNT), clientCount=count))
