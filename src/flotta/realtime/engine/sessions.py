@@ -14,13 +14,13 @@ import secrets
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from flotta.realtime.drain import CLOSE_RESTART, Drain, Work
 from flotta.realtime.engine.client import EngineClient, Reason
 from flotta.realtime.engine.options import EngineOptions
 from flotta.realtime.engineio import handshake
-from flotta.realtime.engineio.handshake import Facts, Refusal
+from flotta.realtime.engineio.handshake import INSTANCE_LENGTH, Facts, Refusal
 from flotta.realtime.engineio.packet import open_packet
 from flotta.realtime.engineio.session import Session
 from flotta.realtime.heartbeat import Heartbeat
@@ -44,6 +44,26 @@ class State(Enum):
     RUNNING = "running"
     DRAINING = "draining"
     CLOSED = "closed"
+
+
+class Elsewhere(Protocol):
+    """Sessions that other instances hold: what this one does with requests for them."""
+
+    def admit(self, facts: Facts) -> Refusal | None:
+        """None if the session may be another instance's, and that one can be asked."""
+        ...
+
+    async def serve(self, facts: Facts, request: Request, receive: Any, answer: Any) -> None:
+        """Serve an admitted polling request."""
+        ...
+
+    def accept(self, transport: Transport, request: Request, facts: Facts) -> Receiver:
+        """The receiver of an admitted WebSocket."""
+        ...
+
+    def begin_drain(self) -> None:
+        """Send away who is here and held elsewhere."""
+        ...
 
 
 @dataclass(slots=True)
@@ -79,6 +99,7 @@ class Engine(ABC, Generic[C]):
         self.transports = options.transports or ("polling", "websocket")
         self.instance = options.instance or secrets.token_urlsafe(3)
         self.clients: dict[str, C] = {}
+        self.elsewhere: Elsewhere | None = None
         self.counters = counters
         self._work = work
         self._log = logger
@@ -124,6 +145,8 @@ class Engine(ABC, Generic[C]):
         if self.state is not State.RUNNING or self._loop is None:
             return
         self.state = State.DRAINING
+        if self.elsewhere is not None:
+            self.elsewhere.begin_drain()
         drain = Drain(self.clients, self._work, clients_per_s=self.options.drain_clients_per_s, logger=self._log)
         self._draining = self._loop.create_task(drain.run(deadline_s), name="realtime drain")
 
@@ -146,13 +169,7 @@ class Engine(ABC, Generic[C]):
         """None if the request may open a session now, or go on with the one whose id it brings."""
         options = self.options
         if facts.sid:
-            client = self._unexpired(facts.sid)
-            refusal = handshake.check_session(
-                facts,
-                transports=self.transports,
-                origins=options.origins,
-                current=None if client is None else client.transport.name,
-            )
+            refusal = self._admit_session(facts)
         else:
             refusal = handshake.check(
                 facts,
@@ -165,6 +182,16 @@ class Engine(ABC, Generic[C]):
             self.counters.refused += 1
             self._explain(facts, refusal)
         return refusal
+
+    def _admit_session(self, facts: Facts) -> Refusal | None:
+        client, elsewhere = self._unexpired(facts.sid), self.elsewhere
+        current = None if client is None else client.transport.name
+        if client is None and elsewhere is not None and facts.sid[:INSTANCE_LENGTH] != self.instance:
+            refusal = elsewhere.admit(facts)
+            if refusal is not None:
+                return refusal
+            current = "polling"  # as far as is known here
+        return handshake.check_session(facts, transports=self.transports, origins=self.options.origins, current=current)
 
     def _explain(self, facts: Facts, refusal: Refusal) -> None:
         """Say once what an official client that begins with polling would have needed."""
@@ -186,8 +213,12 @@ class Engine(ABC, Generic[C]):
         """The receiver of an admitted WebSocket, and the packet to send first: a new session, or an upgrade."""
         if not facts.sid:
             return self.open(transport, request, facts)
+        client = self.clients.get(facts.sid)
+        if client is None:
+            assert self.elsewhere is not None
+            return self.elsewhere.accept(transport, request, facts), None
         assert self._loop is not None
-        return Upgrade(self.clients[facts.sid], transport, self._loop), None
+        return Upgrade(client, transport, self._loop), None
 
     def open(self, transport: Transport, request: Request, facts: Facts) -> tuple[C, str]:
         """Open a session for an admitted request: the client, and the packet that tells it so."""

@@ -17,7 +17,17 @@ from urllib.parse import urlsplit
 
 from flotta.realtime.engineio.packet import PROTOCOL_VERSION
 
-__all__ = ["SID_LENGTH", "Facts", "Refusal", "Refused", "check", "check_session", "origin_allowed", "session_id"]
+__all__ = [
+    "INSTANCE_LENGTH",
+    "SID_LENGTH",
+    "Facts",
+    "Refusal",
+    "Refused",
+    "check",
+    "check_session",
+    "origin_allowed",
+    "session_id",
+]
 
 SID_LENGTH: Final = 20
 INSTANCE_LENGTH: Final = 4
@@ -38,6 +48,7 @@ class Refused(Enum):
     NO_WEBSOCKET = (426, 3, "Bad WebSocket handshake")
     AT_CAPACITY = (503, 4, "Server at capacity")
     DRAINING = (503, 4, "Server is draining")
+    OUT_OF_REACH = (503, 4, "The instance that holds this session cannot be reached")
 
 
 class Refusal(NamedTuple):

@@ -20,7 +20,7 @@ from flotta.realtime.engineio.packet import SEPARATOR, PacketType, decode_payloa
 from flotta.realtime.request import Request
 from flotta.realtime.transports import Outgoing, Transport
 
-__all__ = ["PollingTransport", "serve_http"]
+__all__ = ["PollingTransport", "client_left", "read_body", "serve_http"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -159,8 +159,10 @@ async def serve_http(core: AnyEngine, scope: Scope, receive: Receive, send: Send
         await answer.refuse(refusal)
     elif not facts.sid:
         await _open(core, request, facts, answer)
+    elif (client := core.clients.get(facts.sid)) is None:
+        assert core.elsewhere is not None
+        await core.elsewhere.serve(facts, request, receive, answer)
     else:
-        client = core.clients[facts.sid]
         assert isinstance(client.transport, PollingTransport)
         serve = _get if facts.method == "GET" else _post
         await serve(core, client, client.transport, receive, answer)
@@ -217,7 +219,7 @@ async def _get(
         return
     transport.getting = True
     taking = asyncio.ensure_future(transport.take())
-    leaving = asyncio.ensure_future(_left(receive))
+    leaving = asyncio.ensure_future(client_left(receive))
     try:
         await asyncio.wait({taking, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if taking.done() and client.transport is not transport:  # it has switched
@@ -233,7 +235,8 @@ async def _get(
         await asyncio.gather(taking, leaving, return_exceptions=True)
 
 
-async def _left(receive: Receive) -> None:
+async def client_left(receive: Receive) -> None:
+    """Wait until the client of a request has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -249,7 +252,7 @@ async def _post(
     options = core.options
     try:
         async with asyncio.timeout(options.ping_interval_s + options.ping_timeout_s):  # longer no session is silent
-            body = await _read_body(receive, options.payload_bytes_max)
+            body = await read_body(receive, options.payload_bytes_max)
         if body is None:
             client.close(Reason.TRANSPORT_ERROR)
             await answer.refuse(Refusal(Refused.BAD_REQUEST), status=413)
@@ -268,7 +271,7 @@ async def _post(
         transport.posting = False
 
 
-async def _read_body(receive: Receive, bytes_max: int) -> bytearray | None:
+async def read_body(receive: Receive, bytes_max: int) -> bytearray | None:
     """The whole body; None if it is larger than allowed, or the client left."""
     body = bytearray()
     while True:
