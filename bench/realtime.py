@@ -33,6 +33,7 @@ EVENTS = int(os.environ.get("EVENTS", "200"))
 IDLE = int(os.environ.get("IDLE", "5000"))
 ONLY = set(os.environ.get("ONLY", "broadcast,rooms,echo,idle,connect,fleet,crowd").split(","))
 ROOM_SIZE = 10
+TURNS = 10
 ECHOES = 20
 """Events that each client sends in one round of ``echo``, each when the one before is acknowledged."""
 
@@ -60,13 +61,16 @@ async def enter_rooms(peer: Peer) -> None:
 
 
 async def to_rooms(peer: Peer) -> int:
-    """Every room gets one event, a hundred rooms at a time."""
-    rooms = len(peer.clients) // ROOM_SIZE
-    for number in range(rooms):
-        peer.clients[number].send(frame(b'42["goroom",' + VESSEL + b',"r%d"]' % number))
-        if number % 100 == 99 or number == rooms - 1:
-            await peer.reach((number + 1) * ROOM_SIZE * TICK_BYTES)
-    return rooms * ROOM_SIZE
+    """Every room gets ``TURNS`` events, one after the other, a hundred rooms at a time."""
+    rooms, sent = len(peer.clients) // ROOM_SIZE, 0
+    for _ in range(TURNS):
+        for number in range(rooms):
+            peer.clients[number].send(frame(b'42["goroom",' + VESSEL + b',"r%d"]' % number))
+            sent += 1
+            if sent % 100 == 0:
+                await peer.reach(sent * ROOM_SIZE * TICK_BYTES)
+    await peer.reach(sent * ROOM_SIZE * TICK_BYTES)
+    return sent * ROOM_SIZE
 
 
 async def echo(peer: Peer) -> int:
