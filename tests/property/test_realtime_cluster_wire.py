@@ -70,9 +70,11 @@ def test_a_message_comes_back_from_every_way_it_travels(
 @given(uids, targets, events, st.booleans(), st.none() | text)
 def test_a_broadcast_comes_back(uid: str, target: Target, args: list[Any], volatile: bool, may_see: str | None) -> None:
     broadcast = Broadcast(target, args, volatile=volatile, may_see=may_see)
-    for message in _every_way(Message(uid, target.namespace, MessageType.BROADCAST, wire.broadcast_data(broadcast))):
-        assert wire.read_question(message) is None
+    for message in _every_way(wire.broadcast_message(uid, broadcast)):
+        assert message.type is (MessageType.BROADCAST if may_see is None else MessageType.FILTERED)
         assert wire.read_broadcast(message) == broadcast
+        with pytest.raises(WireError):
+            wire.read_question(message)
 
 
 @given(uids, targets, events, ids, st.integers(0, 599_999))
@@ -111,17 +113,17 @@ def test_a_fetch_and_its_answer_come_back(uid: str, target: Target, request_id: 
         assert wire.read_found(message) == (request_id, sockets)
 
 
-@given(uids, events, st.none() | ids, values, st.integers(0, wire.COUNT_MAX))
+@given(uids, events, st.none() | ids, st.lists(values, max_size=3), st.integers(0, wire.COUNT_MAX))
 def test_events_between_servers_counts_and_answers_come_back(
-    uid: str, args: list[Any], request_id: str | None, value: Any, count: int
+    uid: str, args: list[Any], request_id: str | None, answers: list[Any], count: int
 ) -> None:
     asked = Message(uid, "/", MessageType.SERVER_SIDE_EMIT, wire.server_side_data(args, request_id))
     assert all(wire.read_event(message) == (args, request_id) for message in _every_way(asked))
     counted = Message(uid, "/", MessageType.BROADCAST_CLIENT_COUNT, wire.count_data(count, "q"))
     assert all(wire.read_count(message) == ("q", count) for message in _every_way(counted))
     for kind in (MessageType.BROADCAST_ACK, MessageType.SERVER_SIDE_EMIT_RESPONSE):
-        answered = Message(uid, "/", kind, wire.ack_data(value, "q"))
-        assert all(wire.read_ack(message) == ("q", value) for message in _every_way(answered))
+        answered = Message(uid, "/", kind, wire.ack_data(answers, "q"))
+        assert all(wire.read_ack(message) == ("q", answers) for message in _every_way(answered))
 
 
 @given(uids, uids, st.sampled_from(MessageType), st.dictionaries(text, values, max_size=2))
@@ -214,6 +216,7 @@ def test_junk_raises_only_wire_error(junk: bytes) -> None:
         b'{"uid":"u","nsp":"/","type":' + b"9" * 5_000 + b"}",
         b'{"uid":"u","nsp":"/","type":true}',
         b'{"uid":"u","nsp":"/","type":14}',
+        b'{"uid":"u","nsp":"/","type":"3"}',
         b'{"uid":"' + b"u" * 65 + b'","nsp":"/","type":2}',
         b"\x91" * 2_000 + b"\x01",
         b"\xdd\xff\xff\xff\xff",

@@ -57,6 +57,20 @@ class Requests:
             raise RealtimeError(f"{self._pending_max} requests to other servers wait for answers: make fewer at a time")
         return f"{self._prefix}-{next(self._numbers)}"
 
+    # --- servers that are gone ---
+
+    def heard(self, request_id: str) -> frozenset[str]:
+        """The servers that have answered a pending request, as far as the adapter tells them apart."""
+        waiting = self._gathering.get(request_id) or self._asking.get(request_id)
+        return frozenset() if waiting is None else frozenset(waiting.heard)
+
+    def settle(self, request_id: str, missing: int) -> None:
+        """Of those that owe an answer only ``missing`` are still there: the others count as having nothing to say."""
+        if (waiting := self._gathering.get(request_id)) is not None:
+            waiting.settle(missing)
+        elif request_id in self._asking:
+            self._advance(request_id, lambda asking: asking.settle(missing))
+
     # --- one answer of each server ---
 
     async def gather(self, name: str, *, expected: int, timeout_s: float, send: Send, read: Read[T]) -> list[T]:
@@ -146,26 +160,31 @@ class Requests:
 class _Gathering(Generic[T]):
     """One request that every server answers once."""
 
-    __slots__ = ("_heard", "_read", "answered", "answers", "done", "expected")
+    __slots__ = ("_read", "answered", "answers", "done", "expected", "heard")
 
     def __init__(self, expected: int, read: Read[T]) -> None:
         self.expected = expected
         self.answered = 0
         self.answers: list[T] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._heard: set[str] = set()
+        self.heard: set[str] = set()
         self._read = read
 
     def add(self, answer: Any, server: str) -> bool:
-        if self.done.done() or server in self._heard:
+        if self.done.done() or server in self.heard:
             return False
         self.answers += self._read(answer)
         if server:
-            self._heard.add(server)
+            self.heard.add(server)
         self.answered += 1
         if self.answered == self.expected:
             self.done.set_result(None)
         return True
+
+    def settle(self, missing: int) -> None:
+        if missing <= 0 and not self.done.done():
+            self.expected = self.answered
+            self.done.set_result(None)
 
     def fail(self, error: Exception) -> None:
         if not self.done.done():
@@ -176,13 +195,13 @@ class _Gathering(Generic[T]):
 class _Asking:
     """One request that clients acknowledge. A server's count comes before its clients' answers: adapters keep order."""
 
-    __slots__ = ("_acks_due", "_counts_due", "_heard", "_on_ack", "_on_count", "timer")
+    __slots__ = ("_acks_due", "_counts_due", "_on_ack", "_on_count", "heard", "timer")
 
     def __init__(self, expected: int, on_count: OnCount, on_ack: OnAck, timer: asyncio.TimerHandle) -> None:
         self.timer = timer
         self._counts_due = expected
         self._acks_due = 0
-        self._heard: set[str] = set()
+        self.heard: set[str] = set()
         self._on_count = on_count
         self._on_ack = on_ack
 
@@ -191,10 +210,10 @@ class _Asking:
         return self._counts_due == 0 and self._acks_due == 0
 
     def count(self, clients: int, server: str) -> bool:
-        if self._counts_due == 0 or server in self._heard:
+        if self._counts_due == 0 or server in self.heard:
             return False
         if server:
-            self._heard.add(server)
+            self.heard.add(server)
         self._counts_due -= 1
         self._acks_due += clients
         self._on_count(clients)
@@ -205,4 +224,10 @@ class _Asking:
             return False
         self._acks_due -= 1
         self._on_ack(args)
+        return True
+
+    def settle(self, missing: int) -> bool:
+        while self._counts_due > max(missing, 0):
+            self._counts_due -= 1
+            self._on_count(0)
         return True

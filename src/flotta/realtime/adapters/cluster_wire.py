@@ -23,11 +23,14 @@ from flotta.realtime.adapters import Broadcast, Command, SocketFacts, Target
 from flotta.realtime.adapters.wire import (
     ASK_S_DEFAULT,
     Binary,
+    answer_fields,
     is_event,
     load_json,
     pack,
+    read_answer,
     read_packet,
     read_rooms,
+    read_socket,
     read_target,
     read_timeout_s,
     socket_fields,
@@ -48,7 +51,7 @@ __all__ = [
     "Order",
     "Question",
     "ack_data",
-    "broadcast_data",
+    "broadcast_message",
     "command_data",
     "count_data",
     "fetch_data",
@@ -79,7 +82,7 @@ COUNT_MAX: Final = 10_000_000
 
 
 class MessageType(IntEnum):
-    """What a message is. 7, 9 and a broadcast with a ``requestId`` are answered, by 8, 10, and 11 and 12."""
+    """What a message is. 7, 9 and a 3 with a ``requestId`` are answered: by 8, by 10, by 11 and then 12."""
 
     INITIAL_HEARTBEAT = 1
     HEARTBEAT = 2
@@ -94,6 +97,8 @@ class MessageType(IntEnum):
     BROADCAST_CLIENT_COUNT = 11
     BROADCAST_ACK = 12
     ADAPTER_CLOSE = 13
+    FILTERED = 103
+    """Flotta's: a BROADCAST with ``may_see``. Node cannot apply the filter; it drops a type that it does not know."""
 
 
 _TYPES: Final = {int(kind): kind for kind in MessageType}
@@ -194,7 +199,7 @@ def read_entry(entry: Mapping[bytes, bytes]) -> Message:
 
 
 def _number(text: bytes) -> int | None:
-    return int(text) if len(text) <= 2 and text.isdigit() else None
+    return int(text) if len(text) <= 3 and text.isdigit() else None
 
 
 def _read_data(data: bytes | None) -> Any:
@@ -211,10 +216,11 @@ def _read_data(data: bytes | None) -> Any:
 # --- what the types carry: made ---
 
 
-def broadcast_data(broadcast: Broadcast) -> dict[str, Any]:
-    """BROADCAST, nobody acknowledges."""
+def broadcast_message(uid: str, broadcast: Broadcast) -> Message:
+    """BROADCAST (FILTERED if not everybody may see it) that nobody acknowledges."""
     packet, options = write_packet(broadcast)
-    return {"opts": options, "packet": packet}
+    kind = MessageType.BROADCAST if broadcast.may_see is None else MessageType.FILTERED
+    return Message(uid, broadcast.target.namespace, kind, {"opts": options, "packet": packet})
 
 
 def question_data(target: Target, args: list[Any], request_id: str, timeout_s: float) -> dict[str, Any]:
@@ -251,9 +257,9 @@ def count_data(count: int, request_id: str) -> dict[str, Any]:
     return {"requestId": request_id, "clientCount": count}
 
 
-def ack_data(value: Any, request_id: str) -> dict[str, Any]:
-    """BROADCAST_ACK and SERVER_SIDE_EMIT_RESPONSE: one value."""
-    return {"requestId": request_id, "packet": value}
+def ack_data(args: list[Any], request_id: str) -> dict[str, Any]:
+    """BROADCAST_ACK and SERVER_SIDE_EMIT_RESPONSE."""
+    return {"requestId": request_id, **answer_fields(args)}
 
 
 # --- what the types carry: read ---
@@ -302,7 +308,7 @@ class Ack(NamedTuple):
     """One client's acknowledgement, or one server's answer."""
 
     id: str
-    value: Any
+    args: list[Any]
 
 
 def _junk(message: Message, reason: str) -> WireError:
@@ -324,24 +330,22 @@ def _id(message: Message) -> str:
 
 
 def read_broadcast(message: Message) -> Broadcast:
-    """A BROADCAST that wants no acknowledgements. Raises WireError."""
+    """A BROADCAST or FILTERED. Raises WireError."""
     return read_packet(message.namespace, _map(message, "packet"), _map(message, "opts"))
 
 
-def read_question(message: Message) -> Question | None:
-    """A BROADCAST that wants acknowledgements; None if it wants none. Raises WireError."""
-    if message.data.get("requestId") is None:
-        return None
+def read_question(message: Message) -> Question:
+    """A BROADCAST that wants acknowledgements. Raises WireError."""
     options = _map(message, "opts")
     broadcast = read_packet(message.namespace, _map(message, "packet"), options)
     return Question(broadcast.target, broadcast.args, _id(message), read_timeout_s(options))
 
 
-def read_command(message: Message) -> Order | None:
-    """SOCKETS_JOIN, SOCKETS_LEAVE or DISCONNECT_SOCKETS; None for any other type. Raises WireError."""
+def read_command(message: Message) -> Order:
+    """SOCKETS_JOIN, SOCKETS_LEAVE or DISCONNECT_SOCKETS. Raises WireError."""
     command = _ORDERS.get(message.type)
     if command is None:
-        return None
+        raise _junk(message, "no command")
     target = read_target(message.namespace, _map(message, "opts"))
     rooms = () if command is Command.DISCONNECT else read_rooms(message.data.get("rooms"))
     return Order(command, target, rooms, close=bool(message.data.get("close")))
@@ -365,19 +369,7 @@ def read_found(message: Message) -> Found:
     sockets = message.data.get("sockets")
     if not isinstance(sockets, list):
         raise _junk(message, "no list of sockets")
-    return Found(_id(message), [_facts(message, socket) for socket in sockets])
-
-
-def _facts(message: Message, fields: Any) -> SocketFacts:
-    if not isinstance(fields, dict) or not isinstance(fields.get("id"), str):
-        raise _junk(message, "a socket without an id")
-    handshake = fields.get("handshake")
-    return SocketFacts(
-        sid=fields["id"],
-        rooms=frozenset(read_rooms(fields.get("rooms"))),
-        handshake=handshake if isinstance(handshake, dict) else {},
-        data=fields.get("data"),
-    )
+    return Found(_id(message), [read_socket(socket) for socket in sockets])
 
 
 def read_count(message: Message) -> Count:
@@ -390,4 +382,4 @@ def read_count(message: Message) -> Count:
 
 def read_ack(message: Message) -> Ack:
     """BROADCAST_ACK or SERVER_SIDE_EMIT_RESPONSE. Raises WireError."""
-    return Ack(_id(message), message.data.get("packet"))
+    return Ack(_id(message), read_answer(message.data))
