@@ -15,7 +15,7 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import Coroutine
-from typing import Any, NamedTuple, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, TypeVar, final
 
 from flotta.errors import ConnectRefused, RedisError
 from flotta.realtime.client import Client, Socket
@@ -31,6 +31,8 @@ CALLERS_MAX = 32
 # somebody else cancelled, and that must not end the work of its socket.
 _ANY_FAILURE = (Exception, asyncio.CancelledError)
 
+
+T = TypeVar("T")
 
 REJECTED = "Connection rejected by server"
 
@@ -58,6 +60,7 @@ class Dispatcher:
         self._connect_timeout_s = connect_timeout_s
         self._log = logger
         self._tasks: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
         self.failed = 0
         """Handlers that raised."""
 
@@ -83,6 +86,18 @@ class Dispatcher:
             self.failed += 1
             self._log.exception("handler failed", realtime_event=name)
 
+    def keep(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Run a coroutine of the user's that no drain waits for; `cancel_all` ends it."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._kept)
+        return task
+
+    def _kept(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("background task failed", task=task.get_name(), exc_info=error)
+
     async def wait_idle(self, timeout_s: float) -> bool:
         """Wait until no handler runs, at most ``timeout_s``. False: some still do."""
         try:
@@ -94,8 +109,8 @@ class Dispatcher:
         return True
 
     async def cancel_all(self) -> None:
-        """Cancel every handler and wait for their end."""
-        tasks = list(self._tasks)
+        """Cancel every handler and background task, and wait for their end."""
+        tasks = [*self._tasks, *self._background]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

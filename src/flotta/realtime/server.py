@@ -6,6 +6,7 @@ All methods are for the event loop's thread, but for `emit_sync`, which is for a
 from __future__ import annotations
 
 import asyncio
+from dataclasses import fields
 from typing import Any, NamedTuple, final
 
 import structlog
@@ -14,14 +15,20 @@ from flotta.errors import Closed
 from flotta.realtime.adapters import Adapter, AdapterStats
 from flotta.realtime.adapters.making import make_adapter
 from flotta.realtime.adapters.memory import MemoryAdapter
+from flotta.realtime.api.familiar import Familiar
+from flotta.realtime.api.people import PeopleApi
 from flotta.realtime.api.registering import Registering
 from flotta.realtime.api.sending import Sending
 from flotta.realtime.api.sockets import Sockets
 from flotta.realtime.client import Reason
 from flotta.realtime.core import Core, State
 from flotta.realtime.engine.sessions import connections_allowed
+from flotta.realtime.foreign import check_option_names
 from flotta.realtime.mount import Mount
 from flotta.realtime.options import AdapterName, ServerOptions
+from flotta.realtime.presence import Presence
+from flotta.realtime.presence.making import make_registry
+from flotta.realtime.presence.registry import Registry
 from flotta.realtime.transports import registry
 from flotta.realtime.transports.asgi import ASGIApp
 from flotta.redis import Redis
@@ -57,7 +64,7 @@ class ServerStats(NamedTuple):
 
 
 @final
-class Server(Registering, Sending, Sockets):
+class Server(Registering, Sending, Sockets, PeopleApi, Familiar):
     """A Socket.IO 5 server for this process's clients, joined with those of other processes through Redis.
 
     ::
@@ -102,6 +109,11 @@ class Server(Registering, Sending, Sockets):
             single_options["adapter"] = adapter
         if options is not None and single_options:
             raise TypeError("give either options= or single options")
+        if redis is not None and not isinstance(redis, (str, Redis)):
+            raise TypeError(f"redis is a URL or a Redis, not {redis!r}")
+        if isinstance(logger, bool):
+            raise TypeError("logger is a structlog logger; leave it out for the default one")
+        check_option_names(single_options, (field.name for field in fields(ServerOptions)))
         self.options = options or ServerOptions(**single_options)
         self._log = logger or structlog.get_logger("flotta.realtime")
         self._redis_given = redis
@@ -109,6 +121,7 @@ class Server(Registering, Sending, Sockets):
         self._adapter = None if isinstance(adapter, str) else adapter
         allowed = connections_allowed(self.options.connections_max)
         self._core = Core(self.options, connections_max=allowed, logger=self._log)
+        self.presence = Presence(self._core.people, on=self.options.presence)
         self._changing = asyncio.Lock()  # start and aclose, one at a time
 
     # --- life ---
@@ -129,8 +142,9 @@ class Server(Registering, Sending, Sockets):
                 return
             adapter = self._adapter or await self._make_adapter(redis or self._redis_given)
             try:
-                await self._core.start(adapter)
+                await self._core.start(adapter, self._make_registry(redis or self._redis_given))
             except BaseException:
+                await self._core.people.aclose()
                 await adapter.aclose()
                 await self._close_redis()
                 raise
@@ -146,6 +160,11 @@ class Server(Registering, Sending, Sockets):
         if isinstance(redis, str):
             self._redis_owned = redis = await Redis.from_url(redis).connect()
         return make_adapter(redis, self.options, self._log)
+
+    def _make_registry(self, redis: str | Redis | None) -> Registry:
+        redis = self._redis_owned or redis
+        assert not isinstance(redis, str), "a URL's client is made with the adapter"
+        return make_registry(redis, self.options, instance=self._core.instance, logger=self._log)
 
     async def _close_redis(self) -> None:
         owned, self._redis_owned = self._redis_owned, None
@@ -166,6 +185,10 @@ class Server(Registering, Sending, Sockets):
             registry.remove(self._core)
             await self._core.aclose()
             await self._close_redis()
+
+    async def shutdown(self) -> None:
+        """`aclose`, as python-socketio calls it."""
+        await self.aclose()
 
     async def __aenter__(self) -> Server:
         await self.start()
