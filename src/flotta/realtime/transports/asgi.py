@@ -175,17 +175,23 @@ class _ASGITransport:
         if not self._closing:
             self._put({"type": "websocket.close", "code": code, "reason": reason}, 0)
             self._closing = True
-            self.reading.set()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Let `serve_websocket` read no further. ASGI does not say whether a close of our own ends a `receive` that
+        waits: with some servers nothing does, and they send the close only when the app has returned."""
+        if not self.gave_up and asyncio.current_task() is not self.task:  # else it sees that its client is over
+            self.gave_up = True
+            self.task.cancel()
 
     def _too_slow(self) -> None:
         self._queue.clear()
         assert self.client is not None
         self.client.close(Reason.SLOW_CLIENT, CLOSE_POLICY)
         # Nothing that is queued can reach a client that does not read: leave, and let the web server drop it.
-        self.gave_up = True
         if self._writer is not None:
             self._writer.cancel()
-        self.task.cancel()
+        self._leave()
 
     def _put(self, message: Message, size_bytes: int) -> None:
         message["size"] = size_bytes
