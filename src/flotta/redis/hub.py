@@ -3,7 +3,8 @@
 Owns: which channels are wanted and by whom. Invariants: nothing published after ``subscribe`` returned is missed
 without ``on_lost``; between ``on_lost`` and ``on_restored`` nothing is delivered; every ``on_lost`` is followed by
 ``on_restored`` once the server has confirmed the channel anew, unless the subscription is closed before. Confirmations
-are handled in the reading loop itself, so that no message can overtake ``on_restored``.
+are handled in the reading loop itself, so that no message can overtake ``on_restored``. Commands leave in the order in
+which listeners come and go, so a channel ends subscribed exactly if somebody listens.
 
 Why a connection of its own: the server ends a subscriber that reads too slowly (client-output-buffer-limit pubsub).
 That must cost a gap, which listeners are told of, and not the commands of the whole process.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any, Final, Literal, Protocol, final
 
 import structlog
@@ -58,13 +60,14 @@ class TopicState(Enum):
 class _Topic:
     """One channel, pattern or shard channel and who listens to it."""
 
-    __slots__ = ("channel", "kind", "listeners", "ready", "state")
+    __slots__ = ("channel", "is_lasting", "kind", "listeners", "ready", "state")
 
     def __init__(self, kind: Kind, channel: bytes, ready: asyncio.Future[None]) -> None:
         self.kind = kind
         self.channel = channel
         self.state = TopicState.ASKED
         self.ready = ready
+        self.is_lasting = False  # asked for until it is live, however long that takes
         self.listeners: tuple[Listener, ...] = ()  # replaced, never changed: a listener may leave while others are told
 
 
@@ -79,8 +82,25 @@ class Subscription:
         self._topic: _Topic | None = topic
         self._listener = listener
 
+    @property
+    def live(self) -> bool:
+        """The server has confirmed it: what is published from now on arrives."""
+        return self._topic is not None and self._topic.state is TopicState.LIVE
+
+    async def wait_live(self) -> None:
+        """Return when it is `live` (at once if it is closed). No time limit of its own; cancelling is harmless.
+
+        Raises what the server or the link refused it with; it is asked again all the same.
+        """
+        while self._topic is not None and self._topic.state is not TopicState.LIVE:
+            await asyncio.shield(self._topic.ready)
+
     async def aclose(self) -> None:
-        """Nothing is delivered from the moment of the call. Calling it again is harmless; so is cancelling it."""
+        """As `close`."""
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is delivered from the moment of the call. Calling it again is harmless."""
         topic, self._topic = self._topic, None
         if topic is not None:
             self._hub._leave(topic, self._listener)  # noqa: SLF001 - one room, two classes
@@ -111,6 +131,26 @@ class Hub:
         You owe the subscription ``aclose``. Cancelled or failed: nothing is subscribed. Raises ``LinkUnavailable`` if
         there is no connection in time, ``CommandError`` if the server refuses (``NOPERM``), ``Closed``.
         """
+        topic = self._join(channel, listener, kind)
+        try:
+            await self._wait_until_live(topic)
+        except BaseException:
+            self._leave(topic, listener)
+            raise
+        return Subscription(self, topic, listener)
+
+    def listen(self, channel: str | bytes, listener: Listener, *, kind: Kind = "channel") -> Subscription:
+        """Listen to ``channel`` from when the server has confirmed it; does not wait for that (`Subscription.wait_live`
+        does), and asks until it has: for channels that come and go with their users.
+
+        If it cannot be asked for now the listener is told `on_lost`, and later `on_restored`. You owe the subscription
+        ``close``. Raises ``Closed``.
+        """
+        topic = self._join(channel, listener, kind)
+        topic.is_lasting = True
+        return Subscription(self, topic, listener)
+
+    def _join(self, channel: str | bytes, listener: Listener, kind: Kind) -> _Topic:
         if self._closed:
             raise Closed("the hub")
         name = channel.encode() if isinstance(channel, str) else bytes(channel)
@@ -118,14 +158,9 @@ class Hub:
         if topic is None:
             topic = _Topic(kind, name, asyncio.get_running_loop().create_future())
             self._topics[kind][name] = topic
-            self._spawn(self._ask(topic), f"flotta-hub subscribe {name!r}")
+            self._ask(topic)
         topic.listeners += (listener,)
-        try:
-            await self._wait_until_live(topic)
-        except BaseException:
-            self._leave(topic, listener)
-            raise
-        return Subscription(self, topic, listener)
+        return topic
 
     async def _wait_until_live(self, topic: _Topic) -> None:
         limit_s = self._options.command_timeout_s * 2
@@ -160,31 +195,53 @@ class Hub:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _ask(self, topic: _Topic) -> None:
+    def _ask(self, topic: _Topic) -> None:
         """Subscribe on the server. Its confirmation arrives as a push; only failures are of interest here."""
+        reply = asyncio.ensure_future(self._link.call(_SUBSCRIBE[topic.kind], topic.channel))
+        reply.add_done_callback(partial(self._asked, topic))
+
+    def _asked(self, topic: _Topic, reply: asyncio.Future[Any]) -> None:
+        error = reply.exception()
+        if self._closed:
+            return
+        if isinstance(error, RedisError):
+            self._spawn(self._ask_again(topic, error), f"flotta-hub subscribe {topic.channel!r}")
+        else:
+            self._drop_unwanted(topic)
+
+    async def _ask_again(self, topic: _Topic, error: Exception | None) -> None:
+        """After a first failure: as often as is right."""
         command = (_SUBSCRIBE[topic.kind], topic.channel)
         while True:
             try:
-                await call_repeating(self._link, command, self._options, effect=Effect.READ)
-            except (RedisError, Closed) as error:
-                self._refuse(topic, error)
-                is_answer = isinstance(error, Closed) or error.outcome is Outcome.APP
+                await call_repeating(self._link, command, self._options, effect=Effect.READ, first_error=error)
+            except (RedisError, Closed) as last:
+                self._refuse(topic, last)
+                is_answer = isinstance(last, Closed) or last.outcome is Outcome.APP
                 if not is_answer and topic.state is TopicState.LOST and self._link.connected and self._is_wanted(topic):
+                    error = None
                     await asyncio.sleep(
                         self._options.reconnect_max_s
                     )  # without a new connection nobody else asks again
                     continue
             break
+        self._drop_unwanted(topic)
+
+    def _drop_unwanted(self, topic: _Topic) -> None:
         if topic.channel not in self._topics[topic.kind] and self._link.connected:
-            await self._unsubscribe(topic)  # everybody left while the server was being asked
+            self._unsubscribe(topic)  # everybody left while the server was being asked
 
     def _refuse(self, topic: _Topic, error: Exception) -> None:
         if topic.state is TopicState.ASKED and not topic.ready.done():
-            self._forget(topic)
-            topic.ready.set_exception(error)
-            topic.ready.exception()  # the subscriber may have been cancelled: then nobody else asks
-        elif topic.state is TopicState.LOST and isinstance(error, CommandError):
-            self._logger.error("a subscription was refused after a reconnect", channel=topic.channel, reason=error.text)
+            ready = topic.ready
+            if topic.is_lasting and self._is_wanted(topic) and not isinstance(error, Closed):
+                self._lose(topic)
+            else:
+                self._forget(topic)
+            ready.set_exception(error)
+            ready.exception()  # the subscriber may have been cancelled: then nobody else asks
+        if topic.state is TopicState.LOST and isinstance(error, CommandError):
+            self._logger.error("a subscription was refused", channel=topic.channel, reason=error.text)
 
     def _confirm(self, topic: _Topic) -> None:
         was, topic.state = topic.state, TopicState.LIVE
@@ -214,32 +271,31 @@ class Hub:
         if topic.listeners or not self._forget(topic):
             return
         if topic.state is TopicState.LIVE and not self._closed:
-            self._spawn(self._unsubscribe(topic), f"flotta-hub unsubscribe {topic.channel!r}")
+            self._unsubscribe(topic)
 
-    async def _unsubscribe(self, topic: _Topic) -> None:
-        try:
-            await self._link.call(_UNSUBSCRIBE[topic.kind], topic.channel)
-        except RedisError:
-            return  # the connection is gone, and the subscription with it
+    def _unsubscribe(self, topic: _Topic) -> None:
+        reply = asyncio.ensure_future(self._link.call(_UNSUBSCRIBE[topic.kind], topic.channel))
+        # If it fails the connection is gone, and the subscription with it.
+        reply.add_done_callback(asyncio.Future.exception)
 
     # --- told by the link ---------------------------------------------------------------------------------------
 
     def on_link_up(self) -> None:
-        """Subscribe to everything that was lost, as one write."""
-        lost = [topic for topic in self._all() if topic.state is TopicState.LOST]
-        for topic in lost:
-            self._spawn(self._ask(topic), f"flotta-hub restore {topic.channel!r}")
+        """Subscribe to everything that was lost; the link writes it in pieces."""
+        for topic in self._all():
+            if topic.state is TopicState.LOST:
+                self._ask(topic)
 
     def on_link_down(self, reason: str) -> None:  # noqa: ARG002 - the observer's signature
         """Tell every listener of a channel that was live."""
         for topic in self._all():
-            self._lose(topic)
+            if topic.state is TopicState.LIVE:  # what is being asked for goes on being asked for
+                self._lose(topic)
 
     def _lose(self, topic: _Topic) -> None:
-        if topic.state is TopicState.LIVE:
-            topic.state = TopicState.LOST
-            topic.ready = asyncio.get_running_loop().create_future()
-            self._tell(topic, lambda listener: listener.on_lost())
+        topic.state = TopicState.LOST
+        topic.ready = asyncio.get_running_loop().create_future()
+        self._tell(topic, lambda listener: listener.on_lost())
 
     def on_link_push(self, push: list[Any]) -> None:
         """Hand a message to the listeners of its channel or pattern, or take note of a confirmation."""
@@ -260,10 +316,13 @@ class Hub:
         topic = self._topics[kind].get(push[1]) if kind is not None else None
         if topic is not None:
             self._confirm(topic)
-        elif push[0] == b"sunsubscribe" and (topic := self._topics["shard"].get(push[1])) is not None:
-            # Nobody here asked for it: the slot has moved to another server.
-            self._lose(topic)
-            self._spawn(self._ask(topic), f"flotta-hub restore {topic.channel!r}")
+        elif push[0] == b"sunsubscribe":
+            topic = self._topics["shard"].get(push[1])
+            # Nobody here asked for it: the slot has moved to another server. (Our own SUNSUBSCRIBE is confirmed before
+            # the channel can be live anew.)
+            if topic is not None and topic.state is TopicState.LIVE:
+                self._lose(topic)
+                self._ask(topic)
 
     def _tell(self, topic: _Topic, say: Callable[[Listener], None]) -> None:
         for listener in topic.listeners:
