@@ -20,6 +20,8 @@ from flotta.realtime.engine.sessions import Engine, State
 from flotta.realtime.engineio.session import Session
 from flotta.realtime.namespaces import Namespaces
 from flotta.realtime.options import ServerOptions
+from flotta.realtime.people import People
+from flotta.realtime.presence.registry import Registry
 from flotta.realtime.request import Request
 from flotta.realtime.socketio.connection import Connection
 from flotta.realtime.transports import Transport
@@ -55,12 +57,20 @@ class Core(Engine[Client]):
             logger=logger,
         )
         self.adapter: Adapter | None = None
+        self.people = People(
+            self.delivery,
+            instance=self.instance,
+            connections_max=options.connections_per_user_max,
+            run=self.dispatcher.run,
+            logger=logger,
+        )
 
     # --- life ---
 
-    async def start(self, adapter: Adapter) -> None:
+    async def start(self, adapter: Adapter, registry: Registry) -> None:
         """Listen to the other instances and begin to serve."""
         self._loop = asyncio.get_running_loop()
+        await self.people.start(registry)
         self.adapter = adapter
         if self.options.transports is None and not adapter.alone:
             self.transports = ("websocket",)
@@ -75,6 +85,7 @@ class Core(Engine[Client]):
         await self.dispatcher.wait_idle(1.0)
         await self.dispatcher.cancel_all()
         await self._stop()
+        await self.people.aclose()
         await self.namespaces.aclose()
         if self.adapter is not None:
             await self.adapter.aclose()
@@ -107,6 +118,7 @@ class Core(Engine[Client]):
         space = self.spaces[socket.namespace]
         leaving = Leaving(socket, space.rooms.rooms_of(socket.sid), reason)
         space.rooms.remove(socket.sid)
+        self.people.left(socket)
         if not socket.client.sockets and not socket.client.over:
             self._heartbeat.left_all(socket.client, self.now())
         self.dispatcher.left(leaving, space)

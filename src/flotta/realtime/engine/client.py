@@ -33,6 +33,11 @@ class Reason(StrEnum):
     SLOW_CLIENT = "slow client"
     CONNECT_TIMEOUT = "connect timeout"
     DRAINING = "server draining"
+    EXPIRED = "access expired"
+    """The time that `Server.set_user` was told is over."""
+    REVOKED = "access revoked"
+    IDLE = "idle"
+    """No event for `idle_s`."""
 
 
 class EngineOwner(Protocol):

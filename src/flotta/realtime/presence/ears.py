@@ -1,0 +1,114 @@
+"""What a registry in Redis hears: revocations always, changes while somebody watches, and when something was missed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final, final
+
+from flotta.errors import Closed, RedisError, WireError
+from flotta.realtime.presence.records import PresenceChange, read_change, read_control
+from flotta.realtime.presence.registry import Told
+from flotta.realtime.presence.revocations import Revocations
+from flotta.redis import Redis
+
+__all__ = ["Ears"]
+
+MGET_USERS: Final = 500
+
+
+@final
+class _Ear:
+    """One channel's listener."""
+
+    def __init__(self, take: Callable[[bytes], None], on_restored: Callable[[], None], logger: Any) -> None:
+        self._take = take
+        self._restored = on_restored
+        self._log = logger
+        self._junk = 0
+
+    def on_message(self, channel: bytes, payload: bytes) -> None:
+        """Junk is said the 1st, 2nd, 4th, 8th... time."""
+        try:
+            self._take(payload)
+        except WireError as error:
+            self._junk += 1
+            if self._junk & (self._junk - 1) == 0:
+                self._log.warning("junk on a presence channel", channel=channel[:128], reason=error.reason)
+
+    def on_lost(self) -> None:
+        """What matters is when messages arrive again."""
+
+    def on_restored(self) -> None:
+        """Something may have been missed."""
+        self._restored()
+
+
+@final
+class Ears:
+    """See the module."""
+
+    def __init__(self, redis: Redis, prefix: str, told: Told, *, logger: Any) -> None:
+        self.revocations = Revocations()
+        self._redis = redis
+        self._prefix = prefix
+        self._told = told
+        self._log = logger
+        self._subscriptions: list[Any] = []
+        self._watching: asyncio.Lock = asyncio.Lock()
+        self._watches = False
+        self._checking: asyncio.Task[None] | None = None
+
+    async def listen_to_control(self) -> None:
+        """Hear of revocations. Raises LinkUnavailable."""
+        ear = _Ear(self._on_control, self._check_soon, self._log)
+        self._subscriptions.append(await self._redis.hub.subscribe(f"{self._prefix}control", ear))
+
+    async def listen_to_changes(self) -> None:
+        """Hear of changes. Twice is once. Raises LinkUnavailable."""
+        async with self._watching:
+            if not self._watches:
+                ear = _Ear(self._on_change, self.tell_gap, self._log)
+                self._subscriptions.append(await self._redis.hub.subscribe(f"{self._prefix}changes", ear))
+                self._watches = True
+
+    async def aclose(self) -> None:
+        """Hear nothing more."""
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.gather(self._checking, return_exceptions=True)
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
+            await subscription.aclose()
+
+    def tell_gap(self) -> None:
+        """Changes may have been missed."""
+        if self._watches:
+            self._told.on_change(PresenceChange("gap"))
+
+    def _on_change(self, payload: bytes) -> None:
+        self._told.on_change(read_change(payload))
+
+    def _on_control(self, payload: bytes) -> None:
+        user, until_s, keep_s = read_control(payload)
+        self.revocations.add(user, until_s, time.time() + keep_s)
+        self._told.on_revoked(user, until_s)
+
+    def _check_soon(self) -> None:
+        """Revocations may have been missed."""
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.get_running_loop().create_task(self._check(), name="presence revocations")
+
+    async def _check(self) -> None:
+        """Ask for every user who is here."""
+        users = list(self._told.users())
+        for at in range(0, len(users), MGET_USERS):
+            page = users[at : at + MGET_USERS]
+            try:
+                found = await self._redis.link.call("MGET", *(f"{self._prefix}revoked:{user}" for user in page))
+            except (RedisError, Closed):
+                return  # away again: the next time that it is back asks again
+            for user, until_ms in zip(page, found, strict=True):
+                if until_ms is not None:
+                    self._told.on_revoked(user, int(until_ms) / 1000)

@@ -1,0 +1,147 @@
+"""What is known of a connected user, and how it is written: the record of one socket, and a change of who is there.
+
+The record is JSON with the names that Socket.IO applications use (``socketId``, ``serverId``, ``connectedAt`` in
+milliseconds, ``status``), so that any other program may read it. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from flotta.errors import InvalidName, RealtimeError, WireError
+
+__all__ = [
+    "ONLINE",
+    "STATE_BYTES_MAX",
+    "Online",
+    "PresenceChange",
+    "check_status",
+    "check_user",
+    "read_change",
+    "read_control",
+    "read_record",
+    "write_record",
+]
+
+USER_CHARACTERS_MAX: Final = 256
+STATUS_CHARACTERS_MAX: Final = 64
+STATE_BYTES_MAX: Final = 4_096
+"""The custom state of one socket as JSON: every instance that watches gets it with each change."""
+ONLINE: Final = "online"
+"""The status until `Presence.set_status` says otherwise."""
+
+Kind: TypeAlias = Literal["join", "leave", "status", "move", "gap"]
+_KINDS: Final = frozenset({"join", "leave", "status", "move"})
+
+
+class Online(NamedTuple):
+    """One connected socket of a user."""
+
+    user: str
+    socket_id: str
+    server_id: str
+    """The first 4 characters of every session id of the instance that holds it."""
+    namespace: str
+    connected_at: float
+    """Unix seconds."""
+    status: str = ONLINE
+    state: Any = None
+    """Whatever the application says of this socket."""
+
+
+class PresenceChange(NamedTuple):
+    """Who came, went, moved to another instance or says something else of itself.
+
+    ``kind`` is ``"join"``, ``"leave"``, ``"status"``, ``"move"`` (the session goes on at another instance), or
+    ``"gap"``: changes may have been missed (Redis was away, or lost its data), so look again; then there is no user and
+    no socket.
+    """
+
+    kind: Kind
+    user: str = ""
+    socket: Online | None = None
+    sockets: int = 0
+    """How many sockets the user has now."""
+
+    @property
+    def came_online(self) -> bool:
+        """It was the user's first socket."""
+        return self.kind == "join" and self.sockets == 1
+
+    @property
+    def went_offline(self) -> bool:
+        """It was the user's last socket."""
+        return self.kind == "leave" and self.sockets == 0
+
+
+class _Record(msgspec.Struct, rename="camel"):
+    user: str
+    socket_id: str
+    server_id: str
+    namespace: str
+    connected_at: int
+    status: str = ONLINE
+    state: Any = None
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(_Record).decode
+_unpack_change = msgspec.msgpack.Decoder(tuple[str, str, str, str, int]).decode
+_unpack_control = msgspec.msgpack.Decoder(tuple[str, float, float]).decode
+
+
+def check_user(user: object) -> str:
+    """Raises InvalidName for what is no id of a user."""
+    if not isinstance(user, str) or not 0 < len(user) <= USER_CHARACTERS_MAX:
+        raise InvalidName("user", user, f"text of 1 to {USER_CHARACTERS_MAX} characters")
+    return user
+
+
+def check_status(status: object, state: Any) -> None:
+    """Raises InvalidName, or RealtimeError for a state that is too large or no JSON."""
+    if not isinstance(status, str) or not 0 < len(status) <= STATUS_CHARACTERS_MAX:
+        raise InvalidName("status", status, f"text of 1 to {STATUS_CHARACTERS_MAX} characters")
+    try:
+        size_bytes = len(_encode(state))
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise RealtimeError(f"the state of a presence must be JSON: {error}") from error
+    if size_bytes > STATE_BYTES_MAX:
+        raise RealtimeError(f"the state of a presence may take {STATE_BYTES_MAX} bytes of JSON, not {size_bytes}")
+
+
+def write_record(online: Online) -> bytes:
+    """The record as it lies in Redis."""
+    return _encode(_Record(**{**online._asdict(), "connected_at": round(online.connected_at * 1000)}))
+
+
+def read_record(data: bytes | str) -> Online:
+    """Raises WireError."""
+    try:
+        record = _decode(data)
+    except msgspec.MsgspecError as error:
+        raise WireError("presence record", str(error), data) from error
+    at_s = record.connected_at / 1000
+    return Online(record.user, record.socket_id, record.server_id, record.namespace, at_s, record.status, record.state)
+
+
+def read_change(data: bytes) -> PresenceChange:
+    """A message of the channel of changes. Raises WireError."""
+    try:
+        kind, user, _, record, sockets = _unpack_change(data)
+    except msgspec.MsgspecError as error:
+        raise WireError("presence change", str(error), data) from error
+    if kind not in _KINDS:
+        raise WireError("presence change", "unknown kind", data)
+    return PresenceChange(kind, user, read_record(record), sockets)  # type: ignore[arg-type]
+
+
+def read_control(data: bytes) -> tuple[str, float, float]:
+    """A revocation: the user, up to when tokens were issued (Unix seconds), for how many seconds more it is remembered.
+    Raises WireError."""
+    try:
+        user, until_ms, keep_ms = _unpack_control(data)
+    except msgspec.MsgspecError as error:
+        raise WireError("revocation", str(error), data) from error
+    return user, until_ms / 1000, keep_ms / 1000

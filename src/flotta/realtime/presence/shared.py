@@ -1,0 +1,322 @@
+"""The registry of servers that share a Redis.
+
+Each instance holds a lease and writes its own sockets under it; whoever finds the lease of another ended deletes that
+one's sockets, record by record, and tells every watcher of each exactly once (the scripts do both in one step).
+
+Invariants:
+
+- a record lies under the instance that holds the socket, and ends with its lease at the latest;
+- a beat takes a quarter of ``ttl_s`` and a lease three: what a killed instance left is gone within ``ttl_s``;
+- an instance whose records were taken away (it hung for too long, Redis lost its data, a replica took Redis' place)
+  learns it from its next beat, or from the new connection, and writes all of them again;
+- while Redis is away nobody waits for it: an entry is `Entered.UNSURE` and is written when Redis is back.
+
+If Redis itself was away, no instance is judged by that time (see ``lua/beat.lua``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, TypeVar, final
+
+from flotta.errors import Closed, RedisError
+from flotta.realtime.presence._scripts import BEAT, ENTER, LEAVE, ONLINE, REAP, REVOKE, SYNC, UPDATE
+from flotta.realtime.presence.ears import Ears
+from flotta.realtime.presence.records import Online, read_record, write_record
+from flotta.realtime.presence.registry import Entered, Entry, RegistryStats, Told
+from flotta.redis import Redis
+
+__all__ = ["SharedRegistry"]
+
+BATCH: Final = 250
+"""Records per script: short enough (about a millisecond) that nobody waits behind it."""
+RETRY_S: Final = 1.0
+CLOSE_TIMEOUT_S: Final = 3.0
+
+T = TypeVar("T")
+
+
+@final
+class SharedRegistry:
+    """See the module, and `Registry`.
+
+    Args:
+        prefix: before every key and channel; it holds the hash tag.
+        instance: what other people see as the server's id; the lease has a name of its own.
+        keeps: entries are written down. False: only revocations are.
+    """
+
+    def __init__(self, redis: Redis, *, prefix: str, instance: str, keeps: bool, ttl_s: float, logger: Any) -> None:
+        self._redis = redis
+        self._prefix = prefix
+        self._keys = (f"{prefix}leases",)
+        self._me = f"{instance}-{secrets.token_hex(6)}"
+        self._keeps = keeps
+        self._beat_s = ttl_s / 4
+        self._lease_ms = round(ttl_s * 750)
+        self._silence_ms = round(ttl_s * 375)
+        self._log = logger
+        self._wanted: dict[str, Entry] = {}
+        self._entering: set[str] = set()
+        self._leaving: dict[str, str] = {}  # socket id -> user
+        self._updating: set[str] = set()
+        self._has_work = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ears: Ears | None = None
+        self._epoch: bytes | None = None
+        self._connections = -1
+        self._away = False
+        self._reaped = self._renewed = self._lost = 0
+
+    # --- life ---
+
+    async def start(self, told: Told) -> None:
+        """Take a lease and hear of revocations."""
+        self._ears = Ears(self._redis, self._prefix, told, logger=self._log)
+        await self._ears.listen_to_control()
+        if self._keeps:
+            await self._beat()
+            self._tasks = [
+                asyncio.create_task(self._keep_beating(), name="presence beat"),
+                asyncio.create_task(self._keep_writing(), name="presence writer"),
+            ]
+
+    async def aclose(self) -> None:
+        """Delete every own entry and stop."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._wanted.clear()
+        if tasks and self._redis.link.connected:
+            try:
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._reap(self._me, own=True)
+            except (TimeoutError, RedisError, Closed):
+                self._log.warning("presence could not be taken back; it ends with the lease", lease_ms=self._lease_ms)
+        if self._ears is not None:
+            await self._ears.aclose()
+
+    # --- entries ---
+
+    async def enter(self, entry: Entry, *, issued_at: float, connections_max: int | None) -> Entered:
+        """Ask Redis, or nobody while it is away."""
+        sid, user = entry.online.socket_id, entry.online.user
+        if not self._redis.link.connected:
+            return self._unsure(entry, issued_at)
+        self._wanted[sid] = entry
+        self._entering.add(sid)
+        args = (
+            self._me, entry.connection, user, sid, write_record(entry.online), connections_max or 0,
+            round(issued_at * 1000), self._lease_ms, int(self._keeps),
+        )  # fmt: skip
+        try:
+            answer = Entered((await ENTER(self._redis.link, keys=self._keys, args=args)).decode())
+        except RedisError:
+            return self._unsure(entry, issued_at)
+        finally:
+            self._entering.discard(sid)
+        self._settle(entry, answer)
+        return answer
+
+    def _settle(self, entry: Entry, answer: Entered) -> None:
+        sid = entry.online.socket_id
+        if answer is not Entered.ENTERED or not self._keeps:
+            self._wanted.pop(sid, None)
+        elif sid not in self._wanted:  # it left meanwhile, and that may have been written first
+            self._leaving[sid] = entry.online.user
+            self._has_work.set()
+
+    def _unsure(self, entry: Entry, issued_at: float) -> Entered:
+        self._lost += 1
+        if self._ears is not None and self._ears.revocations.covers(entry.online.user, issued_at, time.time()):
+            self._wanted.pop(entry.online.socket_id, None)
+            return Entered.REVOKED
+        if self._keeps:
+            self._wanted[entry.online.socket_id] = entry
+            self._connections = -1  # the next beat writes everything
+        return Entered.UNSURE
+
+    def restore(self, entry: Entry) -> None:
+        """Write it with the next batch."""
+        if self._keeps:
+            self._wanted[entry.online.socket_id] = entry
+            self._updating.add(entry.online.socket_id)
+            self._has_work.set()
+
+    def leave(self, sid: str) -> None:
+        """Delete it with the next batch."""
+        entry = self._wanted.pop(sid, None)
+        if entry is not None:
+            self._updating.discard(sid)
+            self._leaving[sid] = entry.online.user
+            self._has_work.set()
+
+    def update(self, entry: Entry) -> None:
+        """Write it with the next batch; only the latest of several counts."""
+        if entry.online.socket_id in self._wanted:
+            self._wanted[entry.online.socket_id] = entry
+            self._updating.add(entry.online.socket_id)
+            self._has_work.set()
+
+    # --- writing ---
+
+    async def _keep_writing(self) -> None:
+        while True:
+            await self._has_work.wait()
+            self._has_work.clear()
+            try:
+                while self._leaving or self._updating:
+                    await self._write_some()
+            except RedisError:
+                self._lost += 1
+                self._connections = -1  # the next beat finds out what is missing
+                await asyncio.sleep(RETRY_S)
+                self._has_work.set()
+
+    async def _write_some(self) -> None:
+        leaving = dict(itertools.islice(self._leaving.items(), BATCH))
+        updating = [self._wanted[sid] for sid in itertools.islice(self._updating, BATCH)]
+        if leaving:
+            await self._delete(leaving.items())
+            for sid in leaving:
+                self._leaving.pop(sid, None)
+        for entry in updating:
+            self._updating.discard(entry.online.socket_id)
+        calls = [self._update(entry) for entry in updating]
+        for failed in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(failed, BaseException):
+                raise failed
+
+    async def _update(self, entry: Entry) -> None:
+        if not await UPDATE(self._redis.link, keys=self._keys, args=(self._me, *_row(entry))):
+            await self._put([entry], quiet=False)
+
+    async def _delete(self, gone: Iterable[tuple[str, str]]) -> None:
+        args = [word for sid, user in gone for word in (user, sid)]
+        await LEAVE(self._redis.link, keys=self._keys, args=(self._me, *args))
+
+    async def _put(self, entries: Sequence[Entry], *, quiet: bool) -> None:
+        args = [word for entry in entries for word in _row(entry)]
+        await SYNC(self._redis.link, keys=self._keys, args=(self._me, self._lease_ms, int(quiet), *args))
+        gone = {e.online.socket_id: e.online.user for e in entries if e.online.socket_id not in self._wanted}
+        if gone:  # they left while they were written
+            self._leaving |= gone
+            self._has_work.set()
+
+    # --- the lease ---
+
+    async def _keep_beating(self) -> None:
+        while True:
+            # Jitter keeps instances that began together from beating in step.
+            pause_s = self._beat_s * random.uniform(0.8, 1.0)  # noqa: S311 - no secret
+            await asyncio.sleep(min(pause_s, RETRY_S) if self._away else pause_s)
+            try:
+                await self._beat()
+            except RedisError as error:
+                if not self._away:
+                    self._log.warning("presence is not renewed until Redis is back", reason=str(error))
+                self._away = True
+            else:
+                self._away = False
+
+    async def _beat(self) -> None:
+        connections, moving = self._redis.link.stats.connections, self._moving
+        args = (self._me, self._lease_ms, self._silence_ms, secrets.token_hex(8))
+        epoch, had, count, *dead = await BEAT(self._redis.link, keys=self._keys, args=args)
+        is_first, is_other = self._epoch is None, self._epoch not in (None, epoch)
+        self._epoch = epoch
+        doubtful = abs(count - len(self._wanted)) > max(moving, self._moving)
+        if is_other and self._ears is not None:
+            self._ears.tell_gap()
+            await self._give_back_revocations()
+        if not is_first and (is_other or not had or doubtful or connections != self._connections):
+            await self._renew(quiet=is_other)
+        self._connections = connections
+        for instance in dead:
+            if instance.decode() != self._me:
+                await self._reap(instance.decode(), own=False)
+
+    @property
+    def _moving(self) -> int:
+        return len(self._entering) + len(self._leaving) + len(self._updating)
+
+    async def _renew(self, *, quiet: bool) -> None:
+        """Make Redis have exactly the own entries."""
+        self._renewed += 1
+        there = await self._redis.link.call("HGETALL", f"{self._prefix}of:{self._me}")
+        found = {sid.decode(): user.decode() for sid, user in there.items()}
+        kept = self._wanted.keys() | self._entering
+        for batch in _batches([(sid, user) for sid, user in found.items() if sid not in kept]):
+            await self._delete(batch)
+        for entries in _batches([entry for sid, entry in self._wanted.items() if sid not in self._entering]):
+            await self._put(entries, quiet=quiet)
+
+    async def _reap(self, instance: str, *, own: bool) -> None:
+        """Clear away what an instance has left. Several may do it at once: each record goes once."""
+        while await REAP(self._redis.link, keys=self._keys, args=(instance, BATCH, int(own))):
+            pass
+        if not own:
+            self._reaped += 1
+            self._log.warning("an instance has died: its people are offline", instance=instance)
+
+    # --- revocations ---
+
+    async def revoke(self, user: str, until_s: float, keep_s: float) -> None:
+        """Write it, which tells every instance, this one too."""
+        args = (user, round(until_s * 1000), round(keep_s * 1000))
+        await REVOKE(self._redis.link, keys=self._keys, args=args)
+
+    async def is_revoked(self, user: str, issued_at: float) -> bool:
+        """Ask Redis."""
+        until_ms = await self._redis.link.call("GET", f"{self._prefix}revoked:{user}")
+        return until_ms is not None and int(until_ms) >= round(issued_at * 1000)
+
+    async def _give_back_revocations(self) -> None:
+        assert self._ears is not None
+        for user, until_s, keep_s in self._ears.revocations.valid(time.time()):
+            await self.revoke(user, until_s, keep_s)
+
+    # --- reading ---
+
+    async def watch(self) -> None:
+        """Subscribe to the changes."""
+        assert self._ears is not None, "used before start"
+        await self._ears.listen_to_changes()
+
+    async def online(self, users: Sequence[str]) -> list[list[Online]]:
+        """One round trip, whatever the number of users."""
+        if not users:
+            return []
+        answer = await ONLINE(self._redis.link, keys=self._keys, args=tuple(users))
+        return [[read_record(record) for record in records] for records in answer]
+
+    async def users(self, after: str, count: int) -> list[str]:
+        """By the bytes of their names."""
+        begin = b"(" + after.encode() if after else b"-"
+        names = await self._redis.link.call("ZRANGEBYLEX", f"{self._prefix}users", begin, "+", "LIMIT", 0, count)
+        return [name.decode() for name in names]
+
+    async def users_count(self) -> int:
+        """Those of an instance that died count until it has been cleared away."""
+        return int(await self._redis.link.call("ZCARD", f"{self._prefix}users"))
+
+    @property
+    def stats(self) -> RegistryStats:
+        """Counters."""
+        return RegistryStats(
+            entries=len(self._wanted), waiting=self._moving, reaped=self._reaped, renewed=self._renewed, lost=self._lost
+        )
+
+
+def _row(entry: Entry) -> tuple[str, str, str, bytes]:
+    return entry.connection, entry.online.user, entry.online.socket_id, write_record(entry.online)
+
+
+def _batches(items: Sequence[T]) -> Iterable[Sequence[T]]:
+    return (items[at : at + BATCH] for at in range(0, len(items), BATCH))
