@@ -15,11 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Iterator
 from typing import Generic, TypeVar, final
 
-__all__ = ["Rooms"]
+__all__ = ["Rooms", "user_room"]
 
 S = TypeVar("S", bound=Hashable)
 
 _NOTHING: frozenset[str] = frozenset()
+
+
+def user_room(user: str) -> str:
+    """The room that holds every socket of ``user`` (`Server.set_user`): a plain room, so that Node and emitters reach
+    it too."""
+    return f"user:{user}"
 
 
 def _ignore(_room: str) -> None:
@@ -30,13 +36,16 @@ def _ignore(_room: str) -> None:
 class Rooms(Generic[S]):
     """Sockets by session id, and the rooms they are in."""
 
-    __slots__ = ("_members", "_rooms", "_sockets", "on_gone", "on_made")
+    __slots__ = ("_members", "_rooms", "_sockets", "on_changed", "on_gone", "on_made", "tells_own")
 
     def __init__(self) -> None:
         self.on_made: Callable[[str], None] = _ignore
-        """Told of every room that gets its first member; not of those of the sockets' own ids."""
+        """Told of every room that gets its first member; not of those of the sockets' own ids, but if `tells_own`."""
         self.on_gone: Callable[[str], None] = _ignore
         """Told of every room that has lost its last member."""
+        self.tells_own = False
+        self.on_changed: Callable[[S, str, bool], None] | None = None
+        """Told of every socket that joins (True) or leaves a room, but not of the leaving that is `remove`."""
         self._sockets: dict[str, S] = {}
         self._members: dict[str, set[S]] = {}
         self._rooms: dict[str, set[str]] = {}
@@ -45,6 +54,8 @@ class Rooms(Generic[S]):
         """Register ``socket`` under ``sid``, which must be new."""
         assert sid not in self._sockets, f"{sid} is registered already"
         self._sockets[sid] = socket
+        if self.tells_own:
+            self.on_made(sid)
 
     def remove(self, sid: str) -> S | None:
         """Take the socket out of everything. Gives it, or None if there was none."""
@@ -53,6 +64,8 @@ class Rooms(Generic[S]):
             return None
         for room in self._rooms.pop(sid, _NOTHING):
             self._drop(room, socket)
+        if self.tells_own:
+            self.on_gone(sid)
         return socket
 
     def join(self, sid: str, room: str) -> bool:
@@ -60,7 +73,7 @@ class Rooms(Generic[S]):
         socket = self._sockets.get(sid)
         if socket is None:
             return False
-        if room != sid:
+        if room != sid and room not in self._rooms.get(sid, _NOTHING):
             members = self._members.get(room)
             if members is None:
                 self._members[room] = {socket}
@@ -69,6 +82,8 @@ class Rooms(Generic[S]):
             self._rooms.setdefault(sid, set()).add(room)
             if members is None:
                 self.on_made(room)
+            if self.on_changed is not None:
+                self.on_changed(socket, room, True)  # noqa: FBT003 - a callback has no keywords
         return True
 
     def leave(self, sid: str, room: str) -> bool:
@@ -79,7 +94,10 @@ class Rooms(Generic[S]):
         rooms.discard(room)
         if not rooms:
             del self._rooms[sid]
-        self._drop(room, self._sockets[sid])
+        socket = self._sockets[sid]
+        self._drop(room, socket)
+        if self.on_changed is not None:
+            self.on_changed(socket, room, False)  # noqa: FBT003 - a callback has no keywords
         return True
 
     def _drop(self, room: str, socket: S) -> None:

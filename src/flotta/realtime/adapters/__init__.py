@@ -86,6 +86,10 @@ class AdapterStats(NamedTuple):
     """Times that the subscription was lost; what others sent meanwhile is missed."""
     in_flight: int
     """Broadcasts on their way to Redis now."""
+    position: str | None = None
+    """Adapter ``"streams"``: the id of the newest entry that was delivered here."""
+    lag_s: float = 0.0
+    """Adapter ``"streams"``: how much older that is than the newest of the stream, looked at every few seconds."""
 
 
 class Node(Protocol):
@@ -178,6 +182,16 @@ class Adapter(Protocol):
 
     def room_gone(self, namespace: str, room: str) -> None:
         """The last own socket has left ``room``."""
+        ...
+
+    @property
+    def wants_own_rooms(self) -> bool:
+        """`room_made` and `room_gone` are wanted for the rooms of the sockets' own ids too."""
+        ...
+
+    async def room_heard(self, namespace: str, room: str) -> None:
+        """Return when what the others send to ``room`` from now on arrives here; at once while Redis is away, and soon
+        in any case. For a room that has been `room_made`."""
         ...
 
     # Requests. Each raises LinkUnavailable while Redis is away and ClusterTimeout when not all others answer in time;

@@ -92,6 +92,7 @@ class ClassicAdapter:
 
     alone = False
     echoes = False
+    wants_own_rooms = False
 
     def __init__(self, redis: Redis, *, prefix: str, in_flight_max: int, logger: Any) -> None:
         self.uid = "".join(secrets.choice(UID_LETTERS) for _ in range(6))
@@ -238,6 +239,9 @@ class ClassicAdapter:
 
     def room_gone(self, namespace: str, room: str) -> None:
         """The pattern hears every room."""
+
+    async def room_heard(self, namespace: str, room: str) -> None:
+        """It is already."""
 
     # --- what we ask ---
 

@@ -16,6 +16,7 @@ class MemoryAdapter:
 
     alone = True
     echoes = False
+    wants_own_rooms = False
 
     async def start(self, node: Node) -> None:
         """Nothing to listen to."""
@@ -41,6 +42,9 @@ class MemoryAdapter:
 
     def room_gone(self, namespace: str, room: str) -> None:
         """Nobody wants to know."""
+
+    async def room_heard(self, namespace: str, room: str) -> None:
+        """There is nobody to hear."""
 
     async def server_count(self, namespace: str) -> int:  # noqa: ARG002
         """This one."""

@@ -16,13 +16,37 @@ class Sockets(Base):
     """The part of `Server` for single clients."""
 
     async def enter_room(self, sid: str, room: str, *, namespace: str = "/") -> bool:
-        """Put a client of this instance into a room. False: it is gone, or in ``rooms_max`` rooms already."""
+        """Put a client into a room. False: it is gone, or in ``rooms_max`` rooms already.
+
+        For a client that is not connected here the other instances are told, and True only says that there are some.
+
+        What is sent to the room after this has returned reaches the client, whichever instance sends it, as long as
+        Redis is there. With the adapter ``"sharded"`` that takes a round trip for the first client of a room; a Redis
+        that is away or slow holds nobody up for more than a second. Cancelling leaves the client in the room.
+        """
         socket = self._socket(sid, namespace)
-        return socket is not None and self._core.delivery.enter(socket, room)
+        if socket is None:
+            return self._tell_holder(Command.JOIN, sid, namespace, rooms=(room,))
+        if not self._core.delivery.enter(socket, room):
+            return False
+        if self._core.adapter is not None:
+            await self._core.adapter.room_heard(namespace, room)
+        return True
 
     async def leave_room(self, sid: str, room: str, *, namespace: str = "/") -> None:
-        """Take a client of this instance out of a room, if it is in it."""
-        self._space(namespace).rooms.leave(sid, room)
+        """Take a client out of a room, if it is in it. For one that is not connected here the others are told."""
+        if self._socket(sid, namespace) is None:
+            self._tell_holder(Command.LEAVE, sid, namespace, rooms=(room,))
+        else:
+            self._space(namespace).rooms.leave(sid, room)
+
+    def _tell_holder(self, command: Command, sid: str, namespace: str, *, rooms: tuple[str, ...] = ()) -> bool:
+        """Tell the instance that holds the client, whichever it is. False: there are no others."""
+        adapter = self._core.adapter
+        if adapter is None or adapter.alone:
+            return False
+        adapter.command(command, Target(namespace, (sid,)), rooms=rooms)
+        return True
 
     async def close_room(self, room: str, *, namespace: str = "/") -> None:
         """Take everybody out of a room, on every instance."""
@@ -43,8 +67,8 @@ class Sockets(Base):
         socket = self._socket(sid, namespace)
         if socket is not None:
             socket.client.leave(socket)
-        elif self._core.adapter is not None:
-            self._core.adapter.command(Command.DISCONNECT, Target(namespace, (sid,)))
+        else:
+            self._tell_holder(Command.DISCONNECT, sid, namespace)
 
     async def get_session(self, sid: str, *, namespace: str = "/") -> dict[str, Any]:
         """The user's data of a client of this instance; empty if none was saved or the client is gone."""

@@ -1,0 +1,225 @@
+"""Broadcasts over sharded Pub/Sub (Redis 7) in the format of Node's ``createShardedAdapter``.
+
+Three channels per namespace: ``<prefix>#<namespace>#`` for all, ``...#<uid>#`` for answers to this server, and
+``<prefix>-filtered#<namespace>#`` for broadcasts that not everybody may see, which Node does not subscribe to. In mode
+``dynamic`` also one for each room that somebody here is in, so that a broadcast to one room reaches only the servers
+that it concerns; the rooms of session ids have none (``dynamic-private``: they too), ``static``: no room has.
+
+Nothing is stored: what is published while a server is not subscribed does not reach it (`AdapterStats.gaps`). A room's
+channel is asked for when its first member comes; `room_heard` returns when Redis has confirmed it, and from then on
+nothing that is sent to the room is missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from functools import partial
+from typing import Any, Final, final
+
+from flotta.errors import CommandError, RedisError, ServerTooOld
+from flotta.realtime.adapters import Node
+from flotta.realtime.adapters.cluster import Census, ClusterAdapter
+from flotta.realtime.adapters.cluster_wire import Message, MessageType, own_openings, read_message, write_message
+from flotta.realtime.adapters.seats import Seat
+from flotta.realtime.adapters.traffic import Ear
+from flotta.realtime.adapters.wire import channel_bytes
+from flotta.realtime.options import ShardedMode
+from flotta.redis import Redis, Subscription
+
+__all__ = ["ShardedAdapter"]
+
+_NEEDED: Final = (7, 0, 0)
+_CURE: Final = 'adapter="classic"'
+ROOM_HEARD_S_MAX: Final = 1.0
+"""The most that entering a room waits for Redis."""
+SID_LENGTH: Final = 20
+"""A room whose name is as long is taken for a session id, by Node too."""
+
+
+@final
+class _Channels:
+    """The channels of one namespace, and the subscriptions while it is open here."""
+
+    __slots__ = ("all", "filtered", "mine", "rooms", "subscriptions")
+
+    def __init__(self, prefix: str, namespace: str, uid: str) -> None:
+        self.all = f"{prefix}#{namespace}#"
+        self.mine = f"{self.all}{uid}#"
+        self.filtered = f"{prefix}-filtered#{namespace}#"
+        self.subscriptions: list[tuple[Subscription, Ear]] = []
+        self.rooms: dict[str, tuple[Subscription, Ear]] = {}
+
+    def of_room(self, room: str) -> bytes:
+        return channel_bytes(f"{self.all}{room}#")
+
+
+@final
+class ShardedAdapter(ClusterAdapter):
+    """The adapter of one server. ``prefix`` comes before every channel's name."""
+
+    echoes = False
+
+    def __init__(self, redis: Redis, *, prefix: str, mode: ShardedMode, in_flight_max: int, logger: Any) -> None:
+        super().__init__(redis, in_flight_max=in_flight_max, logger=logger)
+        self._prefix = prefix
+        self._mode = mode
+        self._seat = Seat(redis, prefix)
+        self._own = own_openings(self.uid)
+        self._open: dict[str, _Channels] = {}
+        self._changing = asyncio.Lock()  # namespaces open and close one at a time
+
+    @property
+    def wants_own_rooms(self) -> bool:
+        """`room_made` and `room_gone` are wanted for the rooms of single sockets too."""
+        return self._mode == "dynamic-private"
+
+    # --- life ---
+
+    async def start(self, node: Node) -> None:
+        """Subscribe for every namespace; returns when Redis has confirmed.
+
+        Raises:
+            ServerTooOld: the server has no sharded Pub/Sub.
+            LinkUnavailable: it cannot be reached.
+        """
+        await self._redis.link.start()
+        version = self._redis.link.server_version
+        if version < _NEEDED:
+            raise ServerTooOld(".".join(map(str, version)), "7.0", cure=_CURE)
+        self._node = node
+        for namespace in node.namespaces():
+            await self.open_namespace(namespace)
+
+    async def open_namespace(self, namespace: str) -> None:
+        """Subscribe for one namespace; returns when Redis has confirmed. Twice is once."""
+        assert self._node is not None, "start comes first"
+        async with self._changing:
+            if namespace in self._open:
+                return
+            channels = self._channels(namespace)
+            try:
+                # The channel by which servers are counted comes last: whoever is counted hears and can be answered.
+                for channel in (channels.mine, channels.filtered, channels.all):
+                    await self._subscribe(channels, channel, namespace)
+            except CommandError as error:
+                self._close(channels)
+                raise self._explained(error) from error
+            except BaseException:
+                self._close(channels)
+                raise
+            self._open[namespace] = channels
+            for room in self._node.rooms(namespace):  # a client for whom it is opened may be in some
+                self.room_made(namespace, room)
+            for room in list(channels.rooms)[-1:]:  # they are confirmed in the order of their asking
+                await self.room_heard(namespace, room)
+
+    async def _subscribe(self, channels: _Channels, channel: str, namespace: str) -> None:
+        ear = Ear(self._traffic, partial(self._take, namespace))
+        subscription = await self._seat.hub.subscribe(channel, ear, kind="shard")
+        channels.subscriptions.append((subscription, ear))
+
+    def _explained(self, error: CommandError) -> RedisError:
+        if "unknown command" in error.text.lower():
+            version = ".".join(map(str, self._redis.link.server_version))
+            return ServerTooOld(f"{version} without SSUBSCRIBE", "7.0", cure=_CURE)
+        return error
+
+    async def close_namespace(self, namespace: str) -> None:
+        """Listen no longer for a namespace that is gone. An unknown one is fine."""
+        async with self._changing:
+            channels = self._open.pop(namespace, None)
+            if channels is not None:
+                self._close(channels)
+
+    def _close(self, channels: _Channels) -> None:
+        for subscription, ear in (*channels.subscriptions, *channels.rooms.values()):
+            subscription.close()
+            self._traffic.forget(ear)
+        channels.subscriptions.clear()
+        channels.rooms.clear()
+
+    async def aclose(self) -> None:
+        """Unsubscribe and let what is in flight end. Idempotent."""
+        for namespace in list(self._open):
+            await self.close_namespace(namespace)
+        await self._seat.aclose()
+        await self._end()
+
+    def _channels(self, namespace: str) -> _Channels:
+        """Of an open namespace; of any other the names only."""
+        return self._open.get(namespace) or _Channels(self._prefix, namespace, self.uid)
+
+    # --- rooms ---
+
+    def _has_channel(self, room: str) -> bool:
+        return self._mode == "dynamic-private" or (self._mode == "dynamic" and _length(room) != SID_LENGTH)
+
+    def room_made(self, namespace: str, room: str) -> None:
+        """Ask for the room's channel."""
+        channels = self._open.get(namespace)
+        if channels is not None and room not in channels.rooms and self._has_channel(room):
+            ear = Ear(self._traffic, partial(self._take, namespace))
+            channels.rooms[room] = self._seat.hub.listen(channels.of_room(room), ear, kind="shard"), ear
+
+    def room_gone(self, namespace: str, room: str) -> None:
+        """Give the room's channel up."""
+        channels = self._open.get(namespace)
+        found = None if channels is None else channels.rooms.pop(room, None)
+        if found is not None:
+            subscription, ear = found
+            subscription.close()
+            self._traffic.forget(ear)
+
+    async def room_heard(self, namespace: str, room: str) -> None:
+        """Return when what is sent to ``room`` from now on arrives here; at once while Redis is away, and at the latest
+        after `ROOM_HEARD_S_MAX`."""
+        channels = self._open.get(namespace)
+        found = None if channels is None else channels.rooms.get(room)
+        if found is None or found[0].live or not self._traffic.open:
+            return
+        try:
+            async with asyncio.timeout(ROOM_HEARD_S_MAX):
+                await found[0].wait_live()
+        except (TimeoutError, RedisError) as error:
+            self._log.warning("a room's channel is not subscribed yet", room=room[:128], reason=str(error))
+
+    # --- carrying ---
+
+    def _take(self, namespace: str, _channel: bytes, payload: bytes) -> None:
+        if payload.startswith(self._own):
+            return
+        message = read_message(payload)
+        if message.namespace == namespace and message.uid != self.uid:
+            self._hear(message)
+
+    def _say(self, message: Message) -> bool:
+        channels = self._channels(message.namespace)
+        payload = write_message(message)
+        return self._traffic.send("SPUBLISH", self._channel_of(channels, message), payload)
+
+    def _channel_of(self, channels: _Channels, message: Message) -> str | bytes:
+        if message.type is MessageType.FILTERED:
+            return channels.filtered
+        # With acknowledgements everybody answers, so everybody must hear it.
+        if message.type is MessageType.BROADCAST and "requestId" not in message.data:
+            rooms = message.data["opts"]["rooms"]
+            if len(rooms) == 1 and self._has_channel(rooms[0]):
+                return channels.of_room(rooms[0])
+        return channels.all
+
+    def _reply(self, uid: str, message: Message) -> None:
+        channel = f"{self._channels(message.namespace).all}{uid}#"
+        self._traffic.send("SPUBLISH", channel, write_message(message))
+
+    async def _census(self, namespace: str, answered: Collection[str]) -> Census:
+        everybody = self._channels(namespace).all
+        names = [everybody, *(f"{everybody}{uid}#" for uid in answered)]
+        reply = await self._redis.link.call("PUBSUB", "SHARDNUMSUB", *names)
+        servers, *alive = reply[1::2]
+        return Census(int(servers), sum(int(count) > 0 for count in alive))
+
+
+def _length(text: str) -> int:
+    """As JavaScript counts: in UTF-16."""
+    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
