@@ -7,7 +7,8 @@ const readline = require("node:readline");
 const http = require("node:http");
 const { io } = require("socket.io-client");
 const { Server } = require("socket.io");
-const { createAdapter } = require("@socket.io/redis-adapter");
+const { createAdapter, createShardedAdapter } = require("@socket.io/redis-adapter");
+const streams = require("@socket.io/redis-streams-adapter");
 const { Emitter } = require("@socket.io/redis-emitter");
 const { createClient } = require("redis");
 
@@ -56,6 +57,13 @@ async function redisClient(url) {
   return client;
 }
 
+// How a server of each adapter is made; the options are the adapter's own.
+const adapters = {
+  classic: async (redis, options) => createAdapter(await redisClient(redis), await redisClient(redis), options),
+  sharded: async (redis, options) => createShardedAdapter(await redisClient(redis), await redisClient(redis), options),
+  streams: async (redis, options) => streams.createAdapter(await redisClient(redis), options),
+};
+
 const operations = {
   connect({ name, url, options }) {
     const socket = io(url, { transports: ["websocket"], reconnectionDelay: 50, reconnectionDelayMax: 200, forceNew: true, ...options });
@@ -74,11 +82,10 @@ const operations = {
     clients.get(name).close();
     clients.delete(name);
   },
-  async serve({ redis }) {
+  async serve({ redis, adapter, options, server: serverOptions }) {
     const web = http.createServer();
-    server = new Server(web);
-    const publisher = await redisClient(redis);
-    server.adapter(createAdapter(publisher, await redisClient(redis)));
+    server = new Server(web, serverOptions);
+    server.adapter(await adapters[adapter ?? "classic"](redis, options));
     server.on("connection", (socket) => {
       socket.on("join", (room, done) => { socket.join(room); done(); });
     });
