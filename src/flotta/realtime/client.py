@@ -12,10 +12,9 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeAlias, final
 
 from flotta.realtime.engine.client import EngineClient, EngineOwner, Reason
 from flotta.realtime.engineio.session import Session
@@ -25,12 +24,15 @@ from flotta.realtime.socketio.connection import Connection
 from flotta.realtime.socketio.packet import Packet, PacketType, encode
 from flotta.realtime.transports import Outgoing, Transport
 
-__all__ = ["Client", "Owner", "Reason", "Socket"]
+__all__ = ["Client", "OnAnswer", "Owner", "Reason", "Socket"]
 
 HELD_MAX = 1_000
 """Packets held for a socket whose ``connect`` handler runs; more are dropped with the socket."""
 ACKS_MAX = 1_000
 """Acknowledgements that one socket may owe; the oldest is forgotten for the next."""
+
+OnAnswer: TypeAlias = Callable[[list[Any] | None], None]
+"""Gets the arguments of an acknowledgement; None: it will not come, the client has left. Called once at most."""
 
 
 class Owner(EngineOwner, Protocol):
@@ -154,11 +156,10 @@ class Socket:
 
     __slots__ = (
         "_acks",
-        "_awaited",
         "_held",
-        "_last_ack",
         "backlog",
         "client",
+        "last_ack",
         "namespace",
         "paused",
         "running",
@@ -180,9 +181,9 @@ class Socket:
         self.write: Callable[[Outgoing], None] = self._hold
         self.write_volatile: Callable[[Outgoing], bool] = _drop_volatile
         self._held: list[Outgoing] | None = []
-        self._acks: dict[int, Callable[[list[Any]], None]] | None = None
-        self._awaited: set[asyncio.Future[list[Any] | None]] | None = None
-        self._last_ack = 0
+        self._acks: dict[int, OnAnswer] | None = None
+        self.last_ack = 0
+        """The highest id of an acknowledgement that was asked for."""
 
     @property
     def connecting(self) -> bool:
@@ -206,21 +207,26 @@ class Socket:
             self.write = self.client.transport.write
             self.write_volatile = self.client.transport.write_volatile
 
-    def emit(self, args: list[Any], on_ack: Callable[[list[Any]], None] | None = None) -> int | None:
-        """Send one event; ``on_ack`` gets the arguments of its acknowledgement. Gives the acknowledgement's id."""
-        ack_id = None
-        if on_ack is not None:
-            self._last_ack += 1
-            ack_id = self._last_ack
+    def emit(self, args: list[Any], on_answer: OnAnswer | None = None) -> int | None:
+        """Send one event; ``on_answer`` gets its acknowledgement, and the acknowledgement's id is given."""
+        ack_id = None if on_answer is None else self.last_ack + 1
         packet = Outgoing(encode(Packet(PacketType.EVENT, self.namespace, args, ack_id)))
-        if ack_id is not None and on_ack is not None:
-            if self._acks is None:
-                self._acks = {}
-            elif len(self._acks) >= ACKS_MAX:
-                del self._acks[next(iter(self._acks))]
-            self._acks[ack_id] = on_ack
-        self.write(packet)
+        if ack_id is not None and on_answer is not None:
+            self.ask(packet, ack_id, on_answer)
+        else:
+            self.write(packet)
         return ack_id
+
+    def ask(self, packet: Outgoing, ack_id: int, on_answer: OnAnswer) -> None:
+        """Send an event that carries ``ack_id``, which must be above `last_ack`."""
+        assert ack_id > self.last_ack, f"{ack_id} is not above {self.last_ack}"
+        self.last_ack = ack_id
+        if self._acks is None:
+            self._acks = {}
+        elif len(self._acks) >= ACKS_MAX:
+            self._acks.pop(next(iter(self._acks)))(None)
+        self._acks[ack_id] = on_answer
+        self.write(packet)
 
     def acknowledge(self, ack_id: int, args: list[Any]) -> None:
         """Answer an event of the client."""
@@ -228,31 +234,15 @@ class Socket:
 
     def acked(self, ack_id: int, args: list[Any]) -> None:
         """The client answered one of ours. An id that nobody waits for is dropped: it came too late."""
-        on_ack = self._acks.pop(ack_id, None) if self._acks else None
-        if on_ack is not None:
-            on_ack(args)
-
-    def ask(self, args: list[Any], answer: asyncio.Future[list[Any] | None]) -> int:
-        """Send one event; ``answer`` gets its acknowledgement's arguments, or None as soon as the client has left."""
-
-        def on_ack(found: list[Any]) -> None:
-            if not answer.done():
-                answer.set_result(found)
-
-        ack_id = self.emit(args, on_ack)
-        assert ack_id is not None
-        if self._awaited is None:
-            self._awaited = set()
-        self._awaited.add(answer)
-        answer.add_done_callback(self._awaited.discard)
-        return ack_id
+        on_answer = self._acks.pop(ack_id, None) if self._acks else None
+        if on_answer is not None:
+            on_answer(args)
 
     def gone(self) -> None:
         """The client has left: nobody waits for its answers any more."""
-        self._acks = None
-        for answer in tuple(self._awaited or ()):
-            if not answer.done():
-                answer.set_result(None)
+        acks, self._acks = self._acks, None
+        for on_answer in acks.values() if acks else ():
+            on_answer(None)
 
     def forget_ack(self, ack_id: int) -> None:
         """Nobody waits for this acknowledgement any more."""

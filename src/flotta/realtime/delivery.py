@@ -122,17 +122,42 @@ class Delivery:
             socket.write(packet)
         return len(recipients)
 
-    def ask(self, target: Target, args: list[Any], on_ack: OnAck, timeout_s: float) -> int:
-        """Send an event to the own sockets of ``target``; ``on_ack`` gets each answer that comes in time. How many."""
-        asked = [(socket, socket.emit(args, on_ack)) for socket in self._targeted(target)]
+    def ask(
+        self,
+        target: Target,
+        args: list[Any],
+        on_ack: OnAck,
+        timeout_s: float,
+        on_gone: Callable[[], None] | None = None,
+    ) -> int:
+        """Send an event to the own sockets of ``target``; ``on_ack`` gets each answer that comes in time, ``on_gone`` is
+        called for each of them that leaves without. How many sockets."""
+        sockets = self._targeted(target)
+        if not sockets:
+            return 0
+        # One id that is new to all of them: so the packet is encoded once.
+        ack_id = 1 + max(socket.last_ack for socket in sockets)
+        packet = Outgoing(encode(Packet(PacketType.EVENT, target.namespace, args, ack_id)))
+        due = len(sockets)
+
+        def on_answer(found: list[Any] | None) -> None:
+            nonlocal due
+            due -= 1
+            if not due:
+                timer.cancel()
+            if found is not None:
+                on_ack(found)
+            elif on_gone is not None:
+                on_gone()
 
         def forget() -> None:
-            for socket, ack_id in asked:
-                assert ack_id is not None
+            for socket in sockets:
                 socket.forget_ack(ack_id)
 
-        asyncio.get_running_loop().call_later(timeout_s, forget)
-        return len(asked)
+        timer = asyncio.get_running_loop().call_later(timeout_s, forget)
+        for socket in sockets:
+            socket.ask(packet, ack_id, on_answer)
+        return len(sockets)
 
     def _visible(self, space: Space, sockets: list[Socket], name: str, args: list[Any]) -> list[Socket]:
         """Those that pass the filter. Unknown filter, or one that raises: nobody sees the event."""

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias, final
 
 from flotta.errors import ConnectRefused, RealtimeError, StateError
@@ -177,6 +178,20 @@ class Namespaces:
         if space is not None and space.gate is not None:
             self._empty.drop(name)
         return space
+
+    @asynccontextmanager
+    async def visited(self, name: str) -> AsyncIterator[None]:
+        """Inside, the adapter listens for a dynamic namespace whether somebody here is in it or not. Raises what the
+        adapter does."""
+        space = self.asked_for(name)
+        gate = None if space is None else space.gate
+        try:
+            if gate is not None:
+                await gate.open()
+            yield
+        finally:
+            if gate is not None and self.is_current(gate) and not len(gate.space.rooms):
+                self.emptied(gate.space)
 
     # --- coming and going of dynamic namespaces ---
 

@@ -15,6 +15,7 @@ from flotta.errors import Closed
 from flotta.realtime.adapters import Adapter, AdapterStats
 from flotta.realtime.adapters.making import make_adapter
 from flotta.realtime.adapters.memory import MemoryAdapter
+from flotta.realtime.api.cluster import Cluster
 from flotta.realtime.api.familiar import Familiar
 from flotta.realtime.api.people import PeopleApi
 from flotta.realtime.api.registering import Registering
@@ -64,7 +65,7 @@ class ServerStats(NamedTuple):
 
 
 @final
-class Server(Registering, Sending, Sockets, PeopleApi, Familiar):
+class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
     """A Socket.IO 5 server for this process's clients, joined with those of other processes through Redis.
 
     ::

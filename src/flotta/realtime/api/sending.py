@@ -1,21 +1,21 @@
-"""Events to clients: emit, send, call, and emit from other threads."""
+"""Events to clients: emit, send, and emit from other threads."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-from flotta.errors import AckTimeout, Closed, NotStarted, RealtimeError, StateError
-from flotta.realtime.adapters import Broadcast, Target
-from flotta.realtime.api.base import Base, args_of, names_of
+from flotta.errors import Closed, NotStarted, StateError
+from flotta.realtime.adapters import Adapter, Broadcast
+from flotta.realtime.api.asking import CALLBACK_S, Asking
+from flotta.realtime.api.base import Names, args_of, target_of
 from flotta.realtime.delivery import encode_event
-from flotta.realtime.handlers import finish
 
 __all__ = ["Sending"]
 
 
-class Sending(Base):
+class Sending(Asking):
     """The part of `Server` that sends."""
 
     async def emit(
@@ -23,44 +23,53 @@ class Sending(Base):
         event: str,
         data: Any = None,
         *,
-        to: str | Iterable[str] | None = None,
-        room: str | Iterable[str] | None = None,
-        skip_sid: str | Iterable[str] | None = None,
+        to: Names = None,
+        room: Names = None,
+        user: Names = None,
+        skip_sid: Names = None,
         namespace: str = "/",
         callback: Callable[..., Any] | None = None,
+        timeout_s: float = CALLBACK_S,
         volatile: bool = False,
         may_see: str | None = None,
         local: bool = False,
+        ignore_queue: bool = False,
     ) -> None:
-        """Send an event to one session id, a room, several of them, or (no target) to everybody, on every instance.
-        An empty list of targets is nobody.
+        """Send an event to one session id, a room, a user, several of them, or (no target) to everybody, on every
+        instance. An empty list of targets is nobody.
 
-        The own clients get it before this returns; it waits only while too many broadcasts are on their way to Redis.
-        While Redis is away the own clients still get it, the others do not (`ServerStats.adapter` counts them).
-        Cancelling is harmless: what is sent is sent.
+        The own clients get it before this returns (adapter ``"streams"``: in their turn, when it comes back from the
+        stream); it waits only while too many broadcasts are on their way to Redis. While Redis is away the own clients
+        still get it, the others do not (`ServerStats.adapter` counts them). Cancelling is harmless: what is sent is
+        sent.
 
         Args:
             data: anything that JSON and bytes can carry; a tuple is several arguments, None is none.
+            user: ids of users (`set_user`): all their clients.
             skip_sid: session ids or rooms that do not get it.
-            callback: called with the acknowledgement's arguments; needs a session id of this instance as target.
+            callback: called with the acknowledgement's arguments; needs one session id as target, on any instance.
+            timeout_s: how long another instance's client may take for that, at most.
             volatile: may be dropped for a client that does not keep up.
             may_see: name of a filter that each recipient must pass (see `may_see`).
-            local: only this instance's clients.
+            local: only this instance's clients. python-socketio's name for it is ``ignore_queue``.
 
         Raises:
             NotStarted: before `start`.
             TypeError, ValueError: ``data`` cannot be encoded.
+            LinkUnavailable: a ``callback`` for a client elsewhere, and Redis is away.
         """
-        if callback is not None:
-            self._emit_with_callback(event, data, names_of(to, room), namespace, callback)
+        adapter = self._adapter_in_use
+        local = local or ignore_queue
+        target = target_of(namespace, to, room, user, skip_sid)
+        if target is None:
             return
-        names = names_of(to, room)
-        if not names and (to is not None or room is not None):
-            return  # an empty list of targets is nobody, not everybody
-        target = Target(namespace, names, names_of(skip_sid))
-        self._broadcast(Broadcast(target, [event, *args_of(data)], volatile=volatile, may_see=may_see), local=local)
-        if self._core.adapter is not None and not local:
-            await self._core.adapter.wait_for_room()
+        args = [event, *args_of(data)]
+        if callback is not None:
+            await self._emit_with_callback(target, args, callback, local=local, timeout_s=timeout_s)
+            return
+        self._broadcast(adapter, Broadcast(target, args, volatile=volatile, may_see=may_see), local=local)
+        if not local:
+            await adapter.wait_for_room()
 
     async def send(self, data: Any, **targets: Any) -> None:
         """`emit` of the event ``message``."""
@@ -87,60 +96,13 @@ class Sending(Base):
             raise Closed("the realtime server")
         asyncio.run_coroutine_threadsafe(self.emit(event, data, **targets), loop).result(timeout_s)
 
-    def _broadcast(self, broadcast: Broadcast, *, local: bool) -> None:
-        core = self._core
-        if core.adapter is None:
-            raise NotStarted("the realtime server")
-        self._space(broadcast.target.namespace)
+    def _broadcast(self, adapter: Adapter, broadcast: Broadcast, *, local: bool) -> None:
+        target = broadcast.target
+        rooms = self._space(target.namespace).rooms
         packet = encode_event(broadcast)  # first: what cannot travel is sent to nobody
-        rooms = broadcast.target.rooms
         # A single session id of this instance: nobody elsewhere can be meant.
-        only_here = len(rooms) == 1 and self._socket(rooms[0], broadcast.target.namespace) is not None
-        echoes = core.adapter.echoes
-        published = not local and (echoes or not only_here) and core.adapter.publish(broadcast)
+        only_here = len(target.rooms) == 1 and rooms.get(target.rooms[0]) is not None
+        echoes = adapter.echoes
+        published = not local and (echoes or not only_here) and adapter.publish(broadcast)
         if not (published and echoes):
-            core.delivery.deliver(broadcast, packet)
-
-    def _emit_with_callback(
-        self, event: str, data: Any, targets: tuple[str, ...], namespace: str, callback: Callable[..., Any]
-    ) -> None:
-        socket = self._socket(targets[0], namespace) if len(targets) == 1 else None
-        if socket is None:
-            raise RealtimeError("a callback needs one session id of this instance as its target")
-
-        def on_ack(args: list[Any]) -> None:
-            self._core.dispatcher.run(_call(callback, args), f"ack of {event}")
-
-        socket.emit([event, *args_of(data)], on_ack)
-
-    async def call(
-        self, event: str, data: Any = None, *, to: str, namespace: str = "/", timeout_s: float = 60.0
-    ) -> Any:
-        """Send an event to one client of this instance and wait for its acknowledgement.
-
-        Gives its argument, a tuple if there are several, None if there is none. Cancelling stops the waiting only.
-
-        Raises:
-            AckTimeout: none came within ``timeout_s``, or the client left (then at once).
-            RealtimeError: ``to`` is no session id of this instance.
-        """
-        socket = self._socket(to, namespace)
-        if socket is None:
-            raise RealtimeError(f"{to!r} is not connected to {namespace} on this instance")
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[Any] | None] = loop.create_future()
-        began_s, ack_id = loop.time(), socket.ask([event, *args_of(data)], answer)
-        try:
-            async with asyncio.timeout(timeout_s):
-                args = await answer
-        except TimeoutError:
-            raise AckTimeout(event, timeout_s) from None
-        finally:
-            socket.forget_ack(ack_id)
-        if args is None:
-            raise AckTimeout(event, loop.time() - began_s)
-        return args[0] if len(args) == 1 else (tuple(args) or None)
-
-
-async def _call(callback: Callable[..., Any], args: list[Any]) -> None:
-    await finish(callback(*args))
+            self._core.delivery.deliver(broadcast, packet)
