@@ -12,12 +12,15 @@ Invariants:
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, final
 
 from flotta.realtime.engine.client import EngineClient, EngineOwner, Reason
 from flotta.realtime.engineio.session import Session
+from flotta.realtime.recovery.kept import Kept
+from flotta.realtime.recovery.session import Position
 from flotta.realtime.request import Request
 from flotta.realtime.socketio import connection as sio
 from flotta.realtime.socketio.connection import Connection
@@ -59,7 +62,7 @@ _CODES = {sio.PARSE_ERROR: 1002, sio.RATE_LIMIT: 1008}
 class Client(EngineClient):
     """A client that speaks Socket.IO. All methods are for the event loop's thread."""
 
-    __slots__ = ("_connection", "sockets")
+    __slots__ = ("_connection", "heard", "mark", "sockets")
 
     _owner: Owner
 
@@ -75,6 +78,10 @@ class Client(EngineClient):
     ) -> None:
         super().__init__(sid, owner, transport=transport, request=request, session=session)
         self.sockets: dict[str, Socket] = {}
+        self.mark: Position | None = None
+        """Where the stream was when the ping was sent whose pong is awaited."""
+        self.heard: Position | None = None
+        """Everything up to here has reached the client: a later ping was answered."""
         self._connection = connection
 
     # --- what Engine.IO reports ---
@@ -101,7 +108,8 @@ class Client(EngineClient):
         """The ``connect`` handler agrees. False: the client has gone meanwhile, or has left and asked again."""
         if self.over or self.sockets.get(socket.namespace) is not socket:
             return False
-        actions = self._connection.on_event(sio.Accept(socket.namespace, socket.sid), 0.0)
+        pid = None if socket.kept is None else socket.kept.pid
+        actions = self._connection.on_event(sio.Accept(socket.namespace, socket.sid, pid), 0.0)
         self._perform_connection(actions)
         if actions:
             socket.release()
@@ -112,19 +120,25 @@ class Client(EngineClient):
         if not self.over:
             self._perform_connection(self._connection.on_event(sio.Refuse(namespace, message, data), 0.0))
 
-    def leave(self, socket: Socket) -> None:
+    def leave(self, socket: Socket, reason: str = Reason.SERVER_DISCONNECT) -> None:
         """Disconnect the client from one namespace."""
         if socket.connecting:
             self.refuse(socket.namespace, "disconnected by the server")
         elif not self.over:
             self._perform_connection(self._connection.on_event(sio.Leave(socket.namespace), 0.0))
-        self._drop(socket, Reason.SERVER_DISCONNECT)
+        self._drop(socket, reason)
 
     def turn_away(self, socket: Socket, message: str, data: Any = None) -> None:
         """The ``connect`` handler refuses; nothing if the client has left, or has left and asked again."""
         if self.sockets.get(socket.namespace) is socket:
             self.refuse(socket.namespace, message, data)
             self._drop(socket, Reason.SERVER_DISCONNECT)
+
+    def abandon(self, socket: Socket) -> None:
+        """The client is at another server, or on another connection, and has left this one without a word."""
+        self._drop(socket, Reason.TRANSPORT_CLOSE)
+        if not self.sockets:
+            self.close(Reason.TRANSPORT_CLOSE)
 
     def _drop(self, socket: Socket, reason: str) -> None:
         if self.sockets.get(socket.namespace) is socket:
@@ -159,12 +173,16 @@ class Socket:
         "_held",
         "backlog",
         "client",
+        "connecting",
+        "kept",
         "last_ack",
         "namespace",
         "paused",
+        "person",
         "running",
         "session",
         "sid",
+        "since",
         "write",
         "write_volatile",
     )
@@ -173,7 +191,15 @@ class Socket:
         self.sid = sid
         self.namespace = namespace
         self.client = client
+        self.connecting = True
+        """The ``connect`` handler has not agreed yet."""
+        self.kept: Kept | None = None
+        """What its recovery needs (`Keeper`)."""
         self.session: dict[str, Any] | None = None
+        self.since = time.time()
+        """When the client asked to join (Unix seconds)."""
+        self.person: Any = None
+        """Who it belongs to (`People`), also while its last handlers run."""
         self.running = 0
         self.backlog: deque[tuple[Any, int | None]] | None = None
         self.paused = False
@@ -186,16 +212,32 @@ class Socket:
         """The highest id of an acknowledgement that was asked for."""
 
     @property
-    def connecting(self) -> bool:
-        """The ``connect`` handler has not agreed yet."""
+    def holding(self) -> bool:
+        """What is sent to it now is held: the ``connect`` handler runs, or what it missed goes first."""
         return self._held is not None
 
     def _hold(self, packet: Outgoing) -> None:
-        if self._held is not None and len(self._held) < HELD_MAX:
+        if self._held is None:
+            return
+        if len(self._held) < HELD_MAX:
             self._held.append(packet)
+        elif self.kept is not None:  # what it would miss it gets when it comes back
+            self.client.close(Reason.SLOW_CLIENT, 1013)
 
     def release(self) -> None:
-        """Send what was held: the client is in."""
+        """The client is in: send what was held, unless it must be sent first what it missed."""
+        self.connecting = False
+        if self.kept is None or not self.kept.missed:
+            self.flow()
+
+    def take_held(self) -> list[Outgoing]:
+        """What is held, to be sent; what comes is held on."""
+        assert self._held is not None, "nothing is held"
+        held, self._held = self._held, []
+        return held
+
+    def flow(self) -> None:
+        """Send what is held, and from now on at once."""
         held, self._held = self._held, None
         self.rebind()
         for packet in held or ():

@@ -16,12 +16,15 @@ from flotta.realtime.adapters import Adapter
 from flotta.realtime.client import Client, Socket
 from flotta.realtime.delivery import Counters, Delivery, Leaving
 from flotta.realtime.dispatch import Dispatcher
+from flotta.realtime.engine.client import EngineClient
 from flotta.realtime.engine.sessions import Engine, State
 from flotta.realtime.engineio.session import Session
 from flotta.realtime.namespaces import Namespaces
 from flotta.realtime.options import ServerOptions
 from flotta.realtime.people import People
 from flotta.realtime.presence.registry import Registry
+from flotta.realtime.recovery.keeper import Keeper
+from flotta.realtime.recovery.making import make_keeper
 from flotta.realtime.request import Request
 from flotta.realtime.socketio.connection import Connection
 from flotta.realtime.transports import Transport
@@ -57,6 +60,7 @@ class Core(Engine[Client]):
             logger=logger,
         )
         self.adapter: Adapter | None = None
+        self.keeper: Keeper | None = None
         self.people = People(
             self.delivery,
             instance=self.instance,
@@ -76,6 +80,9 @@ class Core(Engine[Client]):
             self.transports = ("websocket",)
         self.delivery.join_cluster(adapter)
         await adapter.start(self.delivery)
+        self.keeper = self.dispatcher.recovery = make_keeper(adapter, self.options, self.delivery, self._log)
+        if self.keeper is not None:
+            await self.keeper.start()
         self.namespaces.start(adapter)
         self._run()
 
@@ -87,6 +94,8 @@ class Core(Engine[Client]):
         await self._stop()
         await self.people.aclose()
         await self.namespaces.aclose()
+        if self.keeper is not None:
+            await self.keeper.aclose()
         if self.adapter is not None:
             await self.adapter.aclose()
 
@@ -105,9 +114,16 @@ class Core(Engine[Client]):
             return
         socket = Socket(self._new_sid(), namespace, client)
         client.sockets[namespace] = socket
-        space.rooms.add(socket.sid, socket)
+        if self.keeper is None:  # else it does, once it knows which session this is
+            space.rooms.add(socket.sid, socket)
         self._heartbeat.joined(client)
         self.dispatcher.connect(client, socket, space, auth)
+
+    def reschedule(self, client: EngineClient) -> None:
+        """Put the client where its new deadline belongs."""
+        super().reschedule(client)
+        if self.keeper is not None and isinstance(client, Client):
+            self.keeper.beat(client)
 
     def event_came(self, socket: Socket, args: list[Any], ack_id: int | None) -> None:
         """A client sent an event."""
@@ -116,6 +132,8 @@ class Core(Engine[Client]):
     def left(self, socket: Socket, reason: str) -> None:
         """A socket is gone."""
         space = self.spaces[socket.namespace]
+        if self.keeper is not None:
+            self.keeper.leaving(socket, reason)
         leaving = Leaving(socket, space.rooms.rooms_of(socket.sid), reason)
         space.rooms.remove(socket.sid)
         self.people.left(socket)

@@ -26,6 +26,8 @@ __all__ = ["Counters", "Delivery", "Leaving", "Run", "Space", "encode_event"]
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, Any], str], None]
 """Runs a coroutine of the user's, named, beside the handlers."""
+OnRooms: TypeAlias = Callable[[Socket, str, bool], None]
+"""A socket has joined (True) or left a room."""
 
 
 class Leaving(NamedTuple):
@@ -76,6 +78,13 @@ class Delivery:
         self._run = run
         self._log = logger
         self._full_told = False
+        self._on_rooms: OnRooms | None = None
+
+    def watch_rooms(self, on_rooms: OnRooms) -> None:
+        """Tell of every socket that joins or leaves a room while it is here."""
+        self._on_rooms = on_rooms
+        for space in self.spaces.values():
+            space.rooms.on_changed = on_rooms
 
     def join_cluster(self, adapter: Adapter) -> None:
         """Tell the adapter from now on which rooms have own sockets. Before the first of them."""
@@ -91,9 +100,11 @@ class Delivery:
         return space
 
     def _watch(self, space: Space) -> None:
+        space.rooms.on_changed = self._on_rooms
         if self._adapter is not None:
             space.rooms.on_made = partial(self._adapter.room_made, space.name)
             space.rooms.on_gone = partial(self._adapter.room_gone, space.name)
+            space.rooms.tells_own = self._adapter.wants_own_rooms
 
     def namespaces(self) -> list[str]:
         """The namespaces that exist."""
@@ -158,6 +169,12 @@ class Delivery:
         for socket in sockets:
             socket.ask(packet, ack_id, on_answer)
         return len(sockets)
+
+    def may_get(self, socket: Socket, broadcast: Broadcast) -> bool:
+        """Whether the socket passes the broadcast's filter, if it has one."""
+        if broadcast.may_see is None:
+            return True
+        return bool(self._visible(self.spaces[socket.namespace], [socket], broadcast.may_see, broadcast.args))
 
     def _visible(self, space: Space, sockets: list[Socket], name: str, args: list[Any]) -> list[Socket]:
         """Those that pass the filter. Unknown filter, or one that raises: nobody sees the event."""

@@ -15,7 +15,7 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import Coroutine
-from typing import Any, NamedTuple, TypeAlias, TypeVar, final
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, final
 
 from flotta.errors import ConnectRefused, RedisError
 from flotta.realtime.client import Client, Socket
@@ -46,6 +46,26 @@ class Farewell(NamedTuple):
     last: bool
 
 
+class Recovery(Protocol):
+    """Connection state recovery, at the places where a client comes in."""
+
+    async def restore(self, socket: Socket, auth: Any) -> bool:
+        """Put the socket into its namespace, with its old session if it has one. False: it has gone meanwhile."""
+        ...
+
+    def trusts(self, socket: Socket) -> bool:
+        """Nobody needs to be asked about this client again."""
+        ...
+
+    async def admit(self, socket: Socket) -> None:
+        """The client will be let in: see that its session survives this process."""
+        ...
+
+    async def accepted(self, socket: Socket) -> None:
+        """The client is in: send what it missed."""
+        ...
+
+
 Job: TypeAlias = list[Any] | Farewell
 """An event with its arguments, or a last handler."""
 
@@ -63,6 +83,7 @@ class Dispatcher:
         self._background: set[asyncio.Task[Any]] = set()
         self.failed = 0
         """Handlers that raised."""
+        self.recovery: Recovery | None = None
 
     @property
     def running(self) -> int:
@@ -119,7 +140,7 @@ class Dispatcher:
 
     def connect(self, client: Client, socket: Socket, space: Space, auth: Any) -> None:
         """Ask who decides about the client and tell it."""
-        if space.gate is not None or space.handlers.asks_connect:
+        if space.gate is not None or space.handlers.asks_connect or self.recovery is not None:
             self._begin_call(client)
             self._spawn(self._connect(client, socket, space, auth), f"connect {socket.sid}")
         else:
@@ -139,13 +160,20 @@ class Dispatcher:
 
     async def _connect(self, client: Client, socket: Socket, space: Space, auth: Any) -> None:
         left: Leaving | None = None
+        recovery = self.recovery
         try:
+            if recovery is not None and not await recovery.restore(socket, auth):
+                return
             refusal = await self._ask(client, socket, space, auth)
+            if recovery is not None and refusal is None:
+                await recovery.admit(socket)
             if refusal is not None:
                 client.turn_away(socket, refusal.message, refusal.data)
             elif not client.accept(socket):
                 # The client went while the handler ran; who was told of its coming is told of its going.
                 left = space.leaving.get(socket.sid)
+            elif recovery is not None:
+                await recovery.accepted(socket)
         finally:
             space.leaving.pop(socket.sid, None)
             self._end_call(client)
@@ -157,12 +185,16 @@ class Dispatcher:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 environ = client.environ()
+                if socket.kept is not None:
+                    environ = {**environ, "flotta.recovered": socket.kept.recovered}
                 if space.gate is not None and not await space.gate.admit(auth, environ):
                     return ConnectRefused("Invalid namespace")
-                for guard in space.handlers.guards(socket.sid, environ, auth):
+                trusted = self.recovery is not None and self.recovery.trusts(socket)
+                for guard in () if trusted else space.handlers.guards(socket.sid, environ, auth):
                     if await finish(guard()) is False:
                         return ConnectRefused(REJECTED)
-                if await finish(space.handlers.call_reserved("connect", socket.sid, environ, auth)) is False:
+                answer = None if trusted else space.handlers.call_reserved("connect", socket.sid, environ, auth)
+                if await finish(answer) is False:
                     return ConnectRefused(REJECTED)
         except ConnectRefused as refusal:
             return refusal

@@ -55,10 +55,11 @@ class Message(NamedTuple):
 
 
 class Accept(NamedTuple):
-    """The connect handler agrees."""
+    """The connect handler agrees. ``pid``: what the client says to get its session back."""
 
     namespace: str
     sid: str
+    pid: str | None = None
 
 
 class Refuse(NamedTuple):
@@ -206,7 +207,8 @@ class Connection:
         if self.state(event.namespace) is not State.CONNECTING:
             return _NOTHING  # the client left while the handler ran
         self._namespaces[event.namespace] = State.CONNECTED
-        return (SendPacket(encode(Packet(PacketType.CONNECT, event.namespace, {"sid": event.sid}))),)
+        ids = {"sid": event.sid} if event.pid is None else {"sid": event.sid, "pid": event.pid}
+        return (SendPacket(encode(Packet(PacketType.CONNECT, event.namespace, ids))),)
 
     def _refuse(self, event: Refuse) -> tuple[Action, ...]:
         if self.state(event.namespace) is not State.CONNECTING:

@@ -1,0 +1,260 @@
+"""Broadcasts through a Redis Stream, in the format of Node's ``@socket.io/redis-streams-adapter``.
+
+Everybody, this server included, delivers what lies in the stream in the stream's order; so all clients of all servers
+see one order, and an entry's id says how far a client has come, which is what recovery stands on. Requests and their
+answers, which nobody wants later, go over Pub/Sub.
+
+Invariants: own broadcasts are delivered when they are read, never before; own commands are not obeyed twice; what is
+published in one order lies in the stream in that order.
+
+Node's ``streamCount`` (several streams, a namespace to each) is not supported: there is one stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Collection
+from typing import Any, Final, final
+
+from flotta.errors import RedisError, WireError
+from flotta.realtime.adapters import AdapterStats, Broadcast, Node
+from flotta.realtime.adapters import cluster_wire as wire
+from flotta.realtime.adapters.cluster import Census, ClusterAdapter
+from flotta.realtime.adapters.cluster_wire import Message, MessageType, pack_message, read_entry, read_message
+from flotta.realtime.adapters.seats import Seat
+from flotta.realtime.adapters.streams_reader import StreamReader
+from flotta.realtime.adapters.streams_wire import LOST, MARKER, Entry, Read
+from flotta.realtime.adapters.traffic import Ear
+from flotta.realtime.adapters.wire import channel_bytes, unsendable_is_junk
+from flotta.realtime.options import ServerOptions
+from flotta.realtime.recovery.history import History, Past
+from flotta.realtime.recovery.past import Archive
+from flotta.realtime.recovery.session import Position
+from flotta.redis import Redis, Subscription
+from flotta.streaming.event import format_id
+
+__all__ = ["StreamsAdapter"]
+
+HISTORY_BYTES_MAX: Final = 32 * 2**20
+UPKEEP_S = 5.0
+_BROADCASTS: Final = frozenset({MessageType.BROADCAST, MessageType.FILTERED})
+_EPHEMERAL: Final = frozenset({MessageType.SERVER_SIDE_EMIT, MessageType.FETCH_SOCKETS})
+
+
+@final
+class StreamsAdapter(ClusterAdapter):
+    """The adapter of one server. ``keep_s``: how long events stay in the stream; None: as ``maxlen`` has it."""
+
+    echoes = True
+    wants_own_rooms = False
+
+    def __init__(self, redis: Redis, options: ServerOptions, *, keep_s: float | None, logger: Any) -> None:
+        super().__init__(redis, in_flight_max=options.publish_in_flight_max, logger=logger)
+        self.redis = redis
+        self.stream = redis.key(options.stream_name)
+        self.prefix = redis.key(options.channel_prefix)
+        self.recovers = options.recovery_s is not None
+        self._maxlen = options.stream_maxlen
+        self._keep_s = keep_s
+        self._seat = Seat(redis, self.prefix)
+        self._subscriptions: dict[str, list[Subscription]] = {}
+        self._reader = StreamReader(
+            redis, self.stream, count=options.stream_read_count, take=self._take, on_lost=self._on_lost, logger=logger
+        )
+        self._history = History((0, 0), count_max=2 * options.stream_maxlen, bytes_max=HISTORY_BYTES_MAX)
+        self.archive = Archive(redis, self.stream, self._history, self._past)
+        self._own_openings = wire.own_openings(self.uid)
+        self._upkeep_task: asyncio.Task[None] | None = None
+        self._newest: Position = (0, 0)
+        self._cut_told = False
+
+    # --- life ---
+
+    async def start(self, node: Node) -> None:
+        """Subscribe for every namespace, and read the stream from its end; returns when nothing more is missed."""
+        self._node = node
+        for namespace in node.namespaces():
+            await self.open_namespace(namespace)
+        await self._reader.start()
+        self._history.restart(self._reader.position)
+        self._upkeep_task = asyncio.get_running_loop().create_task(self._upkeep(), name="realtime stream upkeep")
+
+    async def open_namespace(self, namespace: str) -> None:
+        """Hear the requests of a namespace; its broadcasts are in the stream anyway."""
+        if namespace in self._subscriptions:
+            return
+        found = self._subscriptions[namespace] = []
+        try:
+            for channel in (self._channel(namespace), self._channel(namespace, self.uid)):
+                ear = Ear(self._traffic, self._take_message)
+                found.append(await self._seat.hub.subscribe(channel, ear, kind="channel"))
+        except BaseException:
+            await self.close_namespace(namespace)
+            raise
+
+    async def close_namespace(self, namespace: str) -> None:
+        """Hear them no more."""
+        for subscription in self._subscriptions.pop(namespace, ()):
+            await subscription.aclose()
+
+    async def aclose(self) -> None:
+        """Stop reading and listening. Idempotent."""
+        task, self._upkeep_task = self._upkeep_task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        await self._reader.aclose()
+        for namespace in list(self._subscriptions):
+            await self.close_namespace(namespace)
+        await self._end()
+        await self._seat.aclose()
+
+    def room_made(self, namespace: str, room: str) -> None:
+        """Everybody reads everything."""
+
+    def room_gone(self, namespace: str, room: str) -> None:
+        """Everybody reads everything."""
+
+    async def room_heard(self, namespace: str, room: str) -> None:
+        """At once."""
+
+    # --- the stream ---
+
+    @property
+    def position(self) -> Position:
+        """Everything up to here has been delivered."""
+        return self._reader.position
+
+    async def reached(self, position: Position) -> None:
+        """Return when everything up to ``position`` has been delivered. You bound the time."""
+        await self._reader.reached(position)
+
+    def _take(self, position: Position, entry: Entry) -> int:
+        """Do what an entry says; how many packets it made."""
+        if MARKER in entry:
+            self._history.restart(position) if entry[MARKER] == LOST else self._history.move(position)
+            return 0
+        try:
+            message = read_entry(entry)
+            if message.type in _BROADCASTS and message.data.get("requestId") is None:
+                return self._deliver(position, message, len(entry.get(b"data", b"")))
+            if message.uid != self.uid:
+                self._hear(message)
+        except WireError as error:
+            self._traffic.on_junk(self.stream.encode(), error)
+        self._history.move(position)
+        return 0
+
+    def _deliver(self, position: Position, message: Message, size_bytes: int) -> int:
+        assert self._node is not None, "start comes first"
+        broadcast = wire.read_broadcast(message)
+        self._traffic.received += message.uid != self.uid
+        if self.recovers and not broadcast.volatile:
+            self._history.append(Past(position, broadcast, size_bytes))
+        else:
+            self._history.move(position)
+        with unsendable_is_junk():
+            return self._node.deliver(broadcast, offset=self._offset(broadcast, position))
+
+    def _offset(self, broadcast: Broadcast, position: Position) -> str | None:
+        """What clients get as the last argument. They take any text that stands there for an offset: so behind text
+        comes one in any case."""
+        if not self.recovers or (broadcast.volatile and not isinstance(broadcast.args[-1], str)):
+            return None
+        return format_id(position)
+
+    def _past(self, read: Read) -> Past | None:
+        """The event of an entry that was not delivered here; None: it is none that clients could miss."""
+        if MARKER in read.entry:
+            return None
+        try:
+            message = read_entry(read.entry)
+            if message.type not in _BROADCASTS or message.data.get("requestId") is not None:
+                return None
+            broadcast = wire.read_broadcast(message)
+        except WireError:
+            return None  # counted by who delivered it
+        return None if broadcast.volatile else Past(read.position, broadcast, len(read.entry.get(b"data", b"")))
+
+    def _on_lost(self, _marker: Position) -> None:
+        self._history.restart(self._reader.position)
+
+    # --- what we say ---
+
+    def _say(self, message: Message) -> bool:
+        if message.type in _EPHEMERAL or message.data.get("requestId") is not None:
+            return self._traffic.send("PUBLISH", self._channel(message.namespace), pack_message(message))
+        entry = wire.write_entry(message)
+        return self._traffic.send("XADD", self.stream, "MAXLEN", "~", self._maxlen, "*", *entry)
+
+    def _reply(self, uid: str, message: Message) -> None:
+        self._traffic.send("PUBLISH", self._channel(message.namespace, uid), pack_message(message))
+
+    def _channel(self, namespace: str, uid: str | None = None) -> bytes:
+        name = f"{self.prefix}#{namespace}#"
+        return channel_bytes(name if uid is None else f"{name}{uid}#")
+
+    def _take_message(self, _channel: bytes, payload: bytes) -> None:
+        if not payload.startswith(self._own_openings):
+            message = read_message(payload)
+            if message.uid != self.uid:
+                self._hear(message)
+
+    async def _census(self, namespace: str, answered: Collection[str]) -> Census:
+        channels = [self._channel(namespace), *(self._channel(namespace, uid) for uid in answered)]
+        reply = await self._redis.link.call("PUBSUB", "NUMSUB", *channels)
+        counts = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+        return Census(counts[channels[0]], sum(counts[channel] > 0 for channel in channels[1:]))
+
+    # --- upkeep ---
+
+    async def _upkeep(self) -> None:
+        """Trim by time, and look how far behind the reader is."""
+        while True:
+            await asyncio.sleep(UPKEEP_S * random.uniform(0.75, 1.25))  # noqa: S311 - jitter, no secret
+            try:
+                await self._keep_up()
+            except RedisError as error:
+                self._log.debug("the stream was not looked after", reason=str(error))
+            except Exception:  # noqa: BLE001 - our bug, but the stream must be looked after
+                self._log.exception("looking after the stream failed")
+
+    async def _keep_up(self) -> None:
+        facts = await self._reader.facts()
+        if facts is None:
+            return
+        self._newest = facts.last
+        if self._keep_s is None:
+            return
+        seconds, microseconds = await self._redis.link.call("TIME")
+        cutoff_ms = int(seconds) * 1000 + int(microseconds) // 1000 - round(self._keep_s * 1000)
+        if facts.first is not None and facts.first[0] > cutoff_ms:
+            await self._warn_if_cut()
+            return
+        # The newest entry that is older than the window stays: it is where a client that has seen all of it stands.
+        older = await self._redis.link.call("XREVRANGE", self.stream, str(cutoff_ms), "-", "COUNT", 1)
+        if older:
+            await self._redis.link.call("XTRIM", self.stream, "MINID", "~", older[0][0])
+
+    async def _warn_if_cut(self) -> None:
+        if self._cut_told or await self._redis.link.call("XLEN", self.stream) < self._maxlen:
+            return
+        self._cut_told = True
+        self._log.warning(
+            "stream_maxlen keeps fewer events than recovery_s promises: clients away for long begin anew",
+            stream=self.stream,
+            stream_maxlen=self._maxlen,
+            keep_s=self._keep_s,
+        )
+
+    @property
+    def stats(self) -> AdapterStats:
+        """Counters since the start."""
+        position = self._reader.position
+        return self._traffic.stats._replace(
+            connected=self._traffic.open and self._reader.connected,
+            gaps=self._reader.gaps,
+            position=format_id(position),
+            lag_s=max(0, self._newest[0] - position[0]) / 1000,
+        )

@@ -1,0 +1,42 @@
+"""What lies in the stream of ``@socket.io/redis-streams-adapter``, read and written. Pure.
+
+An entry is a message of a server (`cluster_wire.write_entry`: fields ``uid``, ``nsp``, ``type``, ``data``), or a marker
+of Flotta's with the one field ``flotta``: where the stream begins, or where Redis has lost entries. Node servers pass
+over markers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from flotta.realtime.recovery.plan import StreamFacts
+from flotta.realtime.recovery.session import Position
+from flotta.streaming.event import parse_id
+
+__all__ = ["BEGIN", "LOST", "MARKER", "Entry", "Read", "read_entries", "read_facts"]
+
+Entry: TypeAlias = dict[bytes, bytes]
+MARKER: Final = b"flotta"
+"""The field of entries that are no messages."""
+BEGIN: Final = b"begin"
+LOST: Final = b"lost"
+"""A marker's value: before it, entries may be missing."""
+
+
+class Read(NamedTuple):
+    """An entry and where it stands."""
+
+    position: Position
+    entry: Entry
+
+
+def read_entries(reply: Any) -> list[Read]:
+    """The entries of an XRANGE reply, or of one stream of XREAD's."""
+    return [Read(parse_id(entry_id), dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in reply]
+
+
+def read_facts(reply: Any) -> StreamFacts:
+    """What XINFO STREAM says."""
+    facts = dict(zip(reply[::2], reply[1::2], strict=True)) if isinstance(reply, list) else reply
+    first = facts[b"first-entry"]
+    return StreamFacts(None if not first else parse_id(first[0]), parse_id(facts[b"last-generated-id"]))

@@ -1,0 +1,394 @@
+"""Recovery as a server does it: gives each socket a private id, keeps its session saved, and brings back who returns.
+
+A CONNECT passes here twice. Before the ``connect`` handler (`restore`): a client that names its private id gets its
+session, unless it is gone, or something that it missed is; the socket is in its rooms from then on, and holds what
+comes. After it (`admit`): the session is stored before the client hears that it is in, and what it missed is made
+ready, to be sent before what was held (`accepted`).
+
+Invariants:
+
+- a session has one owner; of two instances that claim it at once one wins, and a socket whose session was claimed by
+  another is dropped here without touching it;
+- the rooms of a recovered socket are entered in the tick in which the reader's position is noted, so each event reaches
+  it exactly one way: as missed up to there, live after it;
+- a client that cannot be given everything that it missed is told so: it gets another private id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Any, Final, Protocol, final
+
+from flotta.errors import Closed, RedisError, WireError
+from flotta.realtime.client import Client, Reason, Socket
+from flotta.realtime.delivery import Delivery, encode_event
+from flotta.realtime.recovery.history import Past
+from flotta.realtime.recovery.kept import Kept
+from flotta.realtime.recovery.past import Archive
+from flotta.realtime.recovery.plan import (
+    Asked,
+    Membership,
+    asked,
+    begins,
+    is_complete,
+    refresh_s_of,
+    revoked,
+)
+from flotta.realtime.recovery.saver import Saver
+from flotta.realtime.recovery.session import Position, Session, read_session
+from flotta.realtime.recovery.store import Loaded, Store
+from flotta.redis import Redis
+from flotta.streaming.event import format_id
+
+__all__ = ["Keeper", "Stream"]
+
+PID_BYTES = 15  # 20 characters of base64, as Node's
+OWNER_BYTES = 13  # 18 characters
+RESTORE_S = 10.0
+"""How long a client that comes back waits for Redis, at most."""
+RETRY_S = 0.2
+CLAIMS_MAX = 5
+"""Attempts at a session that changes while it is claimed."""
+PACE_S = 0.01
+_KEPT_REASONS: Final = frozenset(
+    {
+        Reason.TRANSPORT_CLOSE,
+        Reason.TRANSPORT_ERROR,
+        Reason.PING_TIMEOUT,
+        Reason.SLOW_CLIENT,
+        Reason.DRAINING,
+    }
+)
+"""Why a connection may end without ending the session."""
+
+
+class Stream(Protocol):
+    """What recovery asks of the adapter."""
+
+    @property
+    def position(self) -> Position:
+        """Everything up to here has been delivered."""
+        ...
+
+    @property
+    def archive(self) -> Archive:
+        """What was delivered, and before."""
+        ...
+
+    async def reached(self, position: Position) -> None:
+        """Return when everything up to ``position`` has been delivered."""
+        ...
+
+
+@final
+class Keeper:
+    """See the module. One per server."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        stream: Stream,
+        *,
+        store: Store,
+        channel: str,
+        delivery: Delivery,
+        window_s: float,
+        skips_connect: bool,
+        logger: Any,
+    ) -> None:
+        self.restored = self.refused = 0
+        self._redis = redis
+        self._stream = stream
+        self._store = store
+        self._channel = channel
+        self._delivery = delivery
+        self._window_s = window_s
+        self._skips_connect = skips_connect
+        self._log = logger
+        self._owned: dict[str, Socket] = {}
+        self._subscription: Any = None
+        refresh_s = refresh_s_of(window_s)
+        self._live_ttl_s = window_s + 2 * refresh_s
+        self._saver = Saver(
+            store,
+            refresh_s=refresh_s,
+            live_ttl_s=self._live_ttl_s,
+            session_of=self._session_of,
+            on_taken=self._lose,
+            logger=logger,
+        )
+
+    async def start(self) -> None:
+        """Hear of sessions that others claim. Raises what subscribing raises."""
+        self._subscription = await self._redis.hub.subscribe(self._channel, _Ear(self._on_claimed), kind="channel")
+        self._delivery.watch_rooms(self._room_changed)
+        self._saver.start()
+
+    async def aclose(self) -> None:
+        """Let the last sessions be saved. Idempotent."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await subscription.aclose()
+        await self._saver.aclose()
+
+    # --- a client comes ---
+
+    async def restore(self, socket: Socket, auth: Any) -> bool:
+        """Put the socket into its namespace: with its old session, or as a new one. False: it has gone meanwhile."""
+        wanted = asked(auth)
+        if wanted is not None:
+            try:
+                async with asyncio.timeout(RESTORE_S):
+                    await self._restore(socket, wanted)
+            except TimeoutError:
+                self._log.warning("a session was not restored in time", namespace=socket.namespace)
+        if not _is_current(socket):
+            return False
+        if socket.kept is None:
+            self.refused += wanted is not None
+            self._begin(socket)
+        return True
+
+    def _begin(self, socket: Socket) -> None:
+        pid, owner = secrets.token_urlsafe(PID_BYTES), secrets.token_urlsafe(OWNER_BYTES)
+        self._own(socket, Kept(pid, owner, self._stream.position))
+        self._delivery.spaces[socket.namespace].rooms.add(socket.sid, socket)
+
+    def _own(self, socket: Socket, kept: Kept) -> None:
+        socket.kept = kept
+        self._owned[kept.owner] = socket
+
+    async def _restore(self, socket: Socket, wanted: Asked) -> None:
+        while True:
+            try:
+                await self._claim_and_enter(socket, wanted)
+            except (RedisError, Closed):
+                await asyncio.sleep(RETRY_S)  # until it is back, or the time is over
+            else:
+                return
+
+    async def _claim_and_enter(self, socket: Socket, wanted: Asked) -> None:
+        claimed = await self._claim(socket, wanted)
+        if claimed is None:
+            return
+        session, begin = claimed
+        older = await self._stream.archive.older(begin)
+        if older is None:
+            await self._store.forget(session)
+        elif _is_current(socket):
+            self._enter(socket, session, begin, older)
+        else:
+            await self._store.save([(session._replace(live=False), self._window_s)])
+
+    async def _claim(self, socket: Socket, wanted: Asked) -> tuple[Session, Position] | None:
+        for _ in range(CLAIMS_MAX):
+            loaded = await self._store.load(wanted.pid)
+            found = None if loaded is None else self._checked(socket, wanted, loaded)
+            if loaded is None or found is None:
+                return None
+            session, begin = found
+            await self._stream.reached(begin)
+            if not _is_current(socket):
+                return None
+            mine = session._replace(
+                owner=secrets.token_urlsafe(OWNER_BYTES), namespace=socket.namespace, seen=begin, live=True
+            )
+            if await self._store.claim(loaded, mine, self._live_ttl_s):
+                if session.live:
+                    self._tell_owner(session)
+                return mine, begin
+        return None
+
+    def _checked(self, socket: Socket, wanted: Asked, loaded: Loaded) -> tuple[Session, Position] | None:
+        """The session and from where on it is to be replayed; None: not this session, or not all of it."""
+        try:
+            session = read_session(loaded.value)
+        except WireError as error:
+            self._log.warning("a saved session is junk", reason=error.reason)
+            return None
+        if session.pid != wanted.pid or session.namespace not in {None, socket.namespace}:
+            return None
+        begin = begins(session, wanted.offset)
+        return None if begin is None or not is_complete(begin, loaded.stream) else (session, begin)
+
+    def _tell_owner(self, session: Session) -> None:
+        """Its last owner may still hold the connection that the client has left."""
+        here = self._owned.get(session.owner)
+        if here is not None:
+            self._lose(here)
+        else:
+            self._saver.run(self._publish(session.owner), "realtime recovery claimed")
+
+    async def _publish(self, owner: str) -> None:
+        try:
+            await self._redis.link.call("PUBLISH", self._channel, owner)
+        except (RedisError, Closed) as error:  # it finds out when it saves
+            self._log.info("a claim could not be announced", reason=str(error))
+
+    def _enter(self, socket: Socket, session: Session, begin: Position, older: list[Past]) -> None:
+        """Nothing waits in here: what is missed ends where what is held begins."""
+        rooms = self._delivery.spaces[socket.namespace].rooms
+        zombie = rooms.get(session.sid)
+        if zombie is not None:
+            self._lose(zombie)
+        socket.sid = session.sid
+        socket.session = session.data if isinstance(session.data, dict) else {}
+        rooms.add(session.sid, socket)
+        for room in session.rooms:
+            rooms.join(session.sid, room)
+        kept = Kept.of(session, session.owner, begin)
+        membership = Membership(session)
+        events = [*older, *self._stream.archive.history.after(max(begin, self._stream.archive.history.floor))]
+        kept.missed = [
+            past
+            for past in events
+            if past.broadcast.target.namespace == socket.namespace
+            and membership.gets(past.broadcast.target, past.position)
+        ]
+        self._own(socket, kept)
+        self.restored += 1
+
+    # --- it is let in ---
+
+    def trusts(self, socket: Socket) -> bool:
+        """The session is proof enough: nobody is asked again."""
+        return self._skips_connect and socket.kept is not None and socket.kept.recovered
+
+    async def admit(self, socket: Socket) -> None:
+        """The session is stored when this returns, unless Redis is away or slow."""
+        await self._saver.stored(socket)
+
+    async def accepted(self, socket: Socket) -> None:
+        """Send what was missed, then what was held meanwhile, no faster than the client takes it."""
+        kept = socket.kept
+        if kept is None or not socket.holding:
+            return
+        missed, kept.missed = kept.missed, []
+        packets = [self._packet(past) for past in missed if self._may_get(socket, kept, past)]
+        while packets:
+            for packet in packets:
+                while not socket.client.transport.write_volatile(packet):
+                    if socket.client.over:
+                        return
+                    await asyncio.sleep(PACE_S)
+            packets = socket.take_held()
+        socket.flow()
+
+    def _may_get(self, socket: Socket, kept: Kept, past: Past) -> bool:
+        broadcast = past.broadcast
+        return not revoked(broadcast.target, kept.revoked, socket.sid) and self._delivery.may_get(socket, broadcast)
+
+    def _packet(self, past: Past) -> Any:
+        if past.packet is None:
+            past.packet = encode_event(past.broadcast, format_id(past.position))
+        return past.packet
+
+    # --- it changes ---
+
+    def _room_changed(self, socket: Socket, room: str, joined: bool) -> None:  # noqa: FBT001 - a callback
+        kept = socket.kept
+        if kept is None:
+            return
+        if joined:
+            kept.joined(room, self._stream.position)
+        else:
+            kept.quit(room, self._stream.position)
+            if socket.connecting and kept.recovered:
+                kept.revoked.add(room)
+        self._save_if_in(socket)
+
+    def _save_if_in(self, socket: Socket) -> None:
+        if not socket.connecting:  # until then `admit` saves all at once
+            self._saver.changed(socket)
+
+    async def stored(self, socket: Socket) -> None:
+        """Return when the rooms and the data of the socket are stored, or Redis is away or slow."""
+        if socket.kept is not None and not socket.connecting:
+            await self._saver.stored(socket)
+
+    def beat(self, client: Client) -> None:
+        """A ping has been sent, or its pong has come: then all that was sent before the ping has arrived."""
+        if not client.pinged:
+            if client.mark is not None:
+                client.heard, client.mark = client.mark, None
+        elif client.mark is None and not any(socket.holding for socket in client.sockets.values()):
+            client.mark = self._stream.position
+
+    def _session_of(self, socket: Socket) -> Session | None:
+        kept = socket.kept
+        if kept is None or not _is_current(socket):
+            return None
+        return self._session(socket, kept, live=True)
+
+    def _session(self, socket: Socket, kept: Kept, *, live: bool) -> Session:
+        if not socket.holding:
+            kept.settle(socket.client.heard)
+        rooms = self._delivery.spaces[socket.namespace].rooms.rooms_of(socket.sid)
+        return kept.session(socket.sid, socket.namespace, rooms, socket.session or {}, live=live)
+
+    # --- it goes ---
+
+    def leaving(self, socket: Socket, reason: str) -> None:
+        """The socket is about to leave its rooms: keep its session for its return, or end it."""
+        kept, socket.kept = socket.kept, None
+        if kept is None:
+            return
+        del self._owned[kept.owner]
+        self._saver.forget(socket)
+        if reason in _KEPT_REASONS:
+            session = self._session(socket, kept, live=False)
+            self._saver.run(self._save_last(session), "realtime recovery save")
+        else:
+            session = self._session(socket, kept, live=False)
+            self._saver.run(self._forget(session), "realtime recovery forget")
+
+    async def _save_last(self, session: Session) -> None:
+        try:
+            await self._store.save([(session, self._window_s)])
+        except (RedisError, Closed, TypeError, ValueError) as error:
+            self._log.warning("a session could not be saved", sid=session.sid, reason=str(error))
+
+    async def _forget(self, session: Session) -> None:
+        try:
+            await self._store.forget(session)
+        except (RedisError, Closed) as error:
+            self._log.warning("a session that has ended could not be deleted", sid=session.sid, reason=str(error))
+
+    def _on_claimed(self, owner: bytes) -> None:
+        socket = self._owned.get(owner.decode("ascii", "replace"))
+        if socket is not None:
+            self._lose(socket)
+
+    def _lose(self, socket: Socket) -> None:
+        """Somebody else has the session now: the socket goes, the session stays as it is."""
+        kept, socket.kept = socket.kept, None
+        if kept is not None:
+            self._owned.pop(kept.owner, None)
+        self._saver.forget(socket)
+        socket.client.abandon(socket)
+
+
+def _is_current(socket: Socket) -> bool:
+    return not socket.client.over and socket.client.sockets.get(socket.namespace) is socket
+
+
+@final
+class _Ear:
+    """Hears who was claimed. What is missed while Redis is away is noticed at the next save."""
+
+    __slots__ = ("_take",)
+
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        self._take = take
+
+    def on_message(self, _channel: bytes, payload: bytes) -> None:
+        """An owner's name."""
+        self._take(payload)
+
+    def on_lost(self) -> None:
+        """Nothing to do."""
+
+    def on_restored(self) -> None:
+        """Nothing to do."""

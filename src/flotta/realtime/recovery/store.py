@@ -1,0 +1,104 @@
+"""The keys of sessions in Redis: loaded, saved, claimed and forgotten in one atomic step each.
+
+Invariant: a session has one owner, the last who claimed it. Whoever was it before finds out at the next save, and
+changes nothing any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any, Final, NamedTuple, final
+
+from flotta.errors import CommandError
+from flotta.realtime.adapters.streams_wire import read_facts
+from flotta.realtime.recovery.plan import StreamFacts
+from flotta.realtime.recovery.session import Session, mark, write_session
+from flotta.redis import Effect, Redis, Script
+
+__all__ = ["Loaded", "Store"]
+
+BATCH_MAX = 200
+"""Saves that leave in one write."""
+
+
+def _load(name: str, effect: Effect) -> Script:
+    source = files("flotta.realtime.recovery").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    return Script(source, name=f"recovery {name}", effect=effect)
+
+
+_SAVE: Final = _load("save", Effect.LAST_WRITE_WINS)
+_CLAIM: Final = _load("claim", Effect.LAST_WRITE_WINS)
+_FORGET: Final = _load("forget", Effect.LAST_WRITE_WINS)
+
+
+class Loaded(NamedTuple):
+    """A session as it lies in Redis, and what Redis says of the stream in the same moment."""
+
+    value: bytes
+    stream: StreamFacts
+
+
+@final
+class Store:
+    """The sessions under ``key_prefix``; ``stream`` is the key of the stream that their positions are in."""
+
+    def __init__(self, redis: Redis, *, key_prefix: str, stream: str) -> None:
+        self._redis = redis
+        self._key_prefix = key_prefix
+        self._stream = stream
+
+    @property
+    def reachable(self) -> bool:
+        """Redis can be asked without waiting for a connection."""
+        return self._redis.link.connected
+
+    async def load(self, pid: str) -> Loaded | None:
+        """The session; None: there is none. Raises what `Link.call` raises."""
+        commands = (("GET", self._key_prefix + pid), ("XINFO", "STREAM", self._stream))
+        value, facts = await self._redis.link.call_many(commands)
+        for reply in (value, facts):
+            if isinstance(reply, CommandError) and "no such key" not in str(reply):
+                raise reply
+        if value is None or isinstance(facts, CommandError):
+            return None
+        return Loaded(value, read_facts(facts))
+
+    async def claim(self, loaded: Loaded, session: Session, ttl_s: float) -> bool:
+        """Become the owner (``session.owner``) of what was loaded. False: somebody was quicker.
+
+        Raises what `Link.call` raises; then the claim may have been made.
+        """
+        arguments = (loaded.value, write_session(session), round(ttl_s * 1000))
+        return bool(await _CLAIM(self._redis.link, keys=[self._key_prefix + session.pid], args=arguments))
+
+    async def save(self, sessions: Sequence[tuple[Session, float]]) -> list[bool]:
+        """Save sessions, each with its time to live in seconds. False in its place: it has another owner now.
+
+        Raises what `Link.call` raises, ValueError or TypeError for data that cannot travel.
+        """
+        saved: list[bool] = []
+        for at in range(0, len(sessions), BATCH_MAX):
+            saved += await self._save(sessions[at : at + BATCH_MAX])
+        return saved
+
+    async def _save(self, sessions: Sequence[tuple[Session, float]]) -> list[bool]:
+        commands = [
+            ("EVALSHA", _SAVE.sha, 1, self._key_prefix + session.pid, mark(session.owner), value, round(ttl_s * 1000))
+            for session, ttl_s in sessions
+            for value in (write_session(session),)
+        ]
+        replies = await self._redis.link.call_many(commands)
+        if any(isinstance(reply, CommandError) and reply.code == "NOSCRIPT" for reply in replies):
+            _, *replies = await self._redis.link.call_many([("SCRIPT", "LOAD", _SAVE.source), *commands])
+        return [_checked(reply) for reply in replies]
+
+    async def forget(self, session: Session) -> None:
+        """Delete the session, if it is still its owner's. Raises what `Link.call` raises."""
+        await _FORGET(self._redis.link, keys=[self._key_prefix + session.pid], args=[mark(session.owner)])
+
+
+def _checked(reply: Any) -> bool:
+    if isinstance(reply, CommandError):
+        raise reply
+    return bool(reply)
