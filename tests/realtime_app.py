@@ -49,7 +49,7 @@ async def say(sid: str, room: str, data: Any) -> None:
 
 
 @sio.event
-async def transport(sid: str) -> str:
+async def transport(sid: str) -> str | None:
     return sio.transport(sid)
 
 

@@ -104,6 +104,8 @@ class ServerOptions(EngineOptions):
         self._check_positive(_POSITIVE)
         if self.attachments_max < 0:
             raise self._wrong("attachments_max", "0 or more")
+        if self.namespaces != "*" and isinstance(self.namespaces, str):
+            raise self._wrong("namespaces", "a tuple of names, or *")
         if self.adapter not in get_args(AdapterName):
             raise self._wrong("adapter", f"one of {get_args(AdapterName)}")
         if self.sharded_mode not in get_args(ShardedMode):
