@@ -24,10 +24,10 @@ from flotta.realtime.recovery.session import Position
 from flotta.realtime.request import Request
 from flotta.realtime.socketio import connection as sio
 from flotta.realtime.socketio.connection import Connection
-from flotta.realtime.socketio.packet import Packet, PacketType, encode
+from flotta.realtime.socketio.packet import Encoded, Packet, PacketType
 from flotta.realtime.transports import Outgoing, Transport
 
-__all__ = ["Client", "OnAnswer", "Owner", "Reason", "Socket"]
+__all__ = ["Client", "Elder", "OnAnswer", "Owner", "Reason", "Socket"]
 
 HELD_MAX = 1_000
 """Packets held for a socket whose ``connect`` handler runs; more are dropped with the socket."""
@@ -36,6 +36,18 @@ ACKS_MAX = 1_000
 
 OnAnswer: TypeAlias = Callable[[list[Any] | None], None]
 """Gets the arguments of an acknowledgement; None: it will not come, the client has left. Called once at most."""
+
+
+class Elder(Protocol):
+    """Another instance, where a socket was before."""
+
+    def acked(self, ack_id: int, args: list[Any]) -> None:
+        """The client answered an event that this instance did not send."""
+        ...
+
+    def gone(self) -> None:
+        """The client has left."""
+        ...
 
 
 class Owner(EngineOwner, Protocol):
@@ -101,6 +113,21 @@ class Client(EngineClient):
     def joined(self) -> bool:
         """The client is in a namespace, or about to be."""
         return bool(self.sockets)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Nothing of it is half done: no handler runs or waits, no packet waits for its attachments."""
+        unread = self.pauses or self.callers or self.over or self.upgrade is not None
+        return not unread and self._connection.is_whole and all(socket.is_quiet for socket in self.sockets.values())
+
+    @property
+    def namespace_states(self) -> dict[str, str]:
+        """What the client has asked for, and how it stands there, for another instance."""
+        return self._connection.states
+
+    def encode(self, packet: Packet) -> Encoded:
+        """Put a packet on this client's wire. Raises TypeError or ValueError for what cannot travel."""
+        return self._connection.encode(packet)
 
     # --- namespaces ---
 
@@ -174,6 +201,7 @@ class Socket:
         "backlog",
         "client",
         "connecting",
+        "elder",
         "kept",
         "last_ack",
         "namespace",
@@ -210,6 +238,8 @@ class Socket:
         self._acks: dict[int, OnAnswer] | None = None
         self.last_ack = 0
         """The highest id of an acknowledgement that was asked for."""
+        self.elder: Elder | None = None
+        """The instance where it was before, if that one waits for acknowledgements (`relay`)."""
 
     @property
     def holding(self) -> bool:
@@ -243,6 +273,28 @@ class Socket:
         for packet in held or ():
             self.write(packet)
 
+    def resume(
+        self,
+        session: dict[str, Any] | None,
+        last_ack: int,
+        write: Callable[[Outgoing], None],
+        write_volatile: Callable[[Outgoing], bool],
+    ) -> None:
+        """It was connected to another instance and is here now; until `rebind` everything is written with these."""
+        self.connecting, self._held = False, None
+        self.session, self.last_ack = session, last_ack
+        self.write, self.write_volatile = write, write_volatile
+
+    @property
+    def is_quiet(self) -> bool:
+        """No handler of it runs or waits, and nothing is held for it."""
+        return not (self.connecting or self.running or self.backlog or self.paused or self._held is not None)
+
+    @property
+    def is_awaited(self) -> bool:
+        """It owes acknowledgements."""
+        return bool(self._acks)
+
     def rebind(self) -> None:
         """The client's transport is another one now."""
         if self._held is None:
@@ -252,7 +304,7 @@ class Socket:
     def emit(self, args: list[Any], on_answer: OnAnswer | None = None) -> int | None:
         """Send one event; ``on_answer`` gets its acknowledgement, and the acknowledgement's id is given."""
         ack_id = None if on_answer is None else self.last_ack + 1
-        packet = Outgoing(encode(Packet(PacketType.EVENT, self.namespace, args, ack_id)))
+        packet = Outgoing(self.client.encode(Packet(PacketType.EVENT, self.namespace, args, ack_id)))
         if ack_id is not None and on_answer is not None:
             self.ask(packet, ack_id, on_answer)
         else:
@@ -272,16 +324,20 @@ class Socket:
 
     def acknowledge(self, ack_id: int, args: list[Any]) -> None:
         """Answer an event of the client."""
-        self.write(Outgoing(encode(Packet(PacketType.ACK, self.namespace, args, ack_id))))
+        self.write(Outgoing(self.client.encode(Packet(PacketType.ACK, self.namespace, args, ack_id))))
 
     def acked(self, ack_id: int, args: list[Any]) -> None:
         """The client answered one of ours. An id that nobody waits for is dropped: it came too late."""
         on_answer = self._acks.pop(ack_id, None) if self._acks else None
         if on_answer is not None:
             on_answer(args)
+        elif self.elder is not None:
+            self.elder.acked(ack_id, args)
 
     def gone(self) -> None:
         """The client has left: nobody waits for its answers any more."""
+        if self.elder is not None:
+            self.elder.gone()
         acks, self._acks = self._acks, None
         for on_answer in acks.values() if acks else ():
             on_answer(None)

@@ -27,6 +27,7 @@ from flotta.realtime.recovery.keeper import Keeper
 from flotta.realtime.recovery.making import make_keeper
 from flotta.realtime.request import Request
 from flotta.realtime.socketio.connection import Connection
+from flotta.realtime.socketio.parser import PARSERS
 from flotta.realtime.transports import Transport
 
 __all__ = ["Core", "State"]
@@ -40,13 +41,16 @@ class Core(Engine[Client]):
     counters: Counters
 
     def __init__(self, options: ServerOptions, *, connections_max: int, logger: Any) -> None:
+        self._parser = PARSERS[options.parser]
         self.dispatcher = Dispatcher(
             handlers_max=options.handlers_max,
             backlog_max=options.backlog_max,
             connect_timeout_s=options.connect_timeout_s,
             logger=logger,
         )
-        self.delivery = Delivery(rooms_max=options.rooms_max, run=self.dispatcher.run, logger=logger)
+        self.delivery = Delivery(
+            rooms_max=options.rooms_max, run=self.dispatcher.run, logger=logger, parser=self._parser
+        )
         self.spaces = self.delivery.spaces
         self.namespaces = Namespaces(
             self.delivery, accepted=options.namespaces, dynamic_max=options.namespaces_max, logger=logger
@@ -101,7 +105,12 @@ class Core(Engine[Client]):
 
     def _make_client(self, sid: str, transport: Transport, request: Request, session: Session, now_s: float) -> Client:
         options = self.options
-        connection = Connection(now_s, attachments_max=options.attachments_max, rate_max=options.messages_per_s_max)
+        connection = Connection(
+            now_s,
+            attachments_max=options.attachments_max,
+            rate_max=options.messages_per_s_max,
+            parser=self._parser,
+        )
         return Client(sid, self, transport=transport, request=request, session=session, connection=connection)
 
     # --- what clients report (Owner) ---

@@ -12,17 +12,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, final
 
 from flotta.realtime.adapters import Adapter, Answer, Broadcast, OnAck, SocketFacts, Target
+from flotta.realtime.adapters.wire import pack
 from flotta.realtime.client import Reason, Socket
 from flotta.realtime.engine.sessions import EngineCounters
 from flotta.realtime.handlers import Handler, Handlers, MaySee, finish
 from flotta.realtime.rooms import Rooms
-from flotta.realtime.socketio.packet import Packet, PacketType, encode
+from flotta.realtime.socketio.packet import Packet, PacketType
+from flotta.realtime.socketio.parser import JSON, Parser
 from flotta.realtime.transports import Outgoing
 
 if TYPE_CHECKING:
     from flotta.realtime.namespaces import Gate
 
-__all__ = ["Counters", "Delivery", "Leaving", "Run", "Space", "encode_event"]
+__all__ = ["Counters", "Delivery", "Leaving", "Run", "Space"]
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, Any], str], None]
 """Runs a coroutine of the user's, named, beside the handlers."""
@@ -70,14 +72,16 @@ class Counters(EngineCounters):
 class Delivery:
     """See the module. Nothing here waits."""
 
-    def __init__(self, *, rooms_max: int | None, run: Run, logger: Any) -> None:
+    def __init__(self, *, rooms_max: int | None, run: Run, logger: Any, parser: Parser = JSON) -> None:
         self.spaces: dict[str, Space] = {"/": Space("/")}
         self.counters = Counters()
+        self._parser = parser
         self._adapter: Adapter | None = None
         self._rooms_max = rooms_max
         self._run = run
         self._log = logger
         self._full_told = False
+        self._unportable_told = False
         self._on_rooms: OnRooms | None = None
 
     def watch_rooms(self, on_rooms: OnRooms) -> None:
@@ -110,6 +114,12 @@ class Delivery:
         """The namespaces that exist."""
         return list(self.spaces)
 
+    def encode(self, broadcast: Broadcast, offset: str | None = None) -> Outgoing:
+        """The packet for every recipient; ``offset`` as in `deliver`. Raises TypeError or ValueError for what cannot
+        travel."""
+        args = broadcast.args if offset is None else [*broadcast.args, offset]
+        return Outgoing(self._parser.encode(Packet(PacketType.EVENT, broadcast.target.namespace, args)))
+
     def deliver(self, broadcast: Broadcast, packet: Outgoing | None = None, *, offset: str | None = None) -> int:
         """Send to the own sockets that the broadcast is for; how many got it. ``packet``: encoded already; ``offset``:
         what the clients get as the last argument, for their recovery."""
@@ -121,7 +131,7 @@ class Delivery:
             recipients = self._visible(space, recipients, broadcast.may_see, broadcast.args)
         if not recipients:
             return 0
-        packet = packet or encode_event(broadcast, offset)
+        packet = packet or self.encode(broadcast, offset)
         self.counters.broadcasts += 1
         self.counters.delivered += len(recipients)
         if broadcast.volatile:
@@ -148,7 +158,7 @@ class Delivery:
             return 0
         # One id that is new to all of them: so the packet is encoded once.
         ack_id = 1 + max(socket.last_ack for socket in sockets)
-        packet = Outgoing(encode(Packet(PacketType.EVENT, target.namespace, args, ack_id)))
+        packet = Outgoing(self._parser.encode(Packet(PacketType.EVENT, target.namespace, args, ack_id)))
         due = len(sockets)
 
         def on_answer(found: list[Any] | None) -> None:
@@ -238,10 +248,27 @@ class Delivery:
                 sid=socket.sid,
                 rooms=self.spaces[target.namespace].rooms.rooms_of(socket.sid),
                 handshake=_handshake(socket),
-                data=socket.session or {},
+                data=self._portable(socket),
             )
             for socket in self._targeted(target)
         ]
+
+    def _portable(self, socket: Socket) -> Any:
+        """The session as other servers may know it; None if it holds what cannot travel."""
+        session = socket.session or {}
+        try:
+            pack(session)
+        except (TypeError, ValueError) as error:
+            if not self._unportable_told:
+                self._unportable_told = True
+                self._log.warning(
+                    "a session cannot travel: fetch_sockets shows None for it",
+                    sid=socket.sid,
+                    reason=str(error),
+                    cure="save_session: keep to what JSON and bytes can carry",
+                )
+            return None
+        return dict(session)
 
     def server_side(self, namespace: str, args: list[Any], answer: Answer | None) -> None:
         """Another server's event: its handler's result is the answer; who has no handler answers None."""
@@ -260,12 +287,6 @@ class Delivery:
         """The rooms that own sockets are in, their own ids included."""
         space = self.spaces.get(namespace)
         return [] if space is None else [*space.rooms, *space.rooms.names()]
-
-
-def encode_event(broadcast: Broadcast, offset: str | None = None) -> Outgoing:
-    """The packet for every recipient. Raises TypeError or ValueError for what cannot travel."""
-    args = broadcast.args if offset is None else [*broadcast.args, offset]
-    return Outgoing(encode(Packet(PacketType.EVENT, broadcast.target.namespace, args)))
 
 
 async def _serve(handler: Handler, args: list[Any], answer: Answer | None) -> None:

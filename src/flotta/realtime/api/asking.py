@@ -10,7 +10,6 @@ from flotta.errors import AckTimeout, ClusterTimeout, RealtimeError
 from flotta.realtime.adapters import Broadcast, Target
 from flotta.realtime.api.base import Base, Names, args_of, target_of, value_of
 from flotta.realtime.client import Socket
-from flotta.realtime.delivery import encode_event
 from flotta.realtime.handlers import finish
 from flotta.realtime.question import Question
 
@@ -124,8 +123,9 @@ class Asking(Base):
         """Ask the clients of all instances; returns when nothing more can come. The others first: if they cannot be
         reached, nobody is asked."""
         adapter, delivery = self._adapter_in_use, self._core.delivery
+        await adapter.settled()
         rooms = self._space(target.namespace).rooms
-        encode_event(Broadcast(target, args))  # what cannot travel is sent to nobody
+        delivery.encode(Broadcast(target, args))  # what cannot travel is sent to nobody
         only_here = len(target.rooms) == 1 and rooms.get(target.rooms[0]) is not None
         async with self._hearing(target.namespace):
             servers = 1

@@ -10,7 +10,6 @@ from flotta.errors import Closed, NotStarted, StateError
 from flotta.realtime.adapters import Adapter, Broadcast
 from flotta.realtime.api.asking import CALLBACK_S, Asking
 from flotta.realtime.api.base import Names, args_of, target_of
-from flotta.realtime.delivery import encode_event
 
 __all__ = ["Sending"]
 
@@ -99,7 +98,7 @@ class Sending(Asking):
     def _broadcast(self, adapter: Adapter, broadcast: Broadcast, *, local: bool) -> None:
         target = broadcast.target
         rooms = self._space(target.namespace).rooms
-        packet = encode_event(broadcast)  # first: what cannot travel is sent to nobody
+        packet = self._core.delivery.encode(broadcast)  # first: what cannot travel is sent to nobody
         # A single session id of this instance: nobody elsewhere can be meant.
         only_here = len(target.rooms) == 1 and rooms.get(target.rooms[0]) is not None
         echoes = adapter.echoes

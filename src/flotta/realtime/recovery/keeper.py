@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol, final
 
 from flotta.errors import Closed, RedisError, WireError
 from flotta.realtime.client import Client, Reason, Socket
-from flotta.realtime.delivery import Delivery, encode_event
+from flotta.realtime.delivery import Delivery
 from flotta.realtime.recovery.history import Past
 from flotta.realtime.recovery.kept import Kept
 from flotta.realtime.recovery.past import Archive
@@ -282,7 +282,7 @@ class Keeper:
 
     def _packet(self, past: Past) -> Any:
         if past.packet is None:
-            past.packet = encode_event(past.broadcast, format_id(past.position))
+            past.packet = self._delivery.encode(past.broadcast, format_id(past.position))
         return past.packet
 
     # --- it changes ---

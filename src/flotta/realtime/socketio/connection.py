@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple, TypeAlias, final
 
 from flotta.errors import PacketError
 from flotta.realtime.engineio.rate import Rate
-from flotta.realtime.socketio.packet import Decoder, Encoded, Packet, PacketType, encode
+from flotta.realtime.socketio.packet import Encoded, Packet, PacketType
+from flotta.realtime.socketio.parser import JSON, Parser
 
 __all__ = [
     "Abort",
@@ -153,10 +154,14 @@ _TABLE: dict[tuple[PacketType, State], _Move] = {
 class Connection:
     """The machine of one client. ``rate_max`` is messages per second, with a burst of one second's worth."""
 
-    __slots__ = ("_aborted", "_decoder", "_namespaces", "_rate")
+    __slots__ = ("_aborted", "_decoder", "_namespaces", "_rate", "encode")
 
-    def __init__(self, now_s: float, *, attachments_max: int, rate_max: float | None = None) -> None:
-        self._decoder = Decoder(attachments_max=attachments_max)
+    def __init__(
+        self, now_s: float, *, attachments_max: int, rate_max: float | None = None, parser: Parser = JSON
+    ) -> None:
+        self._decoder = parser.decoder(attachments_max)
+        self.encode = parser.encode
+        """Puts a packet on this client's wire."""
         self._namespaces: dict[str, State] = {}
         self._rate = None if rate_max is None else Rate(rate_max, now_s)
         self._aborted = False
@@ -164,6 +169,20 @@ class Connection:
     def state(self, namespace: str) -> State:
         """Where the client stands in ``namespace``."""
         return self._namespaces.get(namespace, State.ABSENT)
+
+    @property
+    def is_whole(self) -> bool:
+        """No packet waits for its attachments."""
+        return self._decoder.is_whole
+
+    @property
+    def states(self) -> dict[str, str]:
+        """Where the client stands everywhere, for `take_over` elsewhere."""
+        return {namespace: state.value for namespace, state in self._namespaces.items()}
+
+    def take_over(self, states: dict[str, str]) -> None:
+        """Go on where another one was. Raises ValueError for a state that there is none of."""
+        self._namespaces = {namespace: State(state) for namespace, state in states.items()}
 
     def on_event(self, event: Event, now_s: float) -> tuple[Action, ...]:
         """Take one event, give what to do. Never raises for what a client sent."""
@@ -208,20 +227,20 @@ class Connection:
             return _NOTHING  # the client left while the handler ran
         self._namespaces[event.namespace] = State.CONNECTED
         ids = {"sid": event.sid} if event.pid is None else {"sid": event.sid, "pid": event.pid}
-        return (SendPacket(encode(Packet(PacketType.CONNECT, event.namespace, ids))),)
+        return (SendPacket(self.encode(Packet(PacketType.CONNECT, event.namespace, ids))),)
 
     def _refuse(self, event: Refuse) -> tuple[Action, ...]:
         if self.state(event.namespace) is not State.CONNECTING:
             return _NOTHING
         del self._namespaces[event.namespace]
         answer = {"message": event.message} if event.data is None else {"message": event.message, "data": event.data}
-        return (SendPacket(encode(Packet(PacketType.CONNECT_ERROR, event.namespace, answer))),)
+        return (SendPacket(self.encode(Packet(PacketType.CONNECT_ERROR, event.namespace, answer))),)
 
     def _leave(self, namespace: str) -> tuple[Action, ...]:
         if self.state(namespace) is not State.CONNECTED:
             return _NOTHING
         self._namespaces[namespace] = State.LEFT
-        return (SendPacket(encode(Packet(PacketType.DISCONNECT, namespace))),)
+        return (SendPacket(self.encode(Packet(PacketType.DISCONNECT, namespace))),)
 
     def _abort(self, reason: str, error: PacketError | None = None) -> tuple[Action, ...]:
         self._aborted = True

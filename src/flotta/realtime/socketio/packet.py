@@ -16,10 +16,23 @@ from typing import Any, Final, NamedTuple, NoReturn, final
 
 from flotta.errors import PacketError
 
-__all__ = ["ATTACHMENTS_MAX", "RESERVED_EVENTS", "Decoder", "Encoded", "Packet", "PacketType", "encode", "iso_time"]
+__all__ = [
+    "ACK_ID_MAX",
+    "ATTACHMENTS_MAX",
+    "NAMESPACE_LENGTH_MAX",
+    "RESERVED_EVENTS",
+    "Decoder",
+    "Encoded",
+    "Packet",
+    "PacketType",
+    "check_data",
+    "encode",
+    "iso_time",
+]
 
 ATTACHMENTS_MAX: Final = 16
 ACK_ID_DIGITS_MAX: Final = 15  # below 2**53, the largest integer that every client keeps exact
+ACK_ID_MAX: Final = 10**ACK_ID_DIGITS_MAX - 1
 ATTACHMENT_DIGITS_MAX: Final = 4
 NAMESPACE_LENGTH_MAX: Final = 256
 
@@ -164,7 +177,7 @@ def _parse(text: str, attachments_max: int) -> tuple[Packet, int]:
     namespace, at = _read_namespace(text, at)
     ack_id, at = _read_id(text, at)
     data = _load(text[at:], text)
-    _check(kind, data, ack_id, text)
+    check_data(kind, data, ack_id, text)
     return Packet(kind, namespace, data, ack_id), attachments
 
 
@@ -215,8 +228,8 @@ def _load(body: str, text: str) -> Any:
         raise _error("bad JSON", text) from error
 
 
-def _check(kind: PacketType, data: Any, ack_id: int | None, text: str) -> None:
-    """The shape that each type asks of its data."""
+def check_data(kind: PacketType, data: Any, ack_id: int | None, raw: str | bytes) -> None:
+    """The shape that each type asks of its data; ``raw`` is for the error. Raises PacketError."""
     if kind in {PacketType.EVENT, PacketType.BINARY_EVENT}:
         good = isinstance(data, list) and bool(data) and isinstance(data[0], str) and data[0] not in RESERVED_EVENTS
     elif kind in {PacketType.ACK, PacketType.BINARY_ACK}:
@@ -228,7 +241,7 @@ def _check(kind: PacketType, data: Any, ack_id: int | None, text: str) -> None:
     else:
         good = isinstance(data, (str, dict)) and ack_id is None
     if not good:
-        raise _error(f"bad data for {kind.name}", text)
+        raise _error(f"bad data for {kind.name}", raw)
 
 
 def _fill(data: Any, parts: list[bytes]) -> Any:
