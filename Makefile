@@ -10,7 +10,7 @@ PORT   ?= 8000
 WORKERS ?= auto
 MINUTES ?= 5
 
-.PHONY: help demo web test coverage check bench chaos conformance interop docs format lint types contracts clean constraints
+.PHONY: help demo chat chat-flask web test coverage check bench chaos conformance interop docs format lint types contracts clean constraints
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -53,13 +53,26 @@ $(WEB_STAMP): $(NODE_STAMP) $(WEB_SOURCE)
 	@cd $(WEB) && $(NPM) ci --no-audit --no-fund --loglevel=error && $(NPM) run --silent build
 	@touch $@
 
-web: $(WEB_STAMP) ## Harbor's page
+CHAT       := examples/chat
+CHAT_STAMP := $(CHAT)/web/node_modules/.built
+
+$(CHAT_STAMP): $(NODE_STAMP) $(CHAT)/web/package-lock.json
+	@cd $(CHAT)/web && $(NPM) ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+web: $(WEB_STAMP) $(CHAT_STAMP) ## the pages of the examples
 
 demo: $(STAMP) $(WEB_STAMP) ## Harbor: live tracking on three instances and embedded servers; PORT=8000
 	@PORT=$(PORT) PYTHONPATH=$(HARBOR)/src exec $(PY) -m harbor.demo
 
+chat: $(STAMP) $(CHAT_STAMP) ## a chat on FastAPI: REST and Socket.IO on three instances, embedded servers; PORT=8000
+	@PORT=$(PORT) PYTHONPATH=$(CHAT)/src exec $(PY) -m quay.demo fastapi
+
+chat-flask: $(STAMP) $(CHAT_STAMP) ## the same chat on Flask
+	@PORT=$(PORT) PYTHONPATH=$(CHAT)/src exec $(PY) -m quay.demo flask
+
 test: $(STAMP) $(NODE_STAMP) ## every test that this machine can run; says what it skips and why
-	@$(MAKE) --no-print-directory web || echo "Harbor's page could not be built: the tests in a browser will skip"
+	@$(MAKE) --no-print-directory web || echo "the examples' pages could not be built: the tests in a browser will skip"
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
 
 coverage: $(STAMP) $(NODE_STAMP) ## the tests once more, with the branches that they do not reach
