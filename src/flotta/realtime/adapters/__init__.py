@@ -222,6 +222,11 @@ class Adapter(Protocol):
         """The same, and one answer of each of them."""
         ...
 
+    async def settled(self) -> None:
+        """Return when the own clients have been sent all that this server has published before; what is done to them
+        afterwards then happens after it. At once without `echoes`, and after a second in any case."""
+        ...
+
     async def wait_for_room(self) -> None:
         """Return when fewer broadcasts are in flight than the limit."""
         ...

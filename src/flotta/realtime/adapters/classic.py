@@ -111,6 +111,17 @@ class ClassicAdapter:
         self._deaf: set[_Ear] = set()
         self._published = self._publish_lost = self._received = self._junk = self._gaps = 0
         self._node: Node | None = None
+        self.own: OwnNode | None = None
+        """Gets what this server itself has said, as it comes back, while it is set."""
+
+    @property
+    def hub(self) -> Hub:
+        """The connection over which everything is heard."""
+        return self._seat.hub
+
+    async def listen_for(self, namespace: str, rooms: Iterable[str]) -> None:
+        """The pattern hears every room; returns when it is subscribed to."""
+        await self.open_namespace(namespace)
 
     async def start(self, node: Node) -> None:
         """Subscribe for every namespace; returns when Redis has confirmed."""
@@ -173,15 +184,22 @@ class ClassicAdapter:
 
     def _hear(self, node: Node, namespace: str, payload: bytes) -> None:
         heard = read_broadcast(payload)
-        if heard.uid != self.uid and heard.broadcast.target.namespace == namespace:
+        if heard.broadcast.target.namespace != namespace:
+            return
+        if heard.uid != self.uid:
             self._received += 1
             with unsendable_is_junk():
                 node.deliver(heard.broadcast)
+        elif self.own is not None:
+            self.own.deliver(heard.broadcast)
 
     def _answer_in(self, node: Node, channels: Channels, namespace: str) -> Callable[[bytes, bytes], None]:
         def take(_channel: bytes, payload: bytes) -> None:
             request = read_request(payload, namespace)
-            if request.uid != self.uid:
+            if request.uid == self.uid:
+                if self.own is not None:
+                    obey_own(self.own, request, self._requests)
+            else:
                 answer(node, request, partial(self._send, channels.answers_to(request.uid)))
 
         return take
@@ -337,6 +355,9 @@ class ClassicAdapter:
         self._publish_lost += 1
         if not isinstance(error, RedisError):
             self._log.error("publishing a broadcast failed", exc_info=error)
+
+    async def settled(self) -> None:
+        """It always is: own broadcasts are delivered at once."""
 
     async def wait_for_room(self) -> None:
         """Return when fewer broadcasts are in flight than the limit."""

@@ -197,6 +197,9 @@ class ClusterAdapter(ABC):
         """Give an event to the others' handlers."""
         self._say(Message(self.uid, namespace, MessageType.SERVER_SIDE_EMIT, wire.server_side_data(args)))
 
+    async def settled(self) -> None:  # noqa: B027 - not abstract: most have nothing to wait for
+        """It always is: own broadcasts are delivered at once."""
+
     async def wait_for_room(self) -> None:
         """Return when fewer broadcasts are in flight than the limit."""
         await self._traffic.wait_for_room()

@@ -76,6 +76,9 @@ class MemoryAdapter:
         """Nobody answers."""
         return []
 
+    async def settled(self) -> None:
+        """It always is."""
+
     async def wait_for_room(self) -> None:
         """There is always room."""
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any, Final, final
 
 from flotta.errors import RedisError, WireError
@@ -32,12 +33,13 @@ from flotta.realtime.recovery.history import History, Past
 from flotta.realtime.recovery.past import Archive
 from flotta.realtime.recovery.session import Position
 from flotta.redis import Redis, Subscription
-from flotta.streaming.event import format_id
+from flotta.streaming.event import format_id, parse_id
 
 __all__ = ["StreamsAdapter"]
 
 HISTORY_BYTES_MAX: Final = 32 * 2**20
 UPKEEP_S = 5.0
+SETTLE_S = 1.0
 _BROADCASTS: Final = frozenset({MessageType.BROADCAST, MessageType.FILTERED})
 _EPHEMERAL: Final = frozenset({MessageType.SERVER_SIDE_EMIT, MessageType.FETCH_SOCKETS})
 
@@ -67,6 +69,7 @@ class StreamsAdapter(ClusterAdapter):
         self._own_openings = wire.own_openings(self.uid)
         self._upkeep_task: asyncio.Task[None] | None = None
         self._newest: Position = (0, 0)
+        self._added: asyncio.Future[Any] | None = None
         self._cut_told = False
 
     # --- life ---
@@ -130,6 +133,23 @@ class StreamsAdapter(ClusterAdapter):
         """Return when everything up to ``position`` has been delivered. You bound the time."""
         await self._reader.reached(position)
 
+    async def settled(self) -> None:
+        """Return when the own clients have been sent all that this server has published before."""
+        added = self._added
+        if added is None or (added.done() and self._is_delivered(added)):
+            self._added = None
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_S):
+                await asyncio.wait({added})
+                if not self._is_delivered(added):
+                    await self._reader.reached(parse_id(added.result()))
+
+    def _is_delivered(self, added: asyncio.Future[Any]) -> bool:
+        """Also if it was not added: then nobody waits for it."""
+        failed = added.cancelled() or added.exception() is not None
+        return failed or parse_id(added.result()) <= self._reader.position
+
     def _take(self, position: Position, entry: Entry) -> int:
         """Do what an entry says; how many packets it made."""
         if MARKER in entry:
@@ -186,7 +206,10 @@ class StreamsAdapter(ClusterAdapter):
         if message.type in _EPHEMERAL or message.data.get("requestId") is not None:
             return self._traffic.send("PUBLISH", self._channel(message.namespace), pack_message(message))
         entry = wire.write_entry(message)
-        return self._traffic.send("XADD", self.stream, "MAXLEN", "~", self._maxlen, "*", *entry)
+        if not self._traffic.send("XADD", self.stream, "MAXLEN", "~", self._maxlen, "*", *entry):
+            return False
+        self._added = self._traffic.last
+        return True
 
     def _reply(self, uid: str, message: Message) -> None:
         self._traffic.send("PUBLISH", self._channel(message.namespace, uid), pack_message(message))

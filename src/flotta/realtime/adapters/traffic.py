@@ -57,6 +57,8 @@ class Traffic:
         self._in_flight_max = in_flight_max
         self._on_deaf = on_deaf
         self._log = logger
+        self.last: asyncio.Future[Any] | None = None
+        """Redis' answer to what was sent last."""
         self._in_flight: set[asyncio.Future[Any]] = set()
         self._has_room = asyncio.Event()
         self._has_room.set()
@@ -81,7 +83,7 @@ class Traffic:
             return False
         self._published += 1
         reply: Awaitable[Any] = self._redis.link.call(*command)
-        future = asyncio.ensure_future(reply)
+        future = self.last = asyncio.ensure_future(reply)
         self._in_flight.add(future)
         if len(self._in_flight) >= self._in_flight_max:
             self._has_room.clear()

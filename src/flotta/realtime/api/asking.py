@@ -57,6 +57,7 @@ class Asking(Base):
         try:
             async with asyncio.timeout(timeout_s):
                 if socket is not None:
+                    await self._adapter_in_use.settled()
                     found = await _ask_here(socket, args)
                 else:
                     found = await self._ask_elsewhere(Target(namespace, (to,)), args, timeout_s, local=local)

@@ -189,6 +189,7 @@ class Cluster(Base):
             return
         self._space(target.namespace)
         adapter, delivery = self._adapter_in_use, self._core.delivery
+        await adapter.settled()
         if not local:
             adapter.command(command, target, rooms=rooms, close=close)
         if command is Command.JOIN:

@@ -104,4 +104,6 @@ class Sending(Asking):
         echoes = adapter.echoes
         published = not local and (echoes or not only_here) and adapter.publish(broadcast)
         if not (published and echoes):
-            self._core.delivery.deliver(broadcast, packet)
+            keeper = self._core.keeper
+            offset = None if keeper is None else keeper.offset_behind(broadcast.args)
+            self._core.delivery.deliver(broadcast, packet if offset is None else None, offset=offset)

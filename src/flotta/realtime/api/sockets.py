@@ -8,6 +8,7 @@ from typing import Any
 
 from flotta.realtime.adapters import Command, Target
 from flotta.realtime.api.base import Base
+from flotta.realtime.client import Socket
 
 __all__ = ["Sockets"]
 
@@ -24,6 +25,7 @@ class Sockets(Base):
         Redis is there. With the adapter ``"sharded"`` that takes a round trip for the first client of a room; a Redis
         that is away or slow holds nobody up for more than a second. Cancelling leaves the client in the room.
         """
+        await self._settled()
         socket = self._socket(sid, namespace)
         if socket is None:
             return self._tell_holder(Command.JOIN, sid, namespace, rooms=(room,))
@@ -31,14 +33,28 @@ class Sockets(Base):
             return False
         if self._core.adapter is not None:
             await self._core.adapter.room_heard(namespace, room)
+        await self._stored(socket)
         return True
 
     async def leave_room(self, sid: str, room: str, *, namespace: str = "/") -> None:
         """Take a client out of a room, if it is in it. For one that is not connected here the others are told."""
-        if self._socket(sid, namespace) is None:
+        await self._settled()
+        socket = self._socket(sid, namespace)
+        if socket is None:
             self._tell_holder(Command.LEAVE, sid, namespace, rooms=(room,))
         else:
             self._space(namespace).rooms.leave(sid, room)
+            await self._stored(socket)
+
+    async def _settled(self) -> None:
+        """What was sent before is sent before anything changes."""
+        if self._core.adapter is not None:
+            await self._core.adapter.settled()
+
+    async def _stored(self, socket: Socket) -> None:
+        """What has changed outlives this process, if sessions do."""
+        if self._core.keeper is not None:
+            await self._core.keeper.stored(socket)
 
     def _tell_holder(self, command: Command, sid: str, namespace: str, *, rooms: tuple[str, ...] = ()) -> bool:
         """Tell the instance that holds the client, whichever it is. False: there are no others."""
@@ -51,6 +67,7 @@ class Sockets(Base):
     async def close_room(self, room: str, *, namespace: str = "/") -> None:
         """Take everybody out of a room, on every instance."""
         target = Target(namespace, (room,))
+        await self._settled()
         self._core.delivery.leave(target, (room,))
         if self._core.adapter is not None:
             self._core.adapter.command(Command.LEAVE, target, rooms=(room,))
@@ -64,6 +81,7 @@ class Sockets(Base):
 
     async def disconnect(self, sid: str, *, namespace: str = "/") -> None:
         """Disconnect a client from the namespace, wherever it is connected. Its ``disconnect`` handler runs there."""
+        await self._settled()
         socket = self._socket(sid, namespace)
         if socket is not None:
             socket.client.leave(socket)
@@ -76,10 +94,16 @@ class Sockets(Base):
         return {} if socket is None else dict(socket.session or {})
 
     async def save_session(self, sid: str, session: dict[str, Any], *, namespace: str = "/") -> None:
-        """Store the user's data with the connection; it ends with it."""
+        """Store the user's data with the connection; it ends with it.
+
+        With recovery it is what the client gets back, and what other instances see as ``data``: then it must be what
+        MessagePack can carry (text, numbers, bytes, lists, maps), or the client cannot be recovered.
+        """
+        await self._settled()
         socket = self._known(sid, namespace)
         if socket is not None:
             socket.session = dict(session)
+            await self._stored(socket)
 
     @asynccontextmanager
     async def session(self, sid: str, *, namespace: str = "/") -> AsyncIterator[dict[str, Any]]:
@@ -92,6 +116,11 @@ class Sockets(Base):
         """The request that opened the client's connection; None if it is gone."""
         socket = self._known(sid, namespace)
         return None if socket is None else socket.client.environ()
+
+    def recovered(self, sid: str, *, namespace: str = "/") -> bool:
+        """Whether a client of this instance came back to an earlier session, and got what it had missed."""
+        socket = self._known(sid, namespace)
+        return socket is not None and socket.kept is not None and socket.kept.recovered
 
     def is_connected(self, sid: str, *, namespace: str = "/") -> bool:
         """Whether the client is connected to this instance."""

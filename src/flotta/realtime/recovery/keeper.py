@@ -52,6 +52,7 @@ RETRY_S = 0.2
 CLAIMS_MAX = 5
 """Attempts at a session that changes while it is claimed."""
 PACE_S = 0.01
+ACK_ID_MAX = 2**31
 _KEPT_REASONS: Final = frozenset(
     {
         Reason.TRANSPORT_CLOSE,
@@ -132,6 +133,22 @@ class Keeper:
         if subscription is not None:
             await subscription.aclose()
         await self._saver.aclose()
+
+    # --- a connection moves (`relay`) ---
+
+    def adopt(self, socket: Socket, kept: Kept) -> None:
+        """A socket has come here with its connection, from an instance that has let it go (`release`)."""
+        self._own(socket, kept)
+        self._saver.changed(socket)
+
+    def release(self, socket: Socket) -> Kept | None:
+        """A socket goes elsewhere with its connection: its session is the other's to keep, as it is."""
+        kept, socket.kept = socket.kept, None
+        if kept is not None:
+            self._owned.pop(kept.owner, None)
+            self._saver.forget(socket)
+            kept.settle(socket.client.heard)
+        return kept
 
     # --- a client comes ---
 
@@ -235,6 +252,7 @@ class Keeper:
             self._lose(zombie)
         socket.sid = session.sid
         socket.session = session.data if isinstance(session.data, dict) else {}
+        socket.last_ack = secrets.randbelow(ACK_ID_MAX)  # a late answer to the old connection must not fit a new event
         rooms.add(session.sid, socket)
         for room in session.rooms:
             rooms.join(session.sid, room)
@@ -284,6 +302,10 @@ class Keeper:
         if past.packet is None:
             past.packet = self._delivery.encode(past.broadcast, format_id(past.position))
         return past.packet
+
+    def offset_behind(self, args: list[Any]) -> str | None:
+        """What must follow an event that is not in the stream: clients take text at the end for an offset."""
+        return format_id(self._stream.position) if isinstance(args[-1], str) else None
 
     # --- it changes ---
 
