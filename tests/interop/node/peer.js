@@ -10,6 +10,7 @@ const { Server } = require("socket.io");
 const { createAdapter, createShardedAdapter } = require("@socket.io/redis-adapter");
 const streams = require("@socket.io/redis-streams-adapter");
 const { Emitter } = require("@socket.io/redis-emitter");
+const { Socket: EngineSocket } = require("engine.io-client");
 const { createClient } = require("redis");
 
 const clients = new Map();
@@ -30,6 +31,7 @@ function unpack(value) {
   if (Array.isArray(value)) return value.map(unpack);
   if (value && typeof value === "object") {
     if (typeof value.$bytes === "string") return Buffer.from(value.$bytes, "base64");
+    if (typeof value.$date === "number") return new Date(value.$date);
     return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, unpack(v)]));
   }
   return value;
@@ -37,7 +39,7 @@ function unpack(value) {
 
 function watch(name, socket) {
   const tell = (what, args) => say({ event: "client", name, what, args: pack(args) });
-  socket.on("connect", () => tell("connect", [socket.id, socket.io.engine.transport.name]));
+  socket.on("connect", () => tell("connect", [socket.id, socket.io.engine.transport.name, Boolean(socket.recovered)]));
   socket.on("connect_error", (error) => tell("connect_error", [error.message, error.data ?? null]));
   socket.on("disconnect", (reason) => tell("disconnect", [reason]));
   socket.io.on("open", () => socket.io.engine.on("upgrade", (transport) => tell("upgrade", [transport.name])));
@@ -64,11 +66,32 @@ const adapters = {
   streams: async (redis, options) => streams.createAdapter(await redisClient(redis), options),
 };
 
+function targeted(from, rooms, except) {
+  let target = from;
+  for (const room of rooms ?? []) target = target.to(room);
+  for (const room of except ?? []) target = target.except(room);
+  return target;
+}
+
 const operations = {
   connect({ name, url, options }) {
+    if (options.parser === "msgpack") options.parser = require("socket.io-msgpack-parser");
     const socket = io(url, { transports: ["websocket"], reconnectionDelay: 50, reconnectionDelayMax: 200, forceNew: true, ...options });
     clients.set(name, socket);
     watch(name, socket);
+  },
+  // A client of Engine.IO alone: its messages are told as they come.
+  engine({ name, url, options }) {
+    const socket = new EngineSocket(url, options);
+    clients.set(name, socket);
+    const tell = (what, args) => say({ event: "client", name, what, args: pack(args) });
+    socket.on("open", () => tell("open", [socket.id, socket.transport.name]));
+    socket.on("upgrade", (transport) => tell("upgrade", [transport.name]));
+    socket.on("message", (data) => tell("message", [data]));
+    socket.on("close", (reason) => tell("close", [reason]));
+  },
+  engineSend({ name, data }) {
+    clients.get(name).send(unpack(data));
   },
   emit({ name, args }) {
     clients.get(name).emit(...unpack(args));
@@ -77,6 +100,15 @@ const operations = {
     return await new Promise((resolve, reject) => {
       clients.get(name).timeout(timeout ?? 5000).emit(...unpack(args), (error, ...answer) => (error ? reject(error) : resolve(pack(answer))));
     });
+  },
+  // The connection breaks without a word, as by a dead network: the client comes back by itself.
+  cut({ name }) {
+    clients.get(name).io.engine.transport.ws._socket.resetAndDestroy();
+  },
+  // What the client says of itself when it comes back.
+  recovery({ name }) {
+    const socket = clients.get(name);
+    return { pid: socket._pid ?? null, offset: socket._lastOffset ?? null };
   },
   close({ name }) {
     clients.get(name).close();
@@ -87,20 +119,29 @@ const operations = {
     server = new Server(web, serverOptions);
     server.adapter(await adapters[adapter ?? "classic"](redis, options));
     server.on("connection", (socket) => {
+      Object.assign(socket.data, unpack(socket.handshake.auth.data ?? {}));
       socket.on("join", (room, done) => { socket.join(room); done(); });
     });
+    // What other servers say to this one.
+    server.on("told", (...args) => say({ event: "client", name: "server", what: "told", args: pack(args) }));
+    server.on("sum", (a, b, answer) => answer(a + b));
+    server.on("echo", (value, answer) => answer(value));
+    server.on("silent", () => {});
     await new Promise((resolve) => web.listen(0, "127.0.0.1", resolve));
     return web.address().port;
   },
-  broadcast({ rooms, except, args }) {
-    let target = server;
-    for (const room of rooms ?? []) target = target.to(room);
-    for (const room of except ?? []) target = target.except(room);
+  broadcast({ rooms, except, volatile, local, args }) {
+    let target = targeted(server, rooms, except);
+    if (volatile) target = target.volatile;
+    if (local) target = target.local;
     target.emit(...unpack(args));
   },
   async fetchSockets({ room }) {
     const sockets = await (room ? server.in(room) : server).fetchSockets();
-    return sockets.map((socket) => ({ id: socket.id, rooms: [...socket.rooms] }));
+    return sockets.map((socket) => ({ id: socket.id, rooms: [...socket.rooms], data: pack(socket.data), address: socket.handshake.address }));
+  },
+  async serverCount() {
+    return await server.of("/").adapter.serverCount();
   },
   async allRooms() {
     return [...(await server.of("/").adapter.allRooms())];
@@ -114,14 +155,31 @@ const operations = {
   kick({ target, close }) {
     server.in(target).disconnectSockets(Boolean(close));
   },
-  async broadcastWithAck({ args, timeout }) {
+  async broadcastWithAck({ rooms, except, args, timeout }) {
     return await new Promise((resolve) => {
-      server.timeout(timeout ?? 2000).emit(...unpack(args), (error, answers) => resolve({ error: error ? error.message : null, answers: pack(answers) }));
+      targeted(server, rooms, except).timeout(timeout ?? 2000).emit(...unpack(args), (error, answers) => resolve({ error: error ? error.message : null, answers: pack(answers) }));
     });
   },
-  async emitter({ redis, room, args }) {
-    const emitter = new Emitter(await redisClient(redis));
-    (room ? emitter.to(room) : emitter).emit(...unpack(args));
+  // One socket that another server may hold, found by its id.
+  async remote({ sid, act, args, timeout }) {
+    const [socket] = await server.in(sid).fetchSockets();
+    if (act === "ask") return pack(await socket.timeout(timeout ?? 2000).emitWithAck(...unpack(args)));
+    socket[act](...unpack(args ?? []));
+  },
+  serverSideEmit({ args }) {
+    server.serverSideEmit(...unpack(args));
+  },
+  async serverSideAsk({ args }) {
+    return await new Promise((resolve) => {
+      server.serverSideEmit(...unpack(args), (error, answers) => resolve({ error: error ? error.message : null, answers: pack(answers) }));
+    });
+  },
+  // act: emit, socketsJoin, socketsLeave, disconnectSockets or serverSideEmit, with args.
+  async emitter({ redis, key, room, except, volatile, act, args }) {
+    const emitter = new Emitter(await redisClient(redis), key ? { key } : undefined);
+    let target = room || except || volatile ? targeted(emitter, room ? [room] : [], except) : emitter;
+    if (volatile) target = target.volatile;
+    target[act ?? "emit"](...unpack(args));
   },
 };
 
