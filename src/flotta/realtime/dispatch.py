@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from collections import deque
-from collections.abc import Coroutine
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, final
+from collections.abc import Awaitable, Coroutine
+from types import CoroutineType
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast, final
 
 from flotta.errors import ConnectRefused, RedisError
 from flotta.realtime.client import Client, Socket
@@ -68,6 +70,20 @@ class Recovery(Protocol):
 
 Job: TypeAlias = list[Any] | Farewell
 """An event with its arguments, or a last handler."""
+Turn: TypeAlias = tuple[Job, int | None, Awaitable[Any]]
+"""A handler that has begun: what for, the acknowledgement's id, what is left to await."""
+
+if sys.version_info >= (3, 12):
+
+    def _begin(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A task that runs at once up to its first pause: a handler without one never enters the loop."""
+        return asyncio.Task(work, loop=asyncio.get_running_loop(), name=name, eager_start=True)
+
+else:
+
+    def _begin(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A task; it begins when the loop comes to it."""
+        return asyncio.get_running_loop().create_task(work, name=name)
 
 
 @final
@@ -251,56 +267,57 @@ class Dispatcher:
                 socket.paused = True
                 socket.client.pause()
             return
-        rest = self._start(socket, handlers, job, ack_id)
-        if rest is not None:
+        result = self._call(socket, handlers, job, ack_id)
+        if result is not None:
             socket.running += 1
-            self._spawn(self._work(socket, handlers, rest), f"handlers {socket.sid}")
+            task = _begin(self._work(socket, handlers, (job, ack_id, result)), f"handlers {socket.sid}")
+            if not task.done():
+                self._tasks.add(task)
 
-    def _start(
-        self, socket: Socket, handlers: Handlers, job: Job, ack_id: int | None
-    ) -> Coroutine[Any, Any, None] | None:
+    def _call(self, socket: Socket, handlers: Handlers, job: Job, ack_id: int | None) -> Awaitable[Any] | None:
         """Call the handler. None: it was sync and is done; else what is left to await."""
-        farewell = job if isinstance(job, Farewell) else None
-        name = job.event if isinstance(job, Farewell) else job[0]
         try:
             if isinstance(job, Farewell):
                 result = handlers.call_reserved(job.event, socket.sid, job.reason)
             else:
                 result = handlers.call_event(job[0], socket.sid, job[1:])
-            if inspect.isawaitable(result):
-                return self._finish(socket, name, result, ack_id, farewell)
+            if type(result) is CoroutineType or inspect.isawaitable(result):
+                return result
             self._acknowledge(socket, ack_id, result)
         except _ANY_FAILURE:
-            self._failure(name, socket)
-        if farewell is not None:
-            self._said_goodbye(socket, farewell)
+            self._failure(job, socket)
+        if isinstance(job, Farewell):
+            self._said_goodbye(socket, job)
         return None
 
-    async def _finish(
-        self, socket: Socket, name: str, result: Any, ack_id: int | None, farewell: Farewell | None
-    ) -> None:
+    async def _work(self, socket: Socket, handlers: Handlers, turn: Turn | None) -> None:
+        """Finish one handler, then those that wait, one after the other. Its task leaves the set by itself: a callback
+        for that would be another turn of the loop for each event."""
         try:
-            self._acknowledge(socket, ack_id, await result)
-        except _ANY_FAILURE as error:
-            _let_cancelling_through(error)
-            self._failure(name, socket)
-        finally:
-            if farewell is not None:
-                self._said_goodbye(socket, farewell)
-
-    async def _work(self, socket: Socket, handlers: Handlers, rest: Coroutine[Any, Any, None] | None) -> None:
-        """Finish one handler, then those that wait, one after the other."""
-        try:
-            while True:
-                if rest is not None:
-                    await rest
-                if not socket.backlog:
-                    break
-                job, ack_id = socket.backlog.popleft()
-                self._relieve(socket)
-                rest = self._start(socket, handlers, job, ack_id)
+            while turn is not None:
+                job, ack_id, result = turn
+                try:
+                    self._acknowledge(socket, ack_id, await result)
+                except _ANY_FAILURE as error:
+                    _let_cancelling_through(error)
+                    self._failure(job, socket)
+                finally:
+                    if isinstance(job, Farewell):
+                        self._said_goodbye(socket, job)
+                turn = self._next(socket, handlers) if socket.backlog else None
         finally:
             socket.running -= 1
+            self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    def _next(self, socket: Socket, handlers: Handlers) -> Turn | None:
+        """Call the handlers that wait until one is left to await."""
+        while socket.backlog:
+            job, ack_id = socket.backlog.popleft()
+            self._relieve(socket)
+            result = self._call(socket, handlers, job, ack_id)
+            if result is not None:
+                return job, ack_id, result
+        return None
 
     def _relieve(self, socket: Socket) -> None:
         if socket.paused and len(socket.backlog or ()) <= self._backlog_max // 2:
@@ -311,7 +328,8 @@ class Dispatcher:
         if ack_id is not None and result is not UNHANDLED:
             socket.acknowledge(ack_id, _args(result))
 
-    def _failure(self, event: str, socket: Socket) -> None:
+    def _failure(self, job: Job | str, socket: Socket) -> None:
+        event = job if isinstance(job, str) else job.event if isinstance(job, Farewell) else job[0]
         self.failed += 1
         self._log.exception("handler failed", realtime_event=event, sid=socket.sid, namespace=socket.namespace)
 
