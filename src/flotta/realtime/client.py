@@ -120,6 +120,10 @@ class Client(EngineClient):
         unread = self.pauses or self.callers or self.over or self.upgrade is not None
         return not unread and self._connection.is_whole and all(socket.is_quiet for socket in self.sockets.values())
 
+    def take_over(self, states: dict[str, str]) -> None:
+        """Go on where the client of another instance was. Raises ValueError."""
+        self._connection.take_over(states)
+
     @property
     def namespace_states(self) -> dict[str, str]:
         """What the client has asked for, and how it stands there, for another instance."""
@@ -154,6 +158,12 @@ class Client(EngineClient):
         elif not self.over:
             self._perform_connection(self._connection.on_event(sio.Leave(socket.namespace), 0.0))
         self._drop(socket, reason)
+
+    def expel(self, reason: str, code: int = 1000) -> None:
+        """Disconnect from every namespace, which official clients take as a reason to stay away, then close."""
+        for socket in list(self.sockets.values()):
+            self.leave(socket, reason)
+        self.close(reason, code)
 
     def turn_away(self, socket: Socket, message: str, data: Any = None) -> None:
         """The ``connect`` handler refuses; nothing if the client has left, or has left and asked again."""

@@ -10,14 +10,15 @@ Invariant: a socket is in ``Space.rooms`` from the moment its ``connect`` handle
 from __future__ import annotations
 
 import asyncio
-from typing import Any, final
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol, final
 
-from flotta.realtime.adapters import Adapter
+from flotta.realtime.adapters import Adapter, Node
 from flotta.realtime.client import Client, Socket
 from flotta.realtime.delivery import Counters, Delivery, Leaving
 from flotta.realtime.dispatch import Dispatcher
 from flotta.realtime.engine.client import EngineClient
-from flotta.realtime.engine.sessions import Engine, State
+from flotta.realtime.engine.sessions import Elsewhere, Engine, State
 from flotta.realtime.engineio.session import Session
 from flotta.realtime.namespaces import Namespaces
 from flotta.realtime.options import ServerOptions
@@ -30,7 +31,24 @@ from flotta.realtime.socketio.connection import Connection
 from flotta.realtime.socketio.parser import PARSERS
 from flotta.realtime.transports import Transport
 
-__all__ = ["Core", "State"]
+__all__ = ["Core", "Relaying", "State"]
+
+
+class Relaying(Elsewhere, Protocol):
+    """What holds the sessions of other instances, and moves them (`relay`)."""
+
+    async def start(self) -> None:
+        """Take this instance's name, which is set then, and listen to the others."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give the name back. Idempotent."""
+        ...
+
+    @property
+    def node(self) -> Node:
+        """What the adapter tells of others' broadcasts, on its way to `Delivery`."""
+        ...
 
 
 @final
@@ -61,9 +79,11 @@ class Core(Engine[Client]):
             counters=self.delivery.counters,
             work=self.dispatcher,
             connect_timeout_s=options.connect_timeout_s,
+            idle_s=options.idle_s,
             logger=logger,
         )
         self.adapter: Adapter | None = None
+        self.relay: Relaying | None = None
         self.keeper: Keeper | None = None
         self.people = People(
             self.delivery,
@@ -75,15 +95,18 @@ class Core(Engine[Client]):
 
     # --- life ---
 
-    async def start(self, adapter: Adapter, registry: Registry) -> None:
+    async def start(self, adapter: Adapter, registry: Registry, relay: Relaying | None = None) -> None:
         """Listen to the other instances and begin to serve."""
         self._loop = asyncio.get_running_loop()
+        if relay is not None:
+            self.elsewhere = self.relay = relay
+            await relay.start()
         await self.people.start(registry)
         self.adapter = adapter
-        if self.options.transports is None and not adapter.alone:
+        if self.options.transports is None and not adapter.alone and relay is None:
             self.transports = ("websocket",)
         self.delivery.join_cluster(adapter)
-        await adapter.start(self.delivery)
+        await adapter.start(self.delivery if relay is None else relay.node)
         self.keeper = self.dispatcher.recovery = make_keeper(adapter, self.options, self.delivery, self._log)
         if self.keeper is not None:
             await self.keeper.start()
@@ -100,6 +123,8 @@ class Core(Engine[Client]):
         await self.namespaces.aclose()
         if self.keeper is not None:
             await self.keeper.aclose()
+        if self.relay is not None:
+            await self.relay.aclose()
         if self.adapter is not None:
             await self.adapter.aclose()
 
@@ -112,6 +137,35 @@ class Core(Engine[Client]):
             parser=self._parser,
         )
         return Client(sid, self, transport=transport, request=request, session=session, connection=connection)
+
+    # --- sessions that move between instances (`relay`) ---
+
+    def make_moved(self, sid: str, transport: Transport, request: Request, states: dict[str, str]) -> Client:
+        """The client of a session that another instance has held; not served yet. Raises ValueError."""
+        options, now_s = self.options, self.now()
+        session = Session(now_s, ping_interval_s=options.ping_interval_s, ping_timeout_s=options.ping_timeout_s)
+        client = self._make_client(sid, transport, request, session, now_s)
+        client.take_over(states)
+        return client
+
+    def adopt(self, client: Client, rooms: Mapping[Socket, Collection[str]]) -> None:
+        """Serve a client that comes from another instance: its sockets, in these rooms."""
+        self._enter(client)
+        for socket, names in rooms.items():
+            held = self.spaces[socket.namespace].rooms
+            held.add(socket.sid, socket)
+            for name in names:
+                held.join(socket.sid, name)
+
+    def detach(self, client: Client) -> dict[Socket, frozenset[str]]:
+        """Serve a client no more, without a word to it or to handlers. Gives its sockets' rooms."""
+        rooms = {}
+        for socket in client.sockets.values():
+            held = self.spaces[socket.namespace].rooms
+            rooms[socket] = held.rooms_of(socket.sid)
+            held.remove(socket.sid)
+        self._leave(client)
+        return rooms
 
     # --- what clients report (Owner) ---
 
@@ -136,6 +190,8 @@ class Core(Engine[Client]):
 
     def event_came(self, socket: Socket, args: list[Any], ack_id: int | None) -> None:
         """A client sent an event."""
+        if self.options.idle_s is not None:
+            self._heartbeat.active(socket.client, self.now())
         self.dispatcher.event(socket, self.spaces[socket.namespace].handlers, args, ack_id)
 
     def left(self, socket: Socket, reason: str) -> None:

@@ -127,7 +127,19 @@ class Delivery:
         if space is None:
             return 0
         recipients = space.rooms.recipients(broadcast.target.rooms, broadcast.target.except_rooms)
+        return self.deliver_to(recipients, broadcast, packet, offset=offset)
+
+    def deliver_to(
+        self,
+        recipients: list[Socket],
+        broadcast: Broadcast,
+        packet: Outgoing | None = None,
+        *,
+        offset: str | None = None,
+    ) -> int:
+        """`deliver` to these sockets, whatever their rooms are; the filter, if there is one, is applied."""
         if broadcast.may_see is not None:
+            space = self.spaces[broadcast.target.namespace]
             recipients = self._visible(space, recipients, broadcast.may_see, broadcast.args)
         if not recipients:
             return 0
@@ -237,7 +249,7 @@ class Delivery:
         """Disconnect the own sockets of ``target``; ``close``: end their connections."""
         for socket in self._targeted(target):
             if close:
-                socket.client.close(Reason.SERVER_DISCONNECT)
+                socket.client.expel(Reason.SERVER_DISCONNECT)
             else:
                 socket.client.leave(socket)
 

@@ -22,11 +22,18 @@ class Heartbeat:
     """Who is due when, and the task that looks."""
 
     def __init__(
-        self, *, ping_interval_s: float, ping_timeout_s: float, connect_timeout_s: float | None, logger: Any
+        self,
+        *,
+        ping_interval_s: float,
+        ping_timeout_s: float,
+        connect_timeout_s: float | None,
+        idle_s: float | None = None,
+        logger: Any,
     ) -> None:
         self._resting: Wheel[EngineClient] = Wheel(ping_interval_s)
         self._pinged: Wheel[EngineClient] = Wheel(ping_timeout_s)
         self._joining: Wheel[EngineClient] = Wheel(math.inf if connect_timeout_s is None else connect_timeout_s)
+        self._idle: Wheel[EngineClient] | None = None if idle_s is None else Wheel(idle_s)
         self._log = logger
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -50,6 +57,12 @@ class Heartbeat:
         """A client has come."""
         self._resting.put(client, now_s)
         self._joining.put(client, now_s)
+        self.active(client, now_s)
+
+    def active(self, client: EngineClient, now_s: float) -> None:
+        """The client has sent something that counts against being idle."""
+        if self._idle is not None:
+            self._idle.put(client, now_s)
 
     def reschedule(self, client: EngineClient, now_s: float) -> None:
         """Put the client where its new deadline belongs."""
@@ -67,13 +80,17 @@ class Heartbeat:
 
     def forget(self, client: EngineClient) -> None:
         """A client is gone."""
-        for wheel in (self._resting, self._pinged, self._joining):
+        for wheel in self._wheels():
             wheel.drop(client)
+
+    def _wheels(self) -> tuple[Wheel[EngineClient], ...]:
+        wheels = (self._resting, self._pinged, self._joining)
+        return wheels if self._idle is None else (*wheels, self._idle)
 
     # --- the task ---
 
     async def _sweep(self) -> None:
-        wheels = (self._resting, self._pinged, self._joining)
+        wheels = self._wheels()
         shortest_s = min(wheel.delay_s for wheel in wheels)
         least_s, most_s = shortest_s / 1_000, min(SWEEP_S_MAX, shortest_s)
         late = 0
@@ -99,3 +116,5 @@ class Heartbeat:
         for client in self._joining.take_due(now_s):
             if not client.joined:
                 client.close(Reason.CONNECT_TIMEOUT, 1008)
+        for client in () if self._idle is None else self._idle.take_due(now_s):
+            client.expel(Reason.IDLE, 1008)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, final
 
 from flotta.errors import AccessExpired, AccessRevoked, RealtimeError, UserFull
-from flotta.realtime.client import Client, Reason, Socket
+from flotta.realtime.client import Reason, Socket
 from flotta.realtime.deadlines import Deadlines
 from flotta.realtime.delivery import Delivery
 from flotta.realtime.presence.records import Online, PresenceChange, check_status, check_user
@@ -255,7 +255,7 @@ class People:
     async def _check(self, person: Person) -> None:
         assert self.registry is not None
         if await self.registry.is_revoked(person.online.user, person.issued_at):
-            self._expel(person.socket.client, Reason.REVOKED)
+            person.socket.client.expel(Reason.REVOKED, CLOSE_POLICY)
 
     # --- the end ---
 
@@ -265,13 +265,7 @@ class People:
             person = self._persons.get(sid)
             if person is not None and person.issued_at <= until_s:
                 person.revoked = True
-                self._expel(person.socket.client, Reason.REVOKED)
-
-    def _expel(self, client: Client, reason: Reason) -> None:
-        """Disconnect from every namespace, which official clients take as a reason to stay away, then close."""
-        for socket in list(client.sockets.values()):
-            client.leave(socket, reason)
-        client.close(reason, CLOSE_POLICY)
+                person.socket.client.expel(Reason.REVOKED, CLOSE_POLICY)
 
     def _expire(self, sid: str) -> None:
         """Close without more: official clients come back by themselves, and can show something new then."""

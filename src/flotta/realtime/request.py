@@ -84,7 +84,14 @@ class Request:
             origin=headers.get(b"origin"),
             host=headers.get(b"host", ""),
             secure=scope.get("scheme") in {"https", "wss"},
+            address=self.address,
         )
+
+    @property
+    def address(self) -> str:
+        """Where it came from; empty if that is no address."""
+        client = self._client if self._scope is None else self._scope.get("client")
+        return "" if client is None else str(client[0])
 
     def environ(self) -> dict[str, Any]:
         """The request in the form of WSGI's environ, with the scope under ``asgi.scope``."""

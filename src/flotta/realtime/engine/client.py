@@ -146,6 +146,10 @@ class EngineClient(ABC):
         """End the whole connection. Calling it again does nothing."""
         self._perform(self._session.on_event(engine.Close(reason, code), self._owner.now()))
 
+    def expel(self, reason: str, code: int = 1000) -> None:
+        """The same, and tell the client that it is meant: it should not come back by itself, where it can be told."""
+        self.close(reason, code)
+
     def _perform(self, actions: tuple[engine.Action, ...]) -> None:
         for action in actions:
             if type(action) is engine.Deliver:

@@ -24,6 +24,8 @@ from flotta.realtime.engineio.handshake import INSTANCE_LENGTH, Facts, Refusal
 from flotta.realtime.engineio.packet import open_packet
 from flotta.realtime.engineio.session import Session
 from flotta.realtime.heartbeat import Heartbeat
+from flotta.realtime.journal import Journal
+from flotta.realtime.limits import Addresses
 from flotta.realtime.request import Request
 from flotta.realtime.transports import Receiver, Transport
 from flotta.realtime.upgrade import Upgrade
@@ -81,6 +83,7 @@ class Engine(ABC, Generic[C]):
     Args:
         work: the handlers that a drain waits for.
         connect_timeout_s: how long a client may stay without having `EngineClient.joined`. None: for ever.
+        idle_s: how long without a call of `Heartbeat.active`. None: for ever.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Engine(ABC, Generic[C]):
         counters: EngineCounters,
         work: Work,
         connect_timeout_s: float | None,
+        idle_s: float | None = None,
         logger: Any,
     ) -> None:
         self.options = options
@@ -99,6 +103,8 @@ class Engine(ABC, Generic[C]):
         self.transports = options.transports or ("polling", "websocket")
         self.instance = options.instance or secrets.token_urlsafe(3)
         self.clients: dict[str, C] = {}
+        self.addresses = Addresses(options.connections_per_ip_max)
+        self.journal = Journal(logger)
         self.elsewhere: Elsewhere | None = None
         self.counters = counters
         self._work = work
@@ -107,6 +113,7 @@ class Engine(ABC, Generic[C]):
             ping_interval_s=options.ping_interval_s,
             ping_timeout_s=options.ping_timeout_s,
             connect_timeout_s=connect_timeout_s,
+            idle_s=idle_s,
             logger=logger,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -177,9 +184,11 @@ class Engine(ABC, Generic[C]):
                 origins=options.origins,
                 draining=self.state is not State.RUNNING,
                 full=len(self.clients) >= self.connections_max,
+                crowded=self.addresses.is_full(facts.address),
             )
         if refusal is not None:
             self.counters.refused += 1
+            self.journal.refused(facts, refusal)
             self._explain(facts, refusal)
         return refusal
 
@@ -227,7 +236,9 @@ class Engine(ABC, Generic[C]):
         client = self._make_client(self._new_sid(), transport, request, session, now_s)
         self.clients[client.sid] = client
         self.counters.opened += 1
+        self.addresses.enter(client.sid, facts.address)
         self._heartbeat.watch(client, now_s)
+        self.journal.opened(client.sid, transport.name, facts.address)
         packet = open_packet(
             client.sid,
             upgrades=("websocket",) if facts.transport == "polling" and "websocket" in self.transports else (),
@@ -246,6 +257,22 @@ class Engine(ABC, Generic[C]):
         name = self.options.cookie
         return None if name is None else f"{name}={self.instance}; Path=/; HttpOnly; SameSite=Lax"
 
+    # --- sessions that move between instances ---
+
+    def _enter(self, client: C) -> None:
+        """A session goes on here."""
+        self.clients[client.sid] = client
+        self.addresses.enter(client.sid, client.request.address)
+        self._heartbeat.watch(client, self.now())
+        if client.joined:
+            self._heartbeat.joined(client)
+
+    def _leave(self, client: C) -> None:
+        """A session goes on elsewhere."""
+        self.clients.pop(client.sid, None)
+        self.addresses.leave(client.sid)
+        self._heartbeat.forget(client)
+
     # --- what clients report (EngineOwner) ---
 
     def now(self) -> float:
@@ -260,7 +287,9 @@ class Engine(ABC, Generic[C]):
     def ended(self, client: EngineClient, reason: str) -> None:
         """A client is gone."""
         self.clients.pop(client.sid, None)
+        self.addresses.leave(client.sid)
         self._heartbeat.forget(client)
+        self.journal.ended(client.sid, reason)
         counted = self.counters.ended
         counted[reason] = counted.get(reason, 0) + 1
 

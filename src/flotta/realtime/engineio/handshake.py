@@ -46,6 +46,7 @@ class Refused(Enum):
     FORBIDDEN = (403, 4, "Forbidden")
     VERSION_UNSUPPORTED = (400, 5, "Unsupported protocol version")
     NO_WEBSOCKET = (426, 3, "Bad WebSocket handshake")
+    CROWDED = (429, 4, "Too many connections from this address")
     AT_CAPACITY = (503, 4, "Server at capacity")
     DRAINING = (503, 4, "Server is draining")
     OUT_OF_REACH = (503, 4, "The instance that holds this session cannot be reached")
@@ -88,6 +89,8 @@ class Facts(NamedTuple):
     """The ``Host`` header."""
     secure: bool = False
     """The request came over TLS, as far as this side knows: a proxy may have ended it."""
+    address: str = ""
+    """Where it came from; what a trusted proxy says, if there is one."""
 
 
 def session_id(instance: str, entropy: bytes) -> str:
@@ -98,13 +101,20 @@ def session_id(instance: str, entropy: bytes) -> str:
 
 
 def check(
-    facts: Facts, *, transports: Collection[str], origins: Collection[str], draining: bool, full: bool
+    facts: Facts,
+    *,
+    transports: Collection[str],
+    origins: Collection[str],
+    draining: bool,
+    full: bool,
+    crowded: bool = False,
 ) -> Refusal | None:
     """None if the request may open a session, else why not."""
     return _first(
         *_general(facts, transports, origins),
         (facts.method != "GET", Refused.BAD_METHOD),
         (draining, Refused.DRAINING),
+        (crowded, Refused.CROWDED),
         (full, Refused.AT_CAPACITY),
     )
 
