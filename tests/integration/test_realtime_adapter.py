@@ -114,9 +114,9 @@ async def test_broadcast_for_a_room_without_members_here_is_not_even_read(pair: 
     assert one.stats.adapter.published == 2
 
 
-async def test_server_that_shares_a_redis_serves_polling_only_when_told(redis: Redis, unique: str) -> None:
+async def test_server_that_shares_a_redis_serves_polling_if_it_relays_or_is_told(redis: Redis, unique: str) -> None:
     polling = Facts("GET", upgrade=False, version="4", transport="polling", sid="", origin=None, host="x")
-    for options, allowed in (({}, False), ({"transports": ("polling", "websocket")}, True)):
+    for options, allowed in (({"relay": False}, False), ({"transports": ("polling", "websocket")}, True), ({}, True)):
         sio = Server(redis, channel_prefix=unique, **options)
         await sio.start()
         assert (sio._core.admit(polling) is None) is allowed

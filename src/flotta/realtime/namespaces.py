@@ -193,6 +193,12 @@ class Namespaces:
             if gate is not None and self.is_current(gate) and not len(gate.space.rooms):
                 self.emptied(gate.space)
 
+    async def make_ready(self, name: str) -> bool:
+        """Make the namespace for a client that another instance has let into it, and listen for it. False: this server
+        has no such namespace, or only a predicate knows. Raises what the adapter does."""
+        space = self._spaces.get(name)
+        return space is not None and space.gate is None
+
     # --- coming and going of dynamic namespaces ---
 
     def settle(self, gate: Gate, pattern: Pattern) -> None:

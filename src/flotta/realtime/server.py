@@ -30,6 +30,7 @@ from flotta.realtime.options import AdapterName, ServerOptions
 from flotta.realtime.presence import Presence
 from flotta.realtime.presence.making import make_registry
 from flotta.realtime.presence.registry import Registry
+from flotta.realtime.relay.relay import Relay, RelayStats
 from flotta.realtime.transports import registry
 from flotta.realtime.transports.asgi import ASGIApp
 from flotta.redis import Redis
@@ -62,6 +63,8 @@ class ServerStats(NamedTuple):
     handlers_running: int
     handlers_failed: int
     adapter: AdapterStats | None
+    relay: RelayStats | None
+    """What this instance does for the sessions of others; None: it does not relay."""
 
 
 @final
@@ -120,6 +123,7 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
         self._redis_given = redis
         self._redis_owned: Redis | None = None
         self._adapter = None if isinstance(adapter, str) else adapter
+        self._relay: Relay | None = None
         allowed = connections_allowed(self.options.connections_max)
         self._core = Core(self.options, connections_max=allowed, logger=self._log)
         self.presence = Presence(self._core.people, on=self.options.presence)
@@ -141,10 +145,14 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
                 raise Closed("the realtime server")
             if self._core.state is not State.NEW:
                 return
-            adapter = self._adapter or await self._make_adapter(redis or self._redis_given)
+            redis = redis or self._redis_given
+            adapter = self._adapter or await self._make_adapter(redis)
+            relay = self._make_relay(adapter, redis)
             try:
-                await self._core.start(adapter, self._make_registry(redis or self._redis_given))
+                await self._core.start(adapter, self._make_registry(redis), relay)
             except BaseException:
+                if relay is not None:
+                    await relay.aclose()
                 await self._core.people.aclose()
                 await adapter.aclose()
                 await self._close_redis()
@@ -161,6 +169,14 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
         if isinstance(redis, str):
             self._redis_owned = redis = await Redis.from_url(redis).connect()
         return make_adapter(redis, self.options, self._log)
+
+    def _make_relay(self, adapter: Adapter, redis: str | Redis | None) -> Relay | None:
+        redis = self._redis_owned or redis
+        if not self.options.relay or not isinstance(redis, Redis):
+            return None
+        prefix = redis.key(self.options.channel_prefix)
+        self._relay = Relay(self._core, redis, adapter, prefix=prefix, logger=self._log)
+        return self._relay
 
     def _make_registry(self, redis: str | Redis | None) -> Registry:
         redis = self._redis_owned or redis
@@ -227,4 +243,5 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
             handlers_running=core.dispatcher.running,
             handlers_failed=core.dispatcher.failed,
             adapter=None if core.adapter is None else core.adapter.stats,
+            relay=None if self._relay is None else self._relay.stats,
         )

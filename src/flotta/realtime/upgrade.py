@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, final
 
 from flotta.realtime.engine.client import EngineClient
@@ -18,10 +19,17 @@ UPGRADE_TIMEOUT_S = 10.0
 class Upgrade:
     """Feeds the machine; a `Receiver`. After the switch it passes everything on to the client."""
 
-    __slots__ = ("_client", "_machine", "_timer", "_transport")
+    __slots__ = ("_client", "_machine", "_on_switch", "_timer", "_transport")
 
-    def __init__(self, client: EngineClient, transport: Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        transport: Transport,
+        loop: asyncio.AbstractEventLoop,
+        on_switch: Callable[[], None] | None = None,
+    ) -> None:
         self._client = client
+        self._on_switch = on_switch
         self._transport = transport
         self._machine = Upgrading()
         # A session is upgraded once, by one WebSocket at a time: any other is closed as soon as it is open.
@@ -54,6 +62,8 @@ class Upgrade:
             self._timer.cancel()
             self._client.upgrade = None
             self._client.switch(self._transport)
+            if self._on_switch is not None:
+                self._on_switch()
         elif step is Step.FAIL:
             self._fail()
 

@@ -44,7 +44,7 @@ from flotta.realtime.adapters.classic_wire import (
 from flotta.realtime.adapters.seats import Seat
 from flotta.realtime.adapters.wire import read_answer
 from flotta.realtime.requests import Read, Requests, T
-from flotta.redis import Redis
+from flotta.redis import Hub, Redis
 
 __all__ = ["ClassicAdapter"]
 
@@ -111,7 +111,7 @@ class ClassicAdapter:
         self._deaf: set[_Ear] = set()
         self._published = self._publish_lost = self._received = self._junk = self._gaps = 0
         self._node: Node | None = None
-        self.own: OwnNode | None = None
+        self.own: Node | None = None
         """Gets what this server itself has said, as it comes back, while it is set."""
 
     @property
@@ -119,8 +119,8 @@ class ClassicAdapter:
         """The connection over which everything is heard."""
         return self._seat.hub
 
-    async def listen_for(self, namespace: str, rooms: Iterable[str]) -> None:
-        """The pattern hears every room; returns when it is subscribed to."""
+    async def listen_for(self, namespace: str, rooms: Iterable[str]) -> None:  # noqa: ARG002 - a pattern hears all
+        """Hear what is sent to these rooms; returns when that is so."""
         await self.open_namespace(namespace)
 
     async def start(self, node: Node) -> None:
@@ -198,7 +198,7 @@ class ClassicAdapter:
             request = read_request(payload, namespace)
             if request.uid == self.uid:
                 if self.own is not None:
-                    obey_own(self.own, request, self._requests)
+                    answer(self.own, request, lambda _: None)
             else:
                 answer(node, request, partial(self._send, channels.answers_to(request.uid)))
 

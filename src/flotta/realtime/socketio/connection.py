@@ -154,7 +154,7 @@ _TABLE: dict[tuple[PacketType, State], _Move] = {
 class Connection:
     """The machine of one client. ``rate_max`` is messages per second, with a burst of one second's worth."""
 
-    __slots__ = ("_aborted", "_decoder", "_namespaces", "_rate", "encode")
+    __slots__ = ("_aborted", "_decoder", "_namespaces", "_rate", "encode", "is_whole")
 
     def __init__(
         self, now_s: float, *, attachments_max: int, rate_max: float | None = None, parser: Parser = JSON
@@ -162,6 +162,8 @@ class Connection:
         self._decoder = parser.decoder(attachments_max)
         self.encode = parser.encode
         """Puts a packet on this client's wire."""
+        self.is_whole = True
+        """No packet waits for its attachments."""
         self._namespaces: dict[str, State] = {}
         self._rate = None if rate_max is None else Rate(rate_max, now_s)
         self._aborted = False
@@ -169,11 +171,6 @@ class Connection:
     def state(self, namespace: str) -> State:
         """Where the client stands in ``namespace``."""
         return self._namespaces.get(namespace, State.ABSENT)
-
-    @property
-    def is_whole(self) -> bool:
-        """No packet waits for its attachments."""
-        return self._decoder.is_whole
 
     @property
     def states(self) -> dict[str, str]:
@@ -204,6 +201,7 @@ class Connection:
             packet = self._decoder.add(data)
         except PacketError as error:
             return self._abort(PARSE_ERROR, error)
+        self.is_whole = packet is not None
         return _NOTHING if packet is None else self._packet(packet)
 
     def _packet(self, packet: Packet) -> tuple[Action, ...]:

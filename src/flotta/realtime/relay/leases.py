@@ -1,0 +1,169 @@
+"""Which instances live: one key in Redis per instance, refreshed, and a watch over those that this one deals with.
+
+``<prefix>-instance#<4 characters>`` holds the incarnation of the process whose session ids begin with them, and lives
+`TTL_S`. It is claimed before the first session is opened, so no two living processes give out the same first
+characters.
+
+An instance counts as gone when its key is gone, its value is another one, or nobody listens on its channel any more.
+The last is noticed first: the server knows of a killed process' closed socket at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable, Iterable
+from typing import Any, final
+
+from flotta.errors import ConfigError, RedisError
+from flotta.redis import Effect, Redis, Script
+
+__all__ = ["TTL_S", "Leases"]
+
+TTL_S = 6.0
+BEAT_S = TTL_S / 4
+RETRY_S = 0.25
+DRAWS_MAX = 32
+
+# KEYS[1] the lease; ARGV: our incarnation, milliseconds.
+_CLAIM = Script(
+    """
+    local held = redis.call('GET', KEYS[1])
+    if held and held ~= ARGV[1] then return 0 end
+    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+    return 1
+    """,
+    name="relay claim",
+    effect=Effect.LAST_WRITE_WINS,
+)
+_RELEASE = Script(
+    """
+    if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+    return 0
+    """,
+    name="relay release",
+    effect=Effect.LAST_WRITE_WINS,
+)
+
+
+@final
+class Leases:
+    """The own lease, and the watch over others: ``watched`` gives those, ``on_gone`` is told of each end."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        prefix: str,
+        channel: Callable[[str], str],
+        watched: Callable[[], Iterable[str]],
+        on_gone: Callable[[str], None],
+        logger: Any,
+    ) -> None:
+        self.instance = ""
+        self._redis = redis
+        self._prefix = prefix
+        self._channel = channel
+        self._watched = watched
+        self._on_gone = on_gone
+        self._log = logger
+        self._incarnation = secrets.token_urlsafe(9)
+        self._known: dict[str, bytes] = {}
+        self._beating: asyncio.Task[None] | None = None
+        self._lost_told = False
+
+    def _key(self, instance: str) -> str:
+        return f"{self._prefix}-instance#{instance}"
+
+    # --- the own lease ---
+
+    async def claim(self, wanted: str | None) -> str:
+        """Claim the first characters of session ids: ``wanted``, or random ones. Gives them.
+
+        A wanted name that is taken is waited for as long as a dead owner's lease may last.
+
+        Raises:
+            ConfigError: ``wanted`` is another living instance's.
+            LinkUnavailable: Redis cannot be reached.
+        """
+        if wanted is None:
+            for _ in range(DRAWS_MAX):
+                if await self._try(instance := secrets.token_urlsafe(3)):
+                    break
+            else:
+                raise ConfigError("instance", None, "fewer instances with this channel_prefix", source="realtime")
+        else:
+            instance = wanted
+            await self._wait_for(instance)
+        self.instance = instance
+        return instance
+
+    async def _wait_for(self, instance: str) -> None:
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + TTL_S + BEAT_S
+        while not await self._try(instance):
+            if loop.time() > end_s:
+                allowed = "4 characters that no other living instance with this channel_prefix has"
+                raise ConfigError("instance", instance, allowed, source="realtime.ServerOptions")
+            await asyncio.sleep(RETRY_S)
+
+    async def _try(self, instance: str) -> bool:
+        args = (self._incarnation, round(TTL_S * 1000))
+        return bool(await _CLAIM(self._redis.link, keys=[self._key(instance)], args=args))
+
+    def start(self) -> None:
+        """Begin to refresh and to watch."""
+        self._beating = asyncio.get_running_loop().create_task(self._beat(), name=f"relay lease {self.instance}")
+
+    async def aclose(self) -> None:
+        """Give the lease back and stop. Idempotent."""
+        beating, self._beating = self._beating, None
+        if beating is not None:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+        if self.instance and self._redis.link.connected:
+            with contextlib.suppress(RedisError):  # then it ends by itself
+                await _RELEASE(self._redis.link, keys=[self._key(self.instance)], args=[self._incarnation])
+
+    async def _refresh(self) -> None:
+        try:
+            held = await self._try(self.instance)
+        except RedisError:
+            return  # the link says when Redis is away
+        if not held and not self._lost_told:
+            self._lost_told = True
+            cure = "restart one of the two, or give each its own"
+            self._log.error("another instance has these first characters too", instance=self.instance, cure=cure)
+
+    # --- the others ---
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            await self._refresh()
+            await self._look()
+
+    async def _look(self) -> None:
+        watched = sorted(set(self._watched()))
+        self._known = {instance: value for instance, value in self._known.items() if instance in watched}
+        if not watched:
+            return
+        link = self._redis.link
+        try:
+            leases, listening = await link.call_many(
+                [
+                    ("MGET", *map(self._key, watched)),
+                    ("PUBSUB", "NUMSUB", *map(self._channel, watched)),
+                ]
+            )
+        except RedisError:
+            return
+        if isinstance(leases, RedisError) or isinstance(listening, RedisError):
+            self._log.error("the instances' leases cannot be read", leases=str(leases), listening=str(listening))
+            return
+        counts = listening[1::2] if isinstance(listening, list) else list(listening.values())
+        for instance, value, count in zip(watched, leases, counts, strict=True):
+            if value is None or not count or self._known.setdefault(instance, value) != value:
+                self._known.pop(instance, None)
+                self._on_gone(instance)
