@@ -291,7 +291,7 @@ async def test_call_ends_when_its_client_leaves_and_acks_are_bounded(native: boo
             await sio.emit("e", to=sid, callback=print)
         assert len(held._acks or ()) == ACKS_MAX
         asking = asyncio.create_task(sio.call("question", to=sid, timeout_s=60))
-        await until(lambda: held._awaited)
+        await until(lambda: held.last_ack == ACKS_MAX + 51)
         socket.transport.abort()
         with pytest.raises(AckTimeout) as caught:
             await asyncio.wait_for(asking, 5)

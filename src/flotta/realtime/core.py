@@ -167,6 +167,12 @@ class Core(Engine[Client]):
         self._leave(client)
         return rooms
 
+    def _farewell(self, client: Client, reconnect_in_ms: int) -> None:
+        """The hint of `ServerOptions.drain_event`."""
+        if self.options.drain_event is not None:
+            for socket in client.sockets.values():
+                socket.emit([self.options.drain_event, {"reconnectInMs": reconnect_in_ms}])
+
     # --- what clients report (Owner) ---
 
     def connect_asked(self, client: Client, namespace: str, auth: Any) -> None:
@@ -205,5 +211,5 @@ class Core(Engine[Client]):
         if not socket.client.sockets and not socket.client.over:
             self._heartbeat.left_all(socket.client, self.now())
         self.dispatcher.left(leaving, space)
-        if space.gate is not None and not len(space.rooms):
-            self.namespaces.emptied(space)
+        if space.gate is not None:
+            self.namespaces.check_empty(space)

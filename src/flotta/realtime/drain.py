@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Mapping
-from typing import Any, Final, Protocol, final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Generic, Protocol, TypeVar, final
 
 from flotta.realtime.engine.client import EngineClient, Reason
 
 __all__ = ["CLOSE_RESTART", "Drain", "Work"]
+
+C = TypeVar("C", bound=EngineClient)
 
 BATCHES_PER_S = 10
 SHARE = 0.6
@@ -32,11 +34,24 @@ class Work(Protocol):
 
 
 @final
-class Drain:
-    """One drain of the clients that are there when it runs."""
+class Drain(Generic[C]):
+    """One drain of the clients that are there when it runs.
 
-    def __init__(self, clients: Mapping[str, EngineClient], work: Work, *, clients_per_s: float, logger: Any) -> None:
+    ``farewell`` is called with each right before its close, and with the milliseconds that it would best wait before it
+    comes back: a random part of the time that the whole drain takes.
+    """
+
+    def __init__(
+        self,
+        clients: Mapping[str, C],
+        work: Work,
+        *,
+        clients_per_s: float,
+        farewell: Callable[[C, int], None],
+        logger: Any,
+    ) -> None:
         self._clients = clients
+        self._farewell = farewell
         self._work = work
         self._clients_per_s = clients_per_s
         self._log = logger
@@ -53,6 +68,7 @@ class Drain:
         self._log.info("draining", clients=len(clients), deadline_s=deadline_s)
         for at in range(0, len(clients), size):
             for client in clients[at : at + size]:
+                self._farewell(client, round(random.uniform(0.0, max(spread_s, 1.0)) * 1000))  # noqa: S311
                 client.close(Reason.DRAINING, CLOSE_RESTART)
             if at + size < len(clients):
                 # Jitter keeps instances that drain together from sending their clients back in step.

@@ -154,8 +154,17 @@ class Engine(ABC, Generic[C]):
         self.state = State.DRAINING
         if self.elsewhere is not None:
             self.elsewhere.begin_drain()
-        drain = Drain(self.clients, self._work, clients_per_s=self.options.drain_clients_per_s, logger=self._log)
+        drain = Drain(
+            self.clients,
+            self._work,
+            clients_per_s=self.options.drain_clients_per_s,
+            farewell=self._farewell,
+            logger=self._log,
+        )
         self._draining = self._loop.create_task(drain.run(deadline_s), name="realtime drain")
+
+    def _farewell(self, client: C, reconnect_in_ms: int) -> None:
+        """Tell a client, in words of its own, that it is about to be sent away."""
 
     def _close_all(self) -> None:
         """Close every connection at once and open no other."""
@@ -214,9 +223,11 @@ class Engine(ABC, Generic[C]):
     def _unexpired(self, sid: str) -> C | None:
         """The client of a session whose deadline has not passed, whether the sweep has noticed or not."""
         client = self.clients.get(sid)
-        if client is not None and client.due_s <= self.now():
+        now_s = self.now()
+        while client is not None and client.due_s <= now_s:
             client.tick()
-        return self.clients.get(sid)
+            client = self.clients.get(sid)
+        return client
 
     def accept_websocket(self, transport: Transport, request: Request, facts: Facts) -> tuple[Receiver, str | None]:
         """The receiver of an admitted WebSocket, and the packet to send first: a new session, or an upgrade."""
