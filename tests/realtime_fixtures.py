@@ -168,6 +168,11 @@ class NodePeer:
         )
         return (await self.wait(name, "connect"))[0][0]
 
+    async def kill(self) -> None:
+        """End the process without a word."""
+        self._process.kill()
+        await self._process.wait()
+
     async def aclose(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()

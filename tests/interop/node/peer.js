@@ -13,6 +13,9 @@ const { Emitter } = require("@socket.io/redis-emitter");
 const { Socket: EngineSocket } = require("engine.io-client");
 const { createClient } = require("redis");
 
+// The official adapters do not look at the promise of a publish: while Redis is away it would end the process.
+process.on("unhandledRejection", () => {});
+
 const clients = new Map();
 let server = null;
 const redisClients = [];
