@@ -38,7 +38,7 @@ class Relaying(Elsewhere, Protocol):
     """What holds the sessions of other instances, and moves them (`relay`)."""
 
     async def start(self) -> None:
-        """Take this instance's name, which is set then, and listen to the others."""
+        """Listen to the others."""
         ...
 
     async def aclose(self) -> None:
@@ -139,6 +139,11 @@ class Core(Engine[Client]):
         return Client(sid, self, transport=transport, request=request, session=session, connection=connection)
 
     # --- sessions that move between instances (`relay`) ---
+
+    def take_name(self, instance: str) -> None:
+        """Begin session ids with these characters. Before the start."""
+        self.instance = instance
+        self.people.take_name(instance)
 
     def make_moved(self, sid: str, transport: Transport, request: Request, states: dict[str, str]) -> Client:
         """The client of a session that another instance has held; not served yet. Raises ValueError."""

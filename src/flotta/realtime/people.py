@@ -81,6 +81,10 @@ class People:
 
     # --- life ---
 
+    def take_name(self, instance: str) -> None:
+        """This instance is called so. Before the start."""
+        self._instance = instance
+
     async def start(self, registry: Registry) -> None:
         """Know of the other instances' people. Raises LinkUnavailable."""
         self.registry = registry

@@ -149,6 +149,8 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
             adapter = self._adapter or await self._make_adapter(redis)
             relay = self._make_relay(adapter, redis)
             try:
+                if relay is not None:
+                    await relay.claim()
                 await self._core.start(adapter, self._make_registry(redis), relay)
             except BaseException:
                 if relay is not None:

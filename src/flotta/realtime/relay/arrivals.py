@@ -208,6 +208,7 @@ class _Arrival:
         for moved in message.sockets:
             socket = Socket(moved.sid, moved.namespace, client)
             socket.resume(travelling.unpack_session(moved), moved.last_ack, self._hold, self._hold_volatile)
+            socket.since = moved.since
             if moved.is_awaited:
                 socket.elder = _Elder(self._all.post, self.near.holder, travelling, moved.sid)
             client.sockets[moved.namespace] = socket

@@ -1,8 +1,8 @@
 """Polling requests of sessions that another instance holds: sent there whole, answered here. Both sides.
 
 The holder serves such a request exactly as one of its own, with its own checks; here only the rules of the handshake
-are applied. A request waits for its answer no longer than a session may be silent, and less if its holder ends: then the
-client is told that its session is unknown and begins a new one.
+are applied. A request waits for its answer no longer than a session may be silent, and less if its holder ends: then
+the client is told that its session is unknown and begins a new one.
 """
 
 from __future__ import annotations

@@ -236,6 +236,7 @@ class _Departure:
         self._finish()
         self._all.count += 1
         for socket in client.sockets.values():
+            self._all.travelling.left(socket)
             if socket.is_awaited:
                 self._all.await_acks(self._far.near, socket)
         self._far.hand_session(moved, lambda: self._not_arrived(client))

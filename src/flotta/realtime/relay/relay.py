@@ -23,6 +23,7 @@ from flotta.realtime.relay.asks import HEADERS_ASKED, Asks, HttpAnswer, Receive,
 from flotta.realtime.relay.leases import Leases
 from flotta.realtime.relay.moves import Moves
 from flotta.realtime.relay.post import Post
+from flotta.realtime.relay.travel import TravellingPeople
 from flotta.realtime.relay.tunnels import Far, Near, request_of
 from flotta.realtime.relay.wire import (
     Acked,
@@ -88,6 +89,7 @@ class Relay:
         )
         self._asks = Asks(core, self._post)
         self._moves = Moves(core, self._post, adapter, redis, logger=logger)
+        self._moves.travelling.add(TravellingPeople(core.people))
         self._near: dict[str, Near] = {}
         self._far: dict[str, Far] = {}
         self._takers: dict[type[Any], Callable[[Any], None]] = {
@@ -106,14 +108,17 @@ class Relay:
 
     # --- life ---
 
-    async def start(self) -> None:
-        """Take this instance's name, listen to the others. Cancelled or failed: `aclose` gives the name back.
+    async def claim(self) -> None:
+        """Take this instance's name. Cancelled or failed: `aclose` gives it back.
 
         Raises:
             ConfigError: the name that was asked for is another living instance's.
             LinkUnavailable: Redis cannot be reached.
         """
-        self._core.instance = await self._leases.claim(self._core.options.instance)
+        self._core.take_name(await self._leases.claim(self._core.options.instance))
+
+    async def start(self) -> None:
+        """Listen to the others. Raises LinkUnavailable."""
         await self._post.start(self._core.instance, self)
         await self._moves.start()
         self._leases.start()

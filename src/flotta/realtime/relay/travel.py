@@ -14,9 +14,10 @@ import msgpack  # type: ignore[import-untyped]  # it has no types
 from flotta.errors import FlottaError, WireError
 from flotta.realtime.adapters.wire import unpack
 from flotta.realtime.client import Socket
+from flotta.realtime.people import People
 from flotta.realtime.relay.wire import MovedSocket
 
-__all__ = ["Traveller", "Travelling", "Unpackable"]
+__all__ = ["Traveller", "Travelling", "TravellingPeople", "Unpackable"]
 
 
 class Unpackable(FlottaError):
@@ -62,6 +63,7 @@ class Travelling:
             namespace=socket.namespace,
             rooms=sorted(room for room in rooms if room != socket.sid),
             session=None if socket.session is None else _pack(socket.session, "the session"),
+            since=socket.since,
             last_ack=socket.last_ack,
             is_awaited=socket.is_awaited,
             facts={one.name: _pack(one.leave(socket), one.name) for one in self._travellers},
@@ -97,6 +99,32 @@ class Travelling:
         if not isinstance(args, list):
             raise WireError("moved acknowledgement", "no list", packed)
         return args
+
+
+@final
+class TravellingPeople:
+    """Users, their expiry and their presence; a `Traveller`."""
+
+    name = "person"
+
+    def __init__(self, people: People) -> None:
+        self._people = people
+
+    def leave(self, socket: Socket) -> Any:
+        """Who it is."""
+        return self._people.facts(socket.sid)
+
+    def left(self, socket: Socket) -> None:
+        """Not here any more; what is written of its presence is by then the next instance's, or becomes it."""
+        self._people.left(socket)
+
+    def arrive(self, socket: Socket, value: Any) -> None:
+        """The user goes on here."""
+        if value is not None:
+            try:
+                self._people.restore(socket, value)
+            except (KeyError, TypeError, ValueError) as error:
+                raise WireError("moved session", f"no user: {error}") from error
 
 
 def _pack(value: Any, what: str) -> bytes:

@@ -174,6 +174,8 @@ class MovedSocket(msgspec.Struct, array_like=True, frozen=True):
     rooms: list[str]
     session: bytes | None
     """The user's data, packed; None: none was saved."""
+    since: float
+    """When its client asked to join (Unix seconds)."""
     last_ack: int
     is_awaited: bool
     """The old instance waits for acknowledgements."""
