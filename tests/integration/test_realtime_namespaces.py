@@ -263,6 +263,20 @@ async def test_adapter_knows_the_namespace_before_the_client_is_in() -> None:
         assert (await ben.recv()).startswith("40/a,{")
 
 
+async def test_namespace_for_a_client_of_another_instance_is_made_by_its_name_alone() -> None:
+    adapter = Opened()
+    sio = Server(adapter=adapter, namespaces=("/named",), namespaces_max=1)
+    sio.on("e", print, namespace=re.compile("/room-.*"))
+    sio.on("e", print, namespace=lambda name, auth, environ: name.startswith("/asked"))
+    async with sio:
+        ready = sio._core.namespaces.make_ready
+        assert [await ready(name) for name in ("/named", "/asked", "/other#", "/room-1")] == [True, False, False, True]
+        assert adapter.told == [("open", "/room-1")]
+        assert set(sio._core.spaces) == {"/", "/named", "/room-1"}
+        assert await ready("/room-2")  # the first one is empty: it makes room
+        assert set(sio._core.spaces) == {"/", "/named", "/room-2"}
+
+
 async def test_client_is_turned_away_while_the_adapter_cannot_open() -> None:
     from flotta.errors import LinkUnavailable
 
@@ -276,7 +290,8 @@ async def test_client_is_turned_away_while_the_adapter_cannot_open() -> None:
 
 
 async def test_client_that_leaves_before_the_predicate_has_decided_is_not_let_in() -> None:
-    sio, go = Server(), asyncio.Event()
+    adapter, go = Opened(), asyncio.Event()
+    sio = Server(adapter=adapter)
 
     async def slow(_name: str, _auth: Any, _environ: Any) -> bool:
         await go.wait()
@@ -290,10 +305,9 @@ async def test_client_that_leaves_before_the_predicate_has_decided_is_not_let_in
         await client.leave("/a")
         await client.socket.send("40")
         assert (await client.recv()).startswith("40{")
-        assert "/a" not in sio._core.spaces
         go.set()
-        await until(lambda: sio.stats.handlers_running == 0)
-        assert came == []
+        await until(lambda: "/a" not in sio._core.spaces)
+        assert came == adapter.told == []
         await client.join("/a")
         assert len(came) == 1
 

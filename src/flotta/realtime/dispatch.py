@@ -158,6 +158,8 @@ class Dispatcher:
         """Ask who decides about the client and tell it."""
         if space.gate is not None or space.handlers.asks_connect or self.recovery is not None:
             self._begin_call(client)
+            if space.gate is not None:
+                space.gate.come()
             self._spawn(self._connect(client, socket, space, auth), f"connect {socket.sid}")
         else:
             client.accept(socket)
@@ -192,6 +194,8 @@ class Dispatcher:
                 await recovery.accepted(socket)
         finally:
             space.leaving.pop(socket.sid, None)
+            if space.gate is not None:
+                space.gate.go()
             self._end_call(client)
         if left is not None:
             self._say_goodbye(left, space)
@@ -218,11 +222,11 @@ class Dispatcher:
             _let_cancelling_through(error)
             self._failure("connect", socket)
             return ConnectRefused("internal error")
-        return await self._open(space)
+        return await self._open(client, socket, space)
 
-    async def _open(self, space: Space) -> ConnectRefused | None:
-        """A dynamic namespace must be known to the adapter before somebody is in it."""
-        if space.gate is None:
+    async def _open(self, client: Client, socket: Socket, space: Space) -> ConnectRefused | None:
+        """A dynamic namespace must be known to the adapter before somebody is in it; not for who has left again."""
+        if space.gate is None or client.sockets.get(socket.namespace) is not socket:
             return None
         try:
             async with asyncio.timeout(self._connect_timeout_s):

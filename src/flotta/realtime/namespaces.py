@@ -55,6 +55,11 @@ class Pattern:
             return bool(self.table.by_event)
         return not isinstance(self._spec, re.Pattern) or self._spec.fullmatch(name) is not None
 
+    @property
+    def asks(self) -> bool:
+        """A predicate decides on every client."""
+        return self._spec is not None and not isinstance(self._spec, re.Pattern)
+
     async def lets_in(self, name: str, auth: Any, environ: dict[str, Any]) -> bool:
         """Whether this client may come into this namespace."""
         if self._spec is None or isinstance(self._spec, re.Pattern):
@@ -66,7 +71,7 @@ class Pattern:
 class Gate:
     """Who comes into one dynamic namespace."""
 
-    __slots__ = ("_namespaces", "opening", "pattern", "space")
+    __slots__ = ("_namespaces", "opening", "pattern", "space", "visitors")
 
     def __init__(self, namespaces: Namespaces, space: Space) -> None:
         self._namespaces = namespaces
@@ -75,6 +80,17 @@ class Gate:
         """What the namespace belongs to, once somebody was let in."""
         self.opening: asyncio.Task[None] | None = None
         """Tells the adapter of the namespace; done: it knows."""
+        self.visitors = 0
+        """Who needs the namespace without being in its rooms: clients that are asked about, for one."""
+
+    def come(self) -> None:
+        """The namespace is needed; ends with `go`."""
+        self.visitors += 1
+
+    def go(self) -> None:
+        """Ends one `come`."""
+        self.visitors -= 1
+        self._namespaces.check_empty(self.space)
 
     async def admit(self, auth: Any, environ: dict[str, Any]) -> bool:
         """Whether a client may come in. Raises `ConnectRefused` if there are too many namespaces."""
@@ -170,7 +186,7 @@ class Namespaces:
 
     def asked_for(self, name: str) -> Space | None:
         """The space that a client wants to come into, made if some pattern may match; None: there is no such
-        namespace. The caller puts the client into it at once."""
+        namespace. The caller puts somebody into it at once, or lets it `come`."""
         space = self._spaces.get(name)
         if space is None and self.known(name):
             space = self._delivery.add_space(name)
@@ -185,42 +201,66 @@ class Namespaces:
         adapter does."""
         space = self.asked_for(name)
         gate = None if space is None else space.gate
+        if gate is None:
+            yield
+            return
+        gate.come()
         try:
-            if gate is not None:
-                await gate.open()
+            await gate.open()
             yield
         finally:
-            if gate is not None and self.is_current(gate) and not len(gate.space.rooms):
-                self.emptied(gate.space)
+            gate.go()
 
     async def make_ready(self, name: str) -> bool:
-        """Make the namespace for a client that another instance has let into it, and listen for it. False: this server
-        has no such namespace, or only a predicate knows. Raises what the adapter does."""
-        space = self._spaces.get(name)
-        return space is not None and space.gate is None
+        """Make the namespace for a client that another instance has let into it, and listen for it; it waits a while
+        for the client. False: this server has no such namespace, only a predicate knows, or there are too many. Raises
+        what the adapter does."""
+        space = self.asked_for(name)
+        gate = None if space is None else space.gate
+        if gate is None:
+            return space is not None
+        gate.come()
+        try:
+            if gate.pattern is None:
+                first = self.patterns_for(name)[0]
+                if first.asks:
+                    return False
+                self.settle(gate, first)
+            await gate.open()
+        except ConnectRefused:
+            return False
+        finally:
+            gate.go()
+        return True
 
     # --- coming and going of dynamic namespaces ---
 
     def settle(self, gate: Gate, pattern: Pattern) -> None:
         """A dynamic namespace gets its first client. Raises `ConnectRefused` if there are too many."""
-        if self._settled >= self._dynamic_max and not self._remove_oldest():
-            if not self._full_told:
-                self._full_told = True
-                self._log.warning("no more dynamic namespaces", namespaces_max=self._dynamic_max)
-            raise ConnectRefused("Too many namespaces")
+        while self._settled >= self._dynamic_max:
+            if not self._remove_oldest():
+                self._tell_full()
+                raise ConnectRefused("Too many namespaces")
         self._settled += 1
         name = gate.space.name
         gate.pattern = pattern
         gate.space.handlers = Handlers(name, pattern.table, self.everywhere, lead=(name,))
 
+    def _tell_full(self) -> None:
+        if not self._full_told:  # once: clients may ask as often as they like
+            self._full_told = True
+            self._log.warning("no more dynamic namespaces", namespaces_max=self._dynamic_max)
+
     def is_current(self, gate: Gate) -> bool:
         """Its space is the one of this name."""
         return self._spaces.get(gate.space.name) is gate.space
 
-    def emptied(self, space: Space) -> None:
-        """The last client has left a dynamic namespace."""
+    def check_empty(self, space: Space) -> None:
+        """Somebody has left a dynamic namespace: remove it, now or in a while, if that was the last."""
         gate = space.gate
         assert gate is not None
+        if gate.visitors or len(space.rooms) or not self.is_current(gate):
+            return
         if gate.opening is None:
             self._remove(space)
             return
