@@ -26,9 +26,9 @@ def make_engine() -> EngineServer:
     return server
 
 
-def make_socketio() -> Server:
+def make_socketio(connect_timeout_s: float = 1.0) -> Server:
     """Tells what it was told at the connect, and answers two events."""
-    sio = Server(connect_timeout_s=1.0, **PARAMETERS)
+    sio = Server(connect_timeout_s=connect_timeout_s, **PARAMETERS)
     for namespace in ("/", "/custom"):
         _register(sio, namespace)
     return sio

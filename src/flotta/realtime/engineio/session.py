@@ -33,6 +33,8 @@ __all__ = [
 PING_TIMEOUT: Final = "ping timeout"
 TRANSPORT_CLOSE: Final = "transport close"
 TRANSPORT_ERROR: Final = "transport error"
+LATE_SHARE: Final = 0.25
+"""Part of the time for a pong that a late ping may use up."""
 
 
 class State(Enum):
@@ -149,7 +151,8 @@ class Session:
         if self._state is State.PINGED:
             return self._end(PING_TIMEOUT, 1001)
         self._state = State.PINGED
-        self.due_s = now_s + self._timeout_s
+        # From when the ping was due, so that a ping that was sent a little late does not put the end off.
+        self.due_s = max(self.due_s, now_s - LATE_SHARE * self._timeout_s) + self._timeout_s
         return _PING
 
     def excuse(self, now_s: float) -> None:

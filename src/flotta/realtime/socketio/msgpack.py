@@ -9,7 +9,9 @@ be chosen to collide.
 
 from __future__ import annotations
 
-from datetime import datetime
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, final
 
 import msgpack  # type: ignore[import-untyped]  # it has no types
@@ -28,6 +30,7 @@ from flotta.realtime.socketio.packet import (
 __all__ = ["MsgpackDecoder", "encode_msgpack"]
 
 _TYPES = {int(kind): kind for kind in PacketType if kind <= PacketType.CONNECT_ERROR}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Only a long array makes the reader set memory aside before it has seen what is in it.
 _LONG_ARRAYS = (b"\xdc", b"\xdd")
 
@@ -84,7 +87,7 @@ def _unpack(data: bytes) -> Any:
     try:
         if any(mark in data for mark in _LONG_ARRAYS):
             _check_lengths(data)
-        return msgpack.unpackb(data, raw=False, strict_map_key=True, timestamp=3, ext_hook=_extension)
+        return msgpack.unpackb(data, raw=False, strict_map_key=True, timestamp=3, ext_hook=_Extensions(data).read)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise _error("no MessagePack", data) from error
 
@@ -96,11 +99,37 @@ def _check_lengths(data: bytes) -> None:
     walker.skip()
 
 
-def _extension(code: int, data: bytes) -> bytes | None:
-    """Older versions of the parser: extension 0 is ``undefined`` in one byte, or an ``ArrayBuffer``."""
-    if code != 0:
-        raise ValueError(f"unknown extension {code}")
-    return None if data == b"\0" else data
+@final
+class _Extensions:
+    """Reads extension 0, which is three things to the parser's packer: ``undefined`` (fixext 1), a Date (fixext 8, in
+    milliseconds) and an ArrayBuffer (ext). The reader tells neither which form it saw nor where, but it comes to them
+    in their order: so each is looked for behind the one before, and the whole message is gone through once at most."""
+
+    __slots__ = ("_forms", "_message")
+
+    _FORM = re.compile(rb"\xd4\x00|\xd7\x00|\xc7\x01\x00|\xc7\x08\x00")
+
+    def __init__(self, message: bytes) -> None:
+        self._message = message
+        self._forms: Iterator[re.Match[bytes]] | None = None
+
+    def read(self, code: int, data: bytes) -> datetime | bytes | None:
+        """The value. Raises ValueError or OverflowError."""
+        if code != 0:
+            raise ValueError(f"unknown extension {code}")
+        if len(data) not in {1, 8} or self._is_array(data):
+            return data
+        if len(data) == 1:
+            return None
+        return _EPOCH + timedelta(milliseconds=int.from_bytes(data, "big", signed=True))
+
+    def _is_array(self, data: bytes) -> bool:
+        if self._forms is None:
+            self._forms = self._FORM.finditer(self._message)
+        for form in self._forms:
+            if self._message.startswith(data, form.end()):
+                return form[0].startswith(b"\xc7")
+        return True
 
 
 def _read_namespace(fields: dict[Any, Any], data: bytes) -> str:
