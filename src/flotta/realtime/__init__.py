@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flotta.realtime.adapters import AdapterStats
+from flotta.realtime.api.asgi_app import ASGIApp
 from flotta.realtime.api.namespace import Namespace
 from flotta.realtime.client import Reason
 from flotta.realtime.engine.options import EngineOptions
@@ -11,6 +12,7 @@ from flotta.realtime.options import ServerOptions
 from flotta.realtime.server import Server, ServerStats
 
 __all__ = [
+    "ASGIApp",
     "AdapterStats",
     "EngineOptions",
     "EngineServer",

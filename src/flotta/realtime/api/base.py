@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 from flotta.errors import NotStarted, RealtimeError
-from flotta.realtime.adapters import Adapter, Target
+from flotta.realtime.adapters import Adapter
 from flotta.realtime.client import Socket
 from flotta.realtime.core import Core, State
 from flotta.realtime.delivery import Space
-from flotta.realtime.rooms import user_room
+from flotta.realtime.targets import Names, args_of, names_of, target_of, value_of
 
 __all__ = ["Base", "Names", "args_of", "names_of", "target_of", "value_of"]
-
-Names: TypeAlias = str | Iterable[str] | None
-"""One name, several, or none."""
 
 
 class Base:
@@ -69,34 +66,3 @@ class Base:
         space = self._space(namespace)
         leaving = space.leaving.get(sid)
         return space.rooms.get(sid) if leaving is None else leaving.socket
-
-
-def names_of(*given: Names) -> tuple[str, ...]:
-    """Every name in ``given``, in order."""
-    names: list[str] = []
-    for one in given:
-        if isinstance(one, str):
-            names.append(one)
-        elif one is not None:
-            names.extend(one)
-    return tuple(names)
-
-
-def target_of(namespace: str, to: Names, room: Names, user: Names, skip_sid: Names) -> Target | None:
-    """Whom the arguments of an API call mean. None: nobody; an empty list of targets is nobody, not everybody."""
-    rooms = (*names_of(to, room), *map(user_room, names_of(user)))
-    if not rooms and not (to is None and room is None and user is None):
-        return None
-    return Target(namespace, rooms, names_of(skip_sid))
-
-
-def args_of(data: Any) -> list[Any]:
-    """An event's arguments: a tuple is several, None is none, anything else is one."""
-    if data is None:
-        return []
-    return list(data) if isinstance(data, tuple) else [data]
-
-
-def value_of(args: list[Any]) -> Any:
-    """The reverse: what one acknowledgement says."""
-    return args[0] if len(args) == 1 else (tuple(args) or None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 from flotta.errors import NotStarted, RealtimeError
+from flotta.realtime.api.asking import CALLBACK_S
+from flotta.realtime.api.base import Names
 from flotta.realtime.handlers import ALL_EVENTS, RESERVED, Handler, positional_count
 from flotta.realtime.middleware import finish
 from flotta.realtime.namespaces import NamespaceSpec
@@ -107,17 +109,33 @@ class Namespace:
         event: str,
         data: Any = None,
         *,
-        to: str | Iterable[str] | None = None,
-        room: str | Iterable[str] | None = None,
-        skip_sid: str | Iterable[str] | None = None,
+        to: Names = None,
+        room: Names = None,
+        user: Names = None,
+        skip_sid: Names = None,
         namespace: str | None = None,
         callback: Callable[..., Any] | None = None,
-        **options: Any,
+        timeout_s: float = CALLBACK_S,
+        volatile: bool = False,
+        may_see: str | None = None,
+        local: bool = False,
+        ignore_queue: bool = False,
     ) -> None:
-        """`Server.emit`; ``options`` are its others."""
-        name = self._of(namespace)
+        """`Server.emit`."""
         await self.server.emit(
-            event, data, to=to, room=room, skip_sid=skip_sid, namespace=name, callback=callback, **options
+            event,
+            data,
+            to=to,
+            room=room,
+            user=user,
+            skip_sid=skip_sid,
+            namespace=self._of(namespace),
+            callback=callback,
+            timeout_s=timeout_s,
+            volatile=volatile,
+            may_see=may_see,
+            local=local,
+            ignore_queue=ignore_queue,
         )
 
     async def send(self, data: Any, *, namespace: str | None = None, **targets: Any) -> None:
@@ -125,10 +143,19 @@ class Namespace:
         await self.server.send(data, namespace=self._of(namespace), **targets)
 
     async def call(
-        self, event: str, data: Any = None, *, to: str, namespace: str | None = None, timeout_s: float = 60.0
+        self,
+        event: str,
+        data: Any = None,
+        *,
+        to: str | None = None,
+        sid: str | None = None,
+        namespace: str | None = None,
+        timeout_s: float = CALLBACK_S,
+        local: bool = False,
     ) -> Any:
         """`Server.call`."""
-        return await self.server.call(event, data, to=to, namespace=self._of(namespace), timeout_s=timeout_s)
+        name = self._of(namespace)
+        return await self.server.call(event, data, to=to, sid=sid, namespace=name, timeout_s=timeout_s, local=local)
 
     async def enter_room(self, sid: str, room: str, *, namespace: str | None = None) -> bool:
         """`Server.enter_room`."""
