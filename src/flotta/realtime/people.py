@@ -14,17 +14,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, NamedTuple, TypeAlias, final
 
 from flotta.errors import AccessExpired, AccessRevoked, RealtimeError, UserFull
 from flotta.realtime.client import Reason, Socket
 from flotta.realtime.deadlines import Deadlines
 from flotta.realtime.delivery import Delivery
 from flotta.realtime.presence.records import Online, PresenceChange, check_status, check_user
-from flotta.realtime.presence.registry import Entered, Entry, Registry
+from flotta.realtime.presence.registry import Entered, Entry, Registry, RegistryStats
 from flotta.realtime.presence.watching import Watchers
 
-__all__ = ["People", "Person", "room_of", "rooms_of_users"]
+__all__ = ["People", "PeopleStats", "Person", "room_of", "rooms_of_users"]
 
 CLOSE_POLICY: Final = 1008
 
@@ -59,6 +59,20 @@ class Person:
     def entry(self) -> Entry:
         """What the registry writes down."""
         return Entry(self.online, self.socket.client.sid)
+
+
+class PeopleStats(NamedTuple):
+    """Who is here, and who was not let in, since the start."""
+
+    users: int
+    """Users with a socket on this instance."""
+    sockets: int
+    """Sockets of this instance that have a user."""
+    refused_revoked: int
+    refused_full: int
+    refused_expired: int
+    registry: RegistryStats | None
+    """None: not started."""
 
 
 @final
@@ -109,6 +123,18 @@ class People:
     def users(self) -> Collection[str]:
         """Who has a socket here."""
         return self._by_user.keys()
+
+    @property
+    def stats(self) -> PeopleStats:
+        """Counters and sizes."""
+        return PeopleStats(
+            users=len(self._by_user),
+            sockets=len(self._persons),
+            refused_revoked=self.refused_revoked,
+            refused_full=self.refused_full,
+            refused_expired=self.refused_expired,
+            registry=None if self.registry is None else self.registry.stats,
+        )
 
     def __len__(self) -> int:
         return len(self._persons)

@@ -27,6 +27,7 @@ from flotta.realtime.engine.sessions import connections_allowed
 from flotta.realtime.foreign import check_option_names
 from flotta.realtime.mount import Mount
 from flotta.realtime.options import AdapterName, ServerOptions
+from flotta.realtime.people import PeopleStats
 from flotta.realtime.presence import Presence
 from flotta.realtime.presence.making import make_registry
 from flotta.realtime.presence.registry import Registry
@@ -51,6 +52,8 @@ class ServerStats(NamedTuple):
     rooms: int
     opened: int
     refused: int
+    refusals: dict[str, int]
+    """The same by reason (``at_capacity``, ``crowded``, ``forbidden``, ``session_unknown``...)."""
     ended: dict[str, int]
     """Ended connections by reason."""
     broadcasts: int
@@ -62,6 +65,7 @@ class ServerStats(NamedTuple):
     """Recipients that a ``may_see`` filter left out."""
     handlers_running: int
     handlers_failed: int
+    people: PeopleStats
     adapter: AdapterStats | None
     relay: RelayStats | None
     """What this instance does for the sessions of others; None: it does not relay."""
@@ -225,6 +229,11 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
         return Mount(self, self._core, other)
 
     @property
+    def unsent_bytes(self) -> int:
+        """What waits here for all clients to read it. It asks each transport: for a scrape, not for every second."""
+        return sum(client.transport.unsent_bytes for client in self._core.clients.values())
+
+    @property
     def stats(self) -> ServerStats:
         """Counters and sizes, cheap enough for every second."""
         core, counters = self._core, self._core.counters
@@ -237,6 +246,7 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
             rooms=sum(space.rooms.rooms_count for space in core.spaces.values()),
             opened=counters.opened,
             refused=counters.refused,
+            refusals=dict(core.journal.refusals),
             ended=dict(counters.ended),
             broadcasts=counters.broadcasts,
             delivered=counters.delivered,
@@ -244,6 +254,7 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
             filtered=counters.filtered,
             handlers_running=core.dispatcher.running,
             handlers_failed=core.dispatcher.failed,
+            people=core.people.stats,
             adapter=None if core.adapter is None else core.adapter.stats,
             relay=None if self._relay is None else self._relay.stats,
         )

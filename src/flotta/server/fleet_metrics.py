@@ -31,11 +31,6 @@ _POOL_COUNTERS: Final = (
 )  # fmt: skip
 _LINK_GAUGES: Final = ("connected", "in_flight", "waiting")
 _LINK_COUNTERS: Final = ("commands", "connections", "failed_attempts", "bytes_sent", "bytes_received")
-_REALTIME_GAUGES: Final = ("connections", "connections_max", "sockets", "rooms", "handlers_running")
-_REALTIME_COUNTERS: Final = (
-    "opened", "refused", "broadcasts", "delivered", "volatile_dropped", "filtered", "handlers_failed",
-)  # fmt: skip
-_ADAPTER_COUNTERS: Final = ("published", "publish_lost", "received", "junk", "gaps")
 _MAP_COUNTERS: Final = ("applied", "gaps", "junk", "loads", "load_failures", "lost")
 
 
@@ -130,15 +125,10 @@ def _maps(fleets: Iterable[Fleet]) -> Iterator[Metric]:
 
 def _realtime(fleets: Iterable[Fleet]) -> Iterator[Metric]:
     servers = [server for fleet in fleets for server in fleet.realtime_servers]
-    rows = [([server.options.path], server.stats) for server in servers]
-    yield from _of("realtime", rows, ["path"], _REALTIME_GAUGES, _REALTIME_COUNTERS)
-    ended = CounterMetricFamily("flotta_realtime_ended", "Connections ended, by reason.", labels=["path", "reason"])
-    for labels, stats in rows:
-        for reason, count in stats.ended.items():
-            ended.add_metric([*labels, str(reason)], count)
-    yield ended
-    adapters = [(labels, stats.adapter) for labels, stats in rows if stats.adapter is not None]
-    yield from _of("realtime_adapter", adapters, ["path"], ("connected", "in_flight"), _ADAPTER_COUNTERS)
+    if servers:  # what is not used is not imported
+        from flotta.realtime.metrics import realtime_families  # noqa: PLC0415
+
+        yield from realtime_families(servers)
 
 
 def _background(fleets: Iterable[Fleet]) -> Iterator[Metric]:

@@ -310,6 +310,11 @@ class Far:
 
     # --- Transport ---
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What is on its way to the near end."""
+        return self._line.bytes
+
     def write(self, packet: Outgoing) -> None:
         """Send, or end the connection as too slow."""
         if not self._open:

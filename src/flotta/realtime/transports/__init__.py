@@ -47,6 +47,11 @@ class Transport(Protocol):
         """``websocket`` or ``polling``."""
         ...
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What waits here for the client to read."""
+        ...
+
     def write(self, packet: Outgoing) -> None:
         """Send, or end the connection as too slow if the send buffer would pass its limit."""
         ...

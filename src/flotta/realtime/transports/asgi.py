@@ -132,6 +132,11 @@ class _ASGITransport:
         self.reading = asyncio.Event()
         self.reading.set()
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What waits here for the web server to take it."""
+        return self._bytes
+
     def write(self, packet: Outgoing) -> None:
         """Queue, or end the connection as too slow."""
         if self._closing:

@@ -333,6 +333,11 @@ class NativeTransport(asyncio.Protocol):
 
     # --- Transport ---
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What waits here for the client to read."""
+        return self._transport.get_write_buffer_size()
+
     def write(self, packet: Outgoing) -> None:
         """Send, or end the connection as too slow."""
         if self._clear or (self._open and not self._is_too_slow(packet.size_bytes)):

@@ -66,6 +66,11 @@ class PollingTransport:
 
     # --- Transport ---
 
+    @property
+    def unsent_bytes(self) -> int:
+        """What waits here for the next GET."""
+        return self._bytes
+
     def write(self, packet: Outgoing) -> None:
         """Buffer, or end the session as too slow."""
         if self._closed:
