@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flotta.errors import WireError
-from flotta.realtime.adapters import Broadcast, Target
+from flotta.realtime.adapters import Target
 from flotta.realtime.adapters.wire import pack
 from flotta.realtime.recovery.history import History, Past
 from flotta.realtime.recovery.kept import Kept
 from flotta.realtime.recovery.plan import Membership, StreamFacts, asked, begins, is_complete, revoked
-from flotta.realtime.recovery.session import Session, Stay, mark, read_session, write_session
+from flotta.realtime.recovery.session import Session, Stay, User, mark, read_session, write_session
 
 positions = st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 few = st.tuples(st.integers(0, 6), st.integers(0, 2))
@@ -39,7 +39,7 @@ sessions = st.builds(
     seen=st.none() | positions,
     stays=st.lists(stays, max_size=3).map(tuple),
     live=st.booleans(),
-    user=values,
+    user=st.none() | st.builds(User, st.text(), st.none() | st.floats(0, 1e12), st.floats(0, 1e12)),
 )
 
 
@@ -159,7 +159,7 @@ def test_an_event_is_revoked_if_only_rooms_that_were_taken_away_led_to_it(
 
 
 def _past(number: int, size: int = 1) -> Past:
-    return Past((number, 0), Broadcast(Target(), ["e", number]), size)
+    return Past((number, 0), "/", b"x" * size)
 
 
 @given(

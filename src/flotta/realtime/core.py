@@ -107,7 +107,9 @@ class Core(Engine[Client]):
             self.transports = ("websocket",)
         self.delivery.join_cluster(adapter)
         await adapter.start(self.delivery if relay is None else relay.node)
-        self.keeper = self.dispatcher.recovery = make_keeper(adapter, self.options, self.delivery, self._log)
+        self.keeper = self.dispatcher.recovery = make_keeper(
+            adapter, self.options, self.delivery, self.people, self._log
+        )
         if self.keeper is not None:
             await self.keeper.start()
         self.namespaces.start(adapter)

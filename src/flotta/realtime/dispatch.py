@@ -59,8 +59,8 @@ class Recovery(Protocol):
         """Nobody needs to be asked about this client again."""
         ...
 
-    async def admit(self, socket: Socket) -> None:
-        """The client will be let in: see that its session survives this process."""
+    async def admit(self, socket: Socket) -> ConnectRefused | None:
+        """The client will be let in: see that its session survives this process. Or a refusal after all."""
         ...
 
     async def accepted(self, socket: Socket) -> None:
@@ -184,7 +184,7 @@ class Dispatcher:
                 return
             refusal = await self._ask(client, socket, space, auth)
             if recovery is not None and refusal is None:
-                await recovery.admit(socket)
+                refusal = await recovery.admit(socket)
             if refusal is not None:
                 client.turn_away(socket, refusal.message, refusal.data)
             elif not client.accept(socket):

@@ -25,22 +25,21 @@ from flotta.realtime.adapters.cluster import Census, ClusterAdapter
 from flotta.realtime.adapters.cluster_wire import Message, MessageType, pack_message, read_entry, read_message
 from flotta.realtime.adapters.seats import Seat
 from flotta.realtime.adapters.streams_reader import StreamReader
-from flotta.realtime.adapters.streams_wire import LOST, MARKER, Entry, Read
+from flotta.realtime.adapters.streams_wire import LOST, MARKER, Entry
 from flotta.realtime.adapters.traffic import Ear
 from flotta.realtime.adapters.wire import channel_bytes, unsendable_is_junk
 from flotta.realtime.options import ServerOptions
 from flotta.realtime.recovery.history import History, Past
-from flotta.realtime.recovery.past import Archive
+from flotta.realtime.recovery.past import BROADCASTS, Archive
 from flotta.realtime.recovery.session import Position
 from flotta.redis import Redis, Subscription
 from flotta.streaming.event import format_id, parse_id
 
 __all__ = ["StreamsAdapter"]
 
-HISTORY_BYTES_MAX: Final = 32 * 2**20
+HISTORY_BYTES_MAX: Final = 16 * 2**20
 UPKEEP_S = 5.0
 SETTLE_S = 1.0
-_BROADCASTS: Final = frozenset({MessageType.BROADCAST, MessageType.FILTERED})
 _EPHEMERAL: Final = frozenset({MessageType.SERVER_SIDE_EMIT, MessageType.FETCH_SOCKETS})
 
 
@@ -65,7 +64,7 @@ class StreamsAdapter(ClusterAdapter):
             redis, self.stream, count=options.stream_read_count, take=self._take, on_lost=self._on_lost, logger=logger
         )
         self._history = History((0, 0), count_max=2 * options.stream_maxlen, bytes_max=HISTORY_BYTES_MAX)
-        self.archive = Archive(redis, self.stream, self._history, self._past)
+        self.archive = Archive(redis, self.stream, self._history)
         self._own_openings = wire.own_openings(self.uid)
         self._upkeep_task: asyncio.Task[None] | None = None
         self._newest: Position = (0, 0)
@@ -157,8 +156,8 @@ class StreamsAdapter(ClusterAdapter):
             return 0
         try:
             message = read_entry(entry)
-            if message.type in _BROADCASTS and message.data.get("requestId") is None:
-                return self._deliver(position, message, len(entry.get(b"data", b"")))
+            if message.type in BROADCASTS and message.data.get("requestId") is None:
+                return self._deliver(position, message, entry.get(b"data", b""))
             if message.uid != self.uid:
                 self._hear(message)
         except WireError as error:
@@ -166,12 +165,12 @@ class StreamsAdapter(ClusterAdapter):
         self._history.move(position)
         return 0
 
-    def _deliver(self, position: Position, message: Message, size_bytes: int) -> int:
+    def _deliver(self, position: Position, message: Message, data: bytes) -> int:
         assert self._node is not None, "start comes first"
         broadcast = wire.read_broadcast(message)
         self._traffic.received += message.uid != self.uid
         if self.recovers and not broadcast.volatile:
-            self._history.append(Past(position, broadcast, size_bytes))
+            self._history.append(Past(position, message.namespace, data))
         else:
             self._history.move(position)
         with unsendable_is_junk():
@@ -183,19 +182,6 @@ class StreamsAdapter(ClusterAdapter):
         if not self.recovers or (broadcast.volatile and not isinstance(broadcast.args[-1], str)):
             return None
         return format_id(position)
-
-    def _past(self, read: Read) -> Past | None:
-        """The event of an entry that was not delivered here; None: it is none that clients could miss."""
-        if MARKER in read.entry:
-            return None
-        try:
-            message = read_entry(read.entry)
-            if message.type not in _BROADCASTS or message.data.get("requestId") is not None:
-                return None
-            broadcast = wire.read_broadcast(message)
-        except WireError:
-            return None  # counted by who delivered it
-        return None if broadcast.volatile else Past(read.position, broadcast, len(read.entry.get(b"data", b"")))
 
     def _on_lost(self, _marker: Position) -> None:
         self._history.restart(self._reader.position)

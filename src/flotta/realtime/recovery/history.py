@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from sys import intern
 from typing import Any, final
 
 from flotta.realtime.adapters import Broadcast
@@ -20,15 +21,22 @@ _SLACK = 8
 
 @final
 class Past:
-    """One event of the stream. ``packet`` is for whoever encodes it first."""
+    """One event of the stream, as its entry has it. ``broadcast`` and ``packet`` are for whoever needs them first: most
+    events are never needed again."""
 
-    __slots__ = ("broadcast", "packet", "position", "size_bytes")
+    __slots__ = ("broadcast", "data", "namespace", "packet", "position")
 
-    def __init__(self, position: Position, broadcast: Broadcast, size_bytes: int) -> None:
+    def __init__(self, position: Position, namespace: str, data: bytes) -> None:
         self.position = position
-        self.broadcast = broadcast
-        self.size_bytes = size_bytes
+        self.namespace = intern(namespace)
+        self.data = data
+        self.broadcast: Broadcast | None = None
         self.packet: Any = None
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it holds."""
+        return len(self.data)
 
 
 def _position(past: Past) -> Position:

@@ -21,12 +21,12 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Final, Protocol, final
 
-from flotta.errors import Closed, RedisError, WireError
+from flotta.errors import Closed, ConnectRefused, RedisError, WireError
 from flotta.realtime.client import Client, Reason, Socket
 from flotta.realtime.delivery import Delivery
 from flotta.realtime.recovery.history import Past
 from flotta.realtime.recovery.kept import Kept
-from flotta.realtime.recovery.past import Archive
+from flotta.realtime.recovery.past import Archive, broadcast_of
 from flotta.realtime.recovery.plan import (
     Asked,
     Membership,
@@ -37,8 +37,8 @@ from flotta.realtime.recovery.plan import (
     revoked,
 )
 from flotta.realtime.recovery.saver import Saver
-from flotta.realtime.recovery.session import Position, Session, read_session
-from flotta.realtime.recovery.store import Loaded, Store
+from flotta.realtime.recovery.session import Position, Session, User, read_session
+from flotta.realtime.recovery.store import Loaded, Saved, Store
 from flotta.redis import Redis
 from flotta.streaming.event import format_id
 
@@ -52,6 +52,7 @@ RETRY_S = 0.2
 CLAIMS_MAX = 5
 """Attempts at a session that changes while it is claimed."""
 PACE_S = 0.01
+CLOSE_TRY_AGAIN: Final = 1013
 ACK_ID_MAX = 2**31
 _KEPT_REASONS: Final = frozenset(
     {
@@ -83,6 +84,14 @@ class Stream(Protocol):
         ...
 
 
+class Users(Protocol):
+    """What recovery asks of `People`."""
+
+    async def set_user(self, socket: Socket, user: str, *, expires_at: float | None, issued_at: float | None) -> None:
+        """Say whose the socket is. Raises ConnectRefused."""
+        ...
+
+
 @final
 class Keeper:
     """See the module. One per server."""
@@ -95,6 +104,7 @@ class Keeper:
         store: Store,
         channel: str,
         delivery: Delivery,
+        people: Users,
         window_s: float,
         skips_connect: bool,
         logger: Any,
@@ -105,6 +115,7 @@ class Keeper:
         self._store = store
         self._channel = channel
         self._delivery = delivery
+        self._people = people
         self._window_s = window_s
         self._skips_connect = skips_connect
         self._log = logger
@@ -115,8 +126,7 @@ class Keeper:
         self._saver = Saver(
             store,
             refresh_s=refresh_s,
-            live_ttl_s=self._live_ttl_s,
-            session_of=self._session_of,
+            saved_of=self._saved_of,
             on_taken=self._lose,
             logger=logger,
         )
@@ -161,6 +171,8 @@ class Keeper:
                     await self._restore(socket, wanted)
             except TimeoutError:
                 self._log.warning("a session was not restored in time", namespace=socket.namespace)
+                if self._store.reachable:  # this instance is too slow: the client tries again, perhaps elsewhere
+                    socket.client.close(Reason.TRANSPORT_CLOSE, CLOSE_TRY_AGAIN)
         if not _is_current(socket):
             return False
         if socket.kept is None:
@@ -193,11 +205,11 @@ class Keeper:
         session, begin = claimed
         older = await self._stream.archive.older(begin)
         if older is None:
-            await self._store.forget(session)
+            await self._store.forget(session.pid, session.owner)
         elif _is_current(socket):
             self._enter(socket, session, begin, older)
         else:
-            await self._store.save([(session._replace(live=False), self._window_s)])
+            await self._store.save([Saved.of(session._replace(live=False), self._window_s)])
 
     async def _claim(self, socket: Socket, wanted: Asked) -> tuple[Session, Position] | None:
         for _ in range(CLAIMS_MAX):
@@ -262,8 +274,7 @@ class Keeper:
         kept.missed = [
             past
             for past in events
-            if past.broadcast.target.namespace == socket.namespace
-            and membership.gets(past.broadcast.target, past.position)
+            if past.namespace == socket.namespace and membership.gets(broadcast_of(past).target, past.position)
         ]
         self._own(socket, kept)
         self.restored += 1
@@ -274,9 +285,24 @@ class Keeper:
         """The session is proof enough: nobody is asked again."""
         return self._skips_connect and socket.kept is not None and socket.kept.recovered
 
-    async def admit(self, socket: Socket) -> None:
-        """The session is stored when this returns, unless Redis is away or slow."""
+    async def admit(self, socket: Socket) -> ConnectRefused | None:
+        """The session is stored when this returns, unless Redis is away or slow. Whoever had it has it again, if the
+        ``connect`` handler has not said who it is; a refusal if that user may not."""
+        kept = socket.kept
+        if kept is not None and kept.user is not None:
+            try:
+                await self._readmit(socket, kept.user)
+            except ConnectRefused as refusal:
+                return refusal
         await self._saver.stored(socket)
+        return None
+
+    async def _readmit(self, socket: Socket, user: User) -> None:
+        if socket.person is None:
+            await self._people.set_user(socket, user.name, expires_at=user.expires_at, issued_at=user.issued_at)
+        elif socket.person.online.user != user.name:
+            self._log.info("a client came back as another user: it begins anew", sid=socket.sid)
+            self.renounce(socket)
 
     async def accepted(self, socket: Socket) -> None:
         """Send what was missed, then what was held meanwhile, no faster than the client takes it."""
@@ -293,14 +319,16 @@ class Keeper:
                     await asyncio.sleep(PACE_S)
             packets = socket.take_held()
         socket.flow()
+        # A ping that was sent before says nothing of this.
+        socket.client.mark = socket.client.heard = None
 
     def _may_get(self, socket: Socket, kept: Kept, past: Past) -> bool:
-        broadcast = past.broadcast
+        broadcast = broadcast_of(past)
         return not revoked(broadcast.target, kept.revoked, socket.sid) and self._delivery.may_get(socket, broadcast)
 
     def _packet(self, past: Past) -> Any:
         if past.packet is None:
-            past.packet = self._delivery.encode(past.broadcast, format_id(past.position))
+            past.packet = self._delivery.encode(broadcast_of(past), format_id(past.position))
         return past.packet
 
     def offset_behind(self, args: list[Any]) -> str | None:
@@ -338,17 +366,36 @@ class Keeper:
         elif client.mark is None and not any(socket.holding for socket in client.sockets.values()):
             client.mark = self._stream.position
 
-    def _session_of(self, socket: Socket) -> Session | None:
+    def _saved_of(self, socket: Socket) -> Saved | None:
         kept = socket.kept
         if kept is None or not _is_current(socket):
             return None
-        return self._session(socket, kept, live=True)
+        return self._pack(socket, kept, live=True)
+
+    def _pack(self, socket: Socket, kept: Kept, *, live: bool) -> Saved | None:
+        """None: its data cannot be stored, so nothing of it is, or older data would come back."""
+        session = self._session(socket, kept, live=live)
+        try:
+            return Saved.of(session, self._live_ttl_s if live else self._window_s)
+        except (TypeError, ValueError) as error:
+            self._saver.run(self._forget(kept.pid, kept.owner), "realtime recovery forget")
+            if not kept.unsavable:
+                kept.unsavable = True
+                self._log.warning(
+                    "a session cannot be stored, so its client cannot be recovered",
+                    sid=socket.sid,
+                    reason=str(error),
+                    cure="save_session only what MessagePack carries: text, numbers, bytes, lists, maps with text keys",
+                )
+            return None
 
     def _session(self, socket: Socket, kept: Kept, *, live: bool) -> Session:
         if not socket.holding:
             kept.settle(socket.client.heard)
         rooms = self._delivery.spaces[socket.namespace].rooms.rooms_of(socket.sid)
-        return kept.session(socket.sid, socket.namespace, rooms, socket.session or {}, live=live)
+        person = socket.person
+        user = None if person is None else User(person.online.user, person.expires_at, person.issued_at)
+        return kept.session(socket.sid, socket.namespace, rooms, socket.session or {}, live=live, user=user)
 
     # --- it goes ---
 
@@ -359,24 +406,27 @@ class Keeper:
             return
         del self._owned[kept.owner]
         self._saver.forget(socket)
-        if reason in _KEPT_REASONS:
-            session = self._session(socket, kept, live=False)
-            self._saver.run(self._save_last(session), "realtime recovery save")
-        else:
-            session = self._session(socket, kept, live=False)
-            self._saver.run(self._forget(session), "realtime recovery forget")
+        if reason not in _KEPT_REASONS:
+            self._saver.run(self._forget(kept.pid, kept.owner), "realtime recovery forget")
+        elif (saved := self._pack(socket, kept, live=False)) is not None:
+            self._saver.run(self._save_last(saved), "realtime recovery save")
 
-    async def _save_last(self, session: Session) -> None:
+    async def _save_last(self, saved: Saved) -> None:
         try:
-            await self._store.save([(session, self._window_s)])
-        except (RedisError, Closed, TypeError, ValueError) as error:
-            self._log.warning("a session could not be saved", sid=session.sid, reason=str(error))
-
-    async def _forget(self, session: Session) -> None:
-        try:
-            await self._store.forget(session)
+            await self._store.save([saved])
         except (RedisError, Closed) as error:
-            self._log.warning("a session that has ended could not be deleted", sid=session.sid, reason=str(error))
+            self._log.warning("a session could not be saved", reason=str(error))
+
+    async def _forget(self, pid: str, owner: str) -> None:
+        try:
+            await self._store.forget(pid, owner)
+        except (RedisError, Closed) as error:
+            self._log.warning("a session that has ended could not be deleted", reason=str(error))
+
+    def renounce(self, socket: Socket) -> None:
+        """The client is somebody else now: the session ends, and so does the connection. The client comes back by
+        itself, and finds nothing of it."""
+        socket.client.close(Reason.SERVER_DISCONNECT)
 
     def _on_claimed(self, owner: bytes) -> None:
         socket = self._owned.get(owner.decode("ascii", "replace"))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, final
 
 from flotta.realtime.recovery.history import Past
-from flotta.realtime.recovery.session import Position, Session, Stay
+from flotta.realtime.recovery.session import Position, Session, Stay, User
 
 __all__ = ["Kept"]
 
@@ -19,7 +19,7 @@ class Kept:
     """One socket's recovery. ``base``: the client has got all that was for it up to there, because it was not there
     before, or says so."""
 
-    __slots__ = ("after", "base", "left", "missed", "owner", "pid", "recovered", "revoked", "unsavable")
+    __slots__ = ("after", "base", "left", "missed", "owner", "pid", "recovered", "revoked", "unsavable", "user")
 
     def __init__(self, pid: str, owner: str, base: Position) -> None:
         self.pid = pid
@@ -33,6 +33,8 @@ class Kept:
         self.left: list[Stay] = []
         self.revoked: set[str] = set()
         """Rooms that the ``connect`` handler of a recovered socket took it out of."""
+        self.user: User | None = None
+        """Whom the session belonged to before."""
         self.unsavable = False
         """Its data cannot be stored; it has been said."""
 
@@ -41,6 +43,7 @@ class Kept:
         """Of a session that is claimed; the client has got everything up to ``begin``."""
         kept = cls(session.pid, owner, begin)
         kept.recovered = True
+        kept.user = session.user
         kept.after = {stay.room: stay.after for stay in session.stays if stay.until is None and stay.after is not None}
         kept.left = [stay for stay in session.stays if stay.until is not None]
         return kept
@@ -65,7 +68,9 @@ class Kept:
         if self.left:
             self.left = [stay for stay in self.left if stay.until is not None and stay.until > self.base]
 
-    def session(self, sid: str, namespace: str, rooms: Iterable[str], data: Any, *, live: bool) -> Session:
+    def session(
+        self, sid: str, namespace: str, rooms: Iterable[str], data: Any, *, live: bool, user: User | None = None
+    ) -> Session:
         """What is to be saved."""
         stays = [Stay(room, after, None) for room, after in self.after.items()]
         return Session(
@@ -78,4 +83,5 @@ class Kept:
             seen=self.base,
             stays=(*stays, *self.left),
             live=live,
+            user=user,
         )

@@ -8,13 +8,15 @@ from flotta.realtime.adapters import Adapter
 from flotta.realtime.adapters.streams import StreamsAdapter
 from flotta.realtime.delivery import Delivery
 from flotta.realtime.options import ServerOptions
-from flotta.realtime.recovery.keeper import Keeper
+from flotta.realtime.recovery.keeper import Keeper, Users
 from flotta.realtime.recovery.store import Store
 
 __all__ = ["make_keeper"]
 
 
-def make_keeper(adapter: Adapter, options: ServerOptions, delivery: Delivery, logger: Any) -> Keeper | None:
+def make_keeper(
+    adapter: Adapter, options: ServerOptions, delivery: Delivery, people: Users, logger: Any
+) -> Keeper | None:
     """The keeper, not started; None: connections are not recovered."""
     if not isinstance(adapter, StreamsAdapter) or options.recovery_s is None:
         return None
@@ -25,6 +27,7 @@ def make_keeper(adapter: Adapter, options: ServerOptions, delivery: Delivery, lo
         store=store,
         channel=f"{adapter.prefix}-claimed#",
         delivery=delivery,
+        people=people,
         window_s=options.recovery_s,
         skips_connect=options.recovery_skips_connect,
         logger=logger,

@@ -13,8 +13,7 @@ from typing import Any, final
 
 from flotta.errors import Closed, RedisError
 from flotta.realtime.client import Socket
-from flotta.realtime.recovery.session import Session
-from flotta.realtime.recovery.store import Store
+from flotta.realtime.recovery.store import Saved, Store
 
 __all__ = ["Saver"]
 
@@ -26,15 +25,14 @@ CATCH_UP = 1.5
 
 @final
 class Saver:
-    """``session_of`` gives what is to be saved of a socket (None: nothing), `on_taken` is told who has lost it."""
+    """``saved_of`` gives what is to be saved of a socket (None: nothing), ``on_taken`` is told who has lost it."""
 
     def __init__(
         self,
         store: Store,
         *,
         refresh_s: float,
-        live_ttl_s: float,
-        session_of: Callable[[Socket], Session | None],
+        saved_of: Callable[[Socket], Saved | None],
         on_taken: Callable[[Socket], None],
         logger: Any,
     ) -> None:
@@ -42,8 +40,7 @@ class Saver:
         self.failed = 0
         self._store = store
         self._refresh_s = refresh_s
-        self._live_ttl_s = live_ttl_s
-        self._session_of = session_of
+        self._saved_of = saved_of
         self._on_taken = on_taken
         self._log = logger
         self._saved_s: dict[Socket, float] = {}  # oldest first
@@ -131,25 +128,25 @@ class Saver:
 
     async def _save(self, sockets: Iterable[Socket]) -> None:
         now_s = asyncio.get_running_loop().time()
-        batch: list[tuple[Socket, Session]] = []
+        batch: list[tuple[Socket, Saved]] = []
         for socket in sockets:
-            session = self._session_of(socket)
+            saved = self._saved_of(socket)
             self._saved_s.pop(socket, None)
-            if session is not None:
+            if saved is not None:
                 self._saved_s[socket] = now_s
-                batch.append((socket, session))
+                batch.append((socket, saved))
         if not batch:
             return
         try:
-            answers = await self._store.save([(session, self._live_ttl_s) for _, session in batch])
+            answers = await self._store.save([saved for _, saved in batch])
         except (RedisError, Closed) as error:
             self.failed += len(batch)
             self._retry(socket for socket, _ in batch)
             self._log.warning("sessions could not be saved", sessions=len(batch), reason=str(error))
             return
         self.saved += len(batch)
-        for (socket, session), ours in zip(batch, answers, strict=True):
-            if not ours and socket.kept is not None and socket.kept.owner == session.owner:
+        for (socket, saved), ours in zip(batch, answers, strict=True):
+            if not ours and socket.kept is not None and socket.kept.owner == saved.owner:
                 self._on_taken(socket)
 
     def _retry(self, sockets: Iterable[Socket]) -> None:

@@ -17,7 +17,17 @@ from flotta.errors import WireError
 from flotta.realtime.adapters.wire import pack, read_rooms, unpack
 from flotta.streaming.event import format_id, parse_id
 
-__all__ = ["OWNER_LENGTH", "Position", "Session", "Stay", "mark", "read_position", "read_session", "write_session"]
+__all__ = [
+    "OWNER_LENGTH",
+    "Position",
+    "Session",
+    "Stay",
+    "User",
+    "mark",
+    "read_position",
+    "read_session",
+    "write_session",
+]
 
 Position: TypeAlias = tuple[int, int]
 """A place in the stream: the id of an entry. Tuples order as entries do."""
@@ -37,6 +47,14 @@ class Stay(NamedTuple):
     """It ended after this. None: it has not."""
 
 
+class User(NamedTuple):
+    """Whose the socket is (`Server.set_user`)."""
+
+    name: str
+    expires_at: float | None
+    issued_at: float
+
+
 class Session(NamedTuple):
     """A socket's session. What Node does not write is None or empty in a session that a Node server has saved."""
 
@@ -52,7 +70,7 @@ class Session(NamedTuple):
     stays: tuple[Stay, ...] = ()
     live: bool = False
     """The owner held the connection when it saved this."""
-    user: Any = None
+    user: User | None = None
 
 
 def mark(owner: str) -> bytes:
@@ -64,9 +82,9 @@ def mark(owner: str) -> bytes:
 def write_session(session: Session) -> bytes:
     """The value of the key. Raises TypeError or ValueError if ``data`` holds what MessagePack cannot carry."""
     stays = [[stay.room, _text(stay.after), _text(stay.until)] for stay in session.stays]
-    ours = {"nsp": session.namespace, "seen": _text(session.seen), "stays": stays, "live": session.live}
+    ours: dict[str, Any] = {"nsp": session.namespace, "seen": _text(session.seen), "stays": stays, "live": session.live}
     if session.user is not None:
-        ours["user"] = session.user
+        ours["user"] = list(session.user)
     fields = {
         "own": session.owner,
         "sid": session.sid,
@@ -107,8 +125,19 @@ def _with_ours(session: Session, fields: dict[Any, Any]) -> Session:
         seen=_position(fields.get("seen")),
         stays=tuple(_stay(fields) for fields in stays),
         live=fields.get("live") is True,
-        user=fields.get("user"),
+        user=_user(fields.get("user")),
     )
+
+
+def _user(fields: Any) -> User | None:
+    if fields is None:
+        return None
+    if not isinstance(fields, list) or len(fields) != 3 or not isinstance(fields[0], str):
+        raise WireError("saved session", "no user")
+    name, expires_at, issued_at = fields
+    if not (isinstance(expires_at, (int, float, type(None))) and isinstance(issued_at, (int, float))):
+        raise WireError("saved session", "no times of a user")
+    return User(name, expires_at, issued_at)
 
 
 def _stay(fields: Any) -> Stay:

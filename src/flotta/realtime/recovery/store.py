@@ -16,7 +16,7 @@ from flotta.realtime.recovery.plan import StreamFacts
 from flotta.realtime.recovery.session import Session, mark, write_session
 from flotta.redis import Effect, Redis, Script
 
-__all__ = ["Loaded", "Store"]
+__all__ = ["Loaded", "Saved", "Store"]
 
 BATCH_MAX = 200
 """Saves that leave in one write."""
@@ -37,6 +37,20 @@ class Loaded(NamedTuple):
 
     value: bytes
     stream: StreamFacts
+
+
+class Saved(NamedTuple):
+    """A session ready to be saved."""
+
+    pid: str
+    owner: str
+    value: bytes
+    ttl_s: float
+
+    @classmethod
+    def of(cls, session: Session, ttl_s: float) -> Saved:
+        """Raises TypeError or ValueError for data that cannot travel."""
+        return cls(session.pid, session.owner, write_session(session), ttl_s)
 
 
 @final
@@ -69,33 +83,33 @@ class Store:
 
         Raises what `Link.call` raises; then the claim may have been made.
         """
-        arguments = (loaded.value, write_session(session), round(ttl_s * 1000))
+        arguments = (loaded.value, write_session(session), _ms(ttl_s))
         return bool(await _CLAIM(self._redis.link, keys=[self._key_prefix + session.pid], args=arguments))
 
-    async def save(self, sessions: Sequence[tuple[Session, float]]) -> list[bool]:
-        """Save sessions, each with its time to live in seconds. False in its place: it has another owner now.
-
-        Raises what `Link.call` raises, ValueError or TypeError for data that cannot travel.
-        """
+    async def save(self, sessions: Sequence[Saved]) -> list[bool]:
+        """Save sessions. False in its place: it has another owner now. Raises what `Link.call` raises."""
         saved: list[bool] = []
         for at in range(0, len(sessions), BATCH_MAX):
             saved += await self._save(sessions[at : at + BATCH_MAX])
         return saved
 
-    async def _save(self, sessions: Sequence[tuple[Session, float]]) -> list[bool]:
+    async def _save(self, sessions: Sequence[Saved]) -> list[bool]:
         commands = [
-            ("EVALSHA", _SAVE.sha, 1, self._key_prefix + session.pid, mark(session.owner), value, round(ttl_s * 1000))
-            for session, ttl_s in sessions
-            for value in (write_session(session),)
+            ("EVALSHA", _SAVE.sha, 1, self._key_prefix + saved.pid, mark(saved.owner), saved.value, _ms(saved.ttl_s))
+            for saved in sessions
         ]
         replies = await self._redis.link.call_many(commands)
         if any(isinstance(reply, CommandError) and reply.code == "NOSCRIPT" for reply in replies):
             _, *replies = await self._redis.link.call_many([("SCRIPT", "LOAD", _SAVE.source), *commands])
         return [_checked(reply) for reply in replies]
 
-    async def forget(self, session: Session) -> None:
+    async def forget(self, pid: str, owner: str) -> None:
         """Delete the session, if it is still its owner's. Raises what `Link.call` raises."""
-        await _FORGET(self._redis.link, keys=[self._key_prefix + session.pid], args=[mark(session.owner)])
+        await _FORGET(self._redis.link, keys=[self._key_prefix + pid], args=[mark(owner)])
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
 
 
 def _checked(reply: Any) -> bool:
