@@ -32,7 +32,8 @@ export class Connection {
   open() {
     this.close();
     const socket = io({
-      transports: ["websocket"],
+      transports: ["websocket", "polling"], // polling where a proxy lets no WebSocket through; any instance serves it
+      tryAllTransports: true,
       auth: (tell) => tell({ token: this.#session.token }),
       reconnectionDelay: 150,
       reconnectionDelayMax: 3_000,

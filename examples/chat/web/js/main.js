@@ -144,7 +144,7 @@ connection = new Connection(session, store, { onLive: live });
 new Sidebar(store, actions);
 new Conversation(store, actions);
 new Composer(store, actions);
-new Fleet(store);
+new Fleet(store, () => connection.sync());
 const welcome = new Welcome(session, begin);
 theme();
 store.addEventListener("people", noticeStrangers);

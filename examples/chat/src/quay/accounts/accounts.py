@@ -19,7 +19,7 @@ from quay.problem import Problem
 
 __all__ = ["Accounts", "Session", "User", "milliseconds"]
 
-_ATTEMPTS_PER_MINUTE = 20
+_ATTEMPTS_PER_MINUTE = 10
 _INSERT = "INSERT INTO users (name, display, password_hash) VALUES (%s, %s, %s) RETURNING id, name, display"
 _BY_NAME = "SELECT id, name, display, demo, password_hash FROM users WHERE name = %s"
 _BY_ID = "SELECT id, name, display FROM users WHERE id = %s"

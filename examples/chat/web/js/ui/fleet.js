@@ -6,10 +6,12 @@ const PATIENCE_MS = 1_500; // a change of instance is quicker than this and no t
 
 export class Fleet {
   #store;
+  #look;
   #timer = 0;
 
-  constructor(store) {
+  constructor(store, look) {
     this.#store = store;
+    this.#look = look;
     store.addEventListener("connection", eachFrame(() => this.#draw()));
     const button = $("connection");
     button.addEventListener("click", () => this.#toggle($("fleet").hidden));
@@ -22,6 +24,7 @@ export class Fleet {
   }
 
   #toggle(open) {
+    if (open) this.#look(); // the instances as they are now
     show($("fleet"), open);
     $("connection").setAttribute("aria-expanded", String(open));
   }
