@@ -404,15 +404,27 @@ async def test_redis_that_goes_and_comes_costs_what_was_sent_meanwhile_and_no_ro
     assert two.stats.adapter.gaps == 1  # type: ignore[union-attr]
 
 
-async def test_on_a_node_of_a_cluster_everything_works(start: Start, unique: str) -> None:
+@contextlib.asynccontextmanager
+async def _cluster_node(first: int, last: int) -> AsyncIterator[tuple[EmbeddedRedis, Redis, int]]:
+    """A server in cluster mode that has the slots ``first`` to ``last``, its client and the port of its bus."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         bus_port = taken.getsockname()[1]
     async with EmbeddedRedis(arguments=["--cluster-enabled", "yes", "--cluster-port", str(bus_port)]) as server:
         admin = await Redis.from_url(server.url).connect()
-        await admin.link.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        async with asyncio.timeout(10):
-            while "cluster_state:ok" not in str(await admin.link.call("CLUSTER", "INFO")):
-                await asyncio.sleep(0.01)
+        await admin.link.call("CLUSTER", "ADDSLOTSRANGE", first, last)
+        yield server, admin, bus_port
+        await admin.aclose()
+
+
+async def _until_whole(admin: Redis) -> None:
+    async with asyncio.timeout(20):
+        while "cluster_state:ok" not in str(await admin.link.call("CLUSTER", "INFO")):
+            await asyncio.sleep(0.01)
+
+
+async def test_on_a_node_that_is_a_whole_cluster_everything_works(start: Start) -> None:
+    async with _cluster_node(0, 16383) as (server, admin, _bus_port):
+        await _until_whole(admin)
         one, two = await start(server.url), await start(server.url)
         member = await attach(two)
         for number in range(50):
@@ -424,4 +436,16 @@ async def test_on_a_node_of_a_cluster_everything_works(start: Start, unique: str
         assert [found.id for found in await one.fetch_sockets()] == [member.sid]
         await one.aclose()
         await two.aclose()
-        await admin.aclose()
+
+
+async def test_on_one_of_several_nodes_the_start_is_refused_with_the_cure(unique: str) -> None:
+    async with _cluster_node(0, 8191) as (server, admin, _), _cluster_node(8192, 16383) as (second, _admin, bus_port):
+        await admin.link.call("CLUSTER", "MEET", "127.0.0.1", second.port, bus_port)
+        await _until_whole(admin)
+        sio = Server(server.url, adapter="sharded", channel_prefix=unique)
+        with pytest.raises(ConfigError, match=r'"classic" on a Redis Cluster of several nodes \(this one has 2\)'):
+            await sio.start()
+        await sio.aclose()
+        classic = Server(server.url, adapter="classic", channel_prefix=unique)
+        await classic.start()
+        await classic.aclose()

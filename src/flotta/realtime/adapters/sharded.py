@@ -17,8 +17,9 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any, Final, final
 
-from flotta.errors import CommandError, RedisError, ServerTooOld
+from flotta.errors import CommandError, ConfigError, RedisError, ServerTooOld
 from flotta.realtime.adapters import Node
+from flotta.realtime.adapters.channels import has_channel
 from flotta.realtime.adapters.cluster import Census, ClusterAdapter
 from flotta.realtime.adapters.cluster_wire import Message, MessageType, own_openings, read_message, write_message
 from flotta.realtime.adapters.seats import Seat
@@ -33,8 +34,6 @@ _NEEDED: Final = (7, 0, 0)
 _CURE: Final = 'adapter="classic"'
 ROOM_HEARD_S_MAX: Final = 1.0
 """The most that entering a room waits for Redis."""
-SID_LENGTH: Final = 20
-"""A room whose name is as long is taken for a session id, by Node too."""
 
 
 @final
@@ -81,15 +80,28 @@ class ShardedAdapter(ClusterAdapter):
 
         Raises:
             ServerTooOld: the server has no sharded Pub/Sub.
+            ConfigError: it is one of several nodes of a cluster.
             LinkUnavailable: it cannot be reached.
         """
         await self._redis.link.start()
         version = self._redis.link.server_version
         if version < _NEEDED:
             raise ServerTooOld(".".join(map(str, version)), "7.0", cure=_CURE)
+        await self._check_nodes()
         self._node = node
         for namespace in node.namespaces():
             await self.open_namespace(namespace)
+
+    async def _check_nodes(self) -> None:
+        """One connection speaks with one node: a cluster that spreads the channels over several is no place for it."""
+        try:
+            slots = await self._redis.link.call("CLUSTER", "SLOTS")
+        except CommandError:  # no cluster, or not allowed to ask
+            return
+        owners = {bytes(owner[2]) for _first, _last, owner, *_replicas in slots}
+        if len(owners) > 1:
+            allowed = f'"classic" on a Redis Cluster of several nodes (this one has {len(owners)})'
+            raise ConfigError("adapter", "sharded", allowed, source="realtime.ServerOptions")
 
     async def open_namespace(self, namespace: str) -> None:
         """Subscribe for one namespace; returns when Redis has confirmed. Twice is once."""
@@ -153,7 +165,7 @@ class ShardedAdapter(ClusterAdapter):
     # --- rooms ---
 
     def _has_channel(self, room: str) -> bool:
-        return self._mode == "dynamic-private" or (self._mode == "dynamic" and _length(room) != SID_LENGTH)
+        return has_channel(room, self._mode)
 
     def room_made(self, namespace: str, room: str) -> None:
         """Ask for the room's channel."""
@@ -218,8 +230,3 @@ class ShardedAdapter(ClusterAdapter):
         reply = await self._redis.link.call("PUBSUB", "SHARDNUMSUB", *names)
         servers, *alive = reply[1::2]
         return Census(int(servers), sum(int(count) > 0 for count in alive))
-
-
-def _length(text: str) -> int:
-    """As JavaScript counts: in UTF-16."""
-    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
