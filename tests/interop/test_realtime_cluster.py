@@ -4,103 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from flotta.errors import AckTimeout, ClusterTimeout, LinkUnavailable
-from flotta.realtime import Server
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
-from realtime_fixtures import NodePeer, node, node_modules, serving, start_node, until
+from realtime_fixtures import NodePeer, node, node_modules, start_node, until
+from realtime_fleet import ADAPTERS, BLOB, Fleet, fleet_of, settle
 
 __all__ = ["node", "node_modules", "start_node"]
 
 pytestmark = pytest.mark.node
-
-ADAPTERS = ["classic", "sharded", "streams"]
-BLOB = bytes(range(256))
-
-
-class Fleet(NamedTuple):
-    """Two Flotta instances, a Node server, and the clients ``one``, ``two`` and ``node``, one on each."""
-
-    peer: NodePeer
-    one: Server
-    two: Server
-    sids: dict[str, str]
-
-
-def make_server(adapter: str, prefix: str, **options: Any) -> Server:
-    """A server whose handlers and whose ``sio.told`` the tests use."""
-    sio = Server(adapter=adapter, channel_prefix=prefix, stream_name=prefix, recovery_s=None, **options)  # type: ignore[arg-type]
-    told: list[Any] = []
-    sio.told = told  # type: ignore[attr-defined]
-
-    @sio.event
-    async def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
-        await sio.save_session(sid, dict((auth or {}).get("data") or {}))
-
-    @sio.event
-    async def join(sid: str, room: str) -> None:
-        await sio.enter_room(sid, room)
-
-    @sio.on_server_side("told")
-    def hear(*args: Any) -> None:
-        told.append(list(args))
-
-    @sio.on_server_side("sum")
-    async def add(a: int, b: int) -> int:
-        await asyncio.sleep(0)
-        return a + b
-
-    @sio.on_server_side("echo")
-    def echo(value: Any) -> Any:
-        return value
-
-    @sio.on_server_side("fails")
-    def fail() -> None:
-        raise RuntimeError("the handler's own fault")
-
-    return sio
-
-
-def node_options(adapter: str, prefix: str) -> dict[str, Any]:
-    """The same prefix for Node's adapter."""
-    names = {"classic": {"key": prefix}, "sharded": {"channelPrefix": prefix}}
-    return names.get(adapter, {"channelPrefix": prefix, "streamName": prefix})
-
-
-@asynccontextmanager
-async def fleet_of(adapter: str, url: str, prefix: str, peer: NodePeer, **options: Any) -> AsyncIterator[Fleet]:
-    """Start them, and return when every server hears every other one."""
-    one, two = make_server(adapter, prefix, **options), make_server(adapter, prefix, **options)
-    await one.start(url)
-    await two.start(url)
-    async with serving(one, native=True) as port_one, serving(two, native=False) as port_two:
-        ports = {"one": port_one, "two": port_two}
-        ports["node"] = await peer.do("serve", redis=url, adapter=adapter, options=node_options(adapter, prefix))
-        sids = {name: await peer.connect(name, port, auth={"data": {"at": name}}) for name, port in ports.items()}
-        for name in sids:
-            await peer.do("ask", name=name, args=["join", "r"])
-        await _settle(Fleet(peer, one, two, sids))
-        yield Fleet(peer, one, two, sids)
-
-
-async def _settle(fleet: Fleet) -> None:
-    """Node's adapters do not say when their subscriptions and readers are up: try until all hear all."""
-    heard: set[str] = set()
-    for _ in range(200):
-        await fleet.one.emit("settle", room="r")
-        await fleet.peer.do("broadcast", rooms=["r"], args=["settle-node"])
-        heard = {
-            name for name in fleet.sids if fleet.peer.events(name, "settle") and fleet.peer.events(name, "settle-node")
-        }
-        if heard == set(fleet.sids) and await fleet.one.server_count() == 3:
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"only {sorted(heard)} hear the others")
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -366,7 +282,7 @@ async def test_redis_killed_and_restarted_during_requests_and_broadcasts(
         await own_valkey.restart()
         await until(lambda: one.stats.adapter.connected and two.stats.adapter.connected)
         peer.happened.clear()
-        await _settle(fleet)
+        await settle(fleet)
         await one.emit("again", 2)
         for name in sids:
             assert await peer.wait_event(name, "again") == [[2]]
@@ -392,7 +308,7 @@ async def test_subscriber_killed_by_redis_is_back_and_counted_once(
                         await asyncio.sleep(0.02)
         await until(lambda: one.stats.adapter.connected and two.stats.adapter.connected)
         peer.happened.clear()
-        await _settle(fleet)
+        await settle(fleet)
         assert await one.server_count() == 3
         assert await one.call_all("question", 1, timeout_s=5) == [1, 1, 1]
         assert len(await two.fetch_sockets()) == len(sids)

@@ -163,8 +163,8 @@ class Delivery:
         timeout_s: float,
         on_gone: Callable[[], None] | None = None,
     ) -> int:
-        """Send an event to the own sockets of ``target``; ``on_ack`` gets each answer that comes in time, ``on_gone`` is
-        called for each of them that leaves without. How many sockets."""
+        """Send an event to the own sockets of ``target``; ``on_ack`` gets each answer that comes in time, ``on_gone``
+        is called for each of them that leaves without. How many sockets."""
         sockets = self._targeted(target)
         if not sockets:
             return 0

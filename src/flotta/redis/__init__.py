@@ -8,6 +8,7 @@ from flotta.redis.effects import Effect
 from flotta.redis.endpoint import Endpoint
 from flotta.redis.hub import Hub, Kind, Listener, Subscription
 from flotta.redis.link import Link, LinkObserver, LinkOptions, LinkStats
+from flotta.redis.plain import PlainRedis
 from flotta.redis.scripts import Script
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LinkOptions",
     "LinkStats",
     "Listener",
+    "PlainRedis",
     "Redis",
     "Script",
     "Subscription",

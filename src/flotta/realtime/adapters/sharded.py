@@ -26,7 +26,7 @@ from flotta.realtime.adapters.seats import Seat
 from flotta.realtime.adapters.traffic import Ear
 from flotta.realtime.adapters.wire import channel_bytes
 from flotta.realtime.options import ShardedMode
-from flotta.redis import Redis, Subscription
+from flotta.redis import Hub, Redis, Subscription
 
 __all__ = ["ShardedAdapter"]
 
@@ -65,8 +65,15 @@ class ShardedAdapter(ClusterAdapter):
         self._mode = mode
         self._seat = Seat(redis, prefix)
         self._own = own_openings(self.uid)
+        self.own: Node | None = None
+        """Gets what this server itself has said, as it comes back, while it is set."""
         self._open: dict[str, _Channels] = {}
         self._changing = asyncio.Lock()  # namespaces open and close one at a time
+
+    @property
+    def hub(self) -> Hub:
+        """The connection over which everything is heard."""
+        return self._seat.hub
 
     @property
     def wants_own_rooms(self) -> bool:
@@ -199,9 +206,12 @@ class ShardedAdapter(ClusterAdapter):
     # --- carrying ---
 
     def _take(self, namespace: str, _channel: bytes, payload: bytes) -> None:
-        if payload.startswith(self._own):
+        own = payload.startswith(self._own)
+        if own and self.own is None:
             return
         message = read_message(payload)
+        if message.uid == self.uid and message.namespace == namespace and self.own is not None:
+            self._hear_own(self.own, message)
         if message.namespace == namespace and message.uid != self.uid:
             self._hear(message)
 

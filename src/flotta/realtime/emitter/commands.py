@@ -1,0 +1,127 @@
+"""What an emitter says to Redis so that the servers of a cluster do it: the same commands as their adapters. Pure.
+
+An emitter is no server: it hears nothing, so nothing here waits for answers. It says ``emitter`` where servers say who
+they are, as Node's emitter does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from flotta.errors import ConfigError
+from flotta.realtime.adapters import Broadcast, Command, Target
+from flotta.realtime.adapters import classic_wire as classic
+from flotta.realtime.adapters import cluster_wire as cluster
+from flotta.realtime.adapters.channels import has_channel
+from flotta.realtime.adapters.wire import channel_bytes
+from flotta.realtime.options import AdapterName, ShardedMode
+from flotta.realtime.socketio.packet import RESERVED_EVENTS, Packet, PacketType, encode
+
+__all__ = ["EMITTER_UID", "Arg", "EmitterOptions", "Words"]
+
+EMITTER_UID = cluster.EMITTER_UID
+Arg: TypeAlias = str | bytes | int
+"""A word of a Redis command."""
+_SERVER_EVENTS = frozenset({"connect", "connection", "new_namespace"})
+_CLASSIC_ORDERS = {
+    Command.JOIN: classic.RequestType.REMOTE_JOIN,
+    Command.LEAVE: classic.RequestType.REMOTE_LEAVE,
+    Command.DISCONNECT: classic.RequestType.REMOTE_DISCONNECT,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmitterOptions:
+    """How the servers that are meant talk to each other: the same values as in their `ServerOptions`.
+
+    Raises:
+        ConfigError: a value is outside what is allowed.
+    """
+
+    adapter: AdapterName = "classic"
+    channel_prefix: str = "socket.io"
+    stream_name: str = "socket.io"
+    """Adapter ``"streams"``: the stream's key."""
+    stream_maxlen: int = 10_000
+    """Adapter ``"streams"``: about as many events are kept."""
+    sharded_mode: ShardedMode = "dynamic"
+    """Adapter ``"sharded"``: which rooms have a channel of their own."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name, kinds in (("adapter", AdapterName), ("sharded_mode", ShardedMode)):
+            if getattr(self, name) not in get_args(kinds):
+                raise _wrong(name, getattr(self, name), f"one of {get_args(kinds)}")
+        if self.stream_maxlen < 1:
+            raise _wrong("stream_maxlen", self.stream_maxlen, "a number above 0")
+
+
+def _wrong(name: str, value: object, allowed: str) -> ConfigError:
+    return ConfigError(name, value, allowed, source="realtime.EmitterOptions")
+
+
+class Words:
+    """Makes the commands. All methods raise TypeError or ValueError for what cannot travel."""
+
+    __slots__ = ("_options", "_prefix", "_stream")
+
+    def __init__(self, options: EmitterOptions, *, namespace: str = "") -> None:
+        self._options = options
+        self._prefix = namespace + options.channel_prefix
+        self._stream = namespace + options.stream_name
+
+    def broadcast(self, broadcast: Broadcast) -> list[Arg]:
+        """An event for clients."""
+        target, event = broadcast.target, broadcast.args[0]
+        if event in RESERVED_EVENTS:
+            raise ValueError(f"{event!r} is an event of Socket.IO itself")
+        # What clients cannot be sent is refused here, not by every server.
+        encode(Packet(PacketType.EVENT, target.namespace, broadcast.args))
+        if self._options.adapter == "classic":
+            channels = classic.Channels(self._prefix, target.namespace)
+            return ["PUBLISH", channel_bytes(channels.of(broadcast)), classic.write_broadcast(EMITTER_UID, broadcast)]
+        message = cluster.broadcast_message(EMITTER_UID, broadcast)
+        if self._options.adapter == "streams":
+            return self._entry(message)
+        return ["SPUBLISH", self._sharded_channel(broadcast), cluster.write_message(message)]
+
+    def _sharded_channel(self, broadcast: Broadcast) -> bytes:
+        target, everybody = broadcast.target, f"{self._prefix}#{broadcast.target.namespace}#"
+        if broadcast.may_see is not None:
+            return channel_bytes(f"{self._prefix}-filtered#{target.namespace}#")
+        if len(target.rooms) == 1 and has_channel(target.rooms[0], self._options.sharded_mode):
+            return channel_bytes(f"{everybody}{target.rooms[0]}#")
+        return channel_bytes(everybody)
+
+    def command(self, command: Command, target: Target, rooms: list[str], *, close: bool = False) -> list[Arg]:
+        """An order to every server for its sockets of ``target``."""
+        if self._options.adapter == "classic":
+            fields: dict[str, Any] = {"close": close} if command is Command.DISCONNECT else {"rooms": rooms}
+            payload = classic.write_request(EMITTER_UID, _CLASSIC_ORDERS[command], target, **fields)
+            return self._request(target.namespace, payload)
+        kind, data = cluster.command_data(command, target, rooms, close=close)
+        message = cluster.Message(EMITTER_UID, target.namespace, kind, data)
+        return self._entry(message) if self._options.adapter == "streams" else self._said(message, "SPUBLISH")
+
+    def server_side(self, namespace: str, args: list[Any]) -> list[Arg]:
+        """An event for the servers themselves."""
+        if args[0] in _SERVER_EVENTS:
+            raise ValueError(f"{args[0]!r} is an event of Node's servers themselves")
+        if self._options.adapter == "classic":
+            payload = classic.write_request(EMITTER_UID, classic.RequestType.SERVER_SIDE_EMIT, data=args)
+            return self._request(namespace, payload)
+        data = cluster.server_side_data(args)
+        message = cluster.Message(EMITTER_UID, namespace, cluster.MessageType.SERVER_SIDE_EMIT, data)
+        return self._said(message, "PUBLISH" if self._options.adapter == "streams" else "SPUBLISH")
+
+    def _request(self, namespace: str, payload: bytes) -> list[Arg]:
+        return ["PUBLISH", channel_bytes(classic.Channels(self._prefix, namespace).requests), payload]
+
+    def _said(self, message: cluster.Message, verb: Literal["PUBLISH", "SPUBLISH"]) -> list[Arg]:
+        channel = channel_bytes(f"{self._prefix}#{message.namespace}#")
+        write = cluster.pack_message if verb == "PUBLISH" else cluster.write_message  # as the two adapters write
+        return [verb, channel, write(message)]
+
+    def _entry(self, message: cluster.Message) -> list[Arg]:
+        return ["XADD", self._stream, "MAXLEN", "~", self._options.stream_maxlen, "*", *cluster.write_entry(message)]

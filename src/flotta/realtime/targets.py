@@ -1,0 +1,45 @@
+"""Whom a call means: the arguments that servers and emitters share. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+from flotta.realtime.adapters import Target
+from flotta.realtime.rooms import user_room
+
+__all__ = ["Names", "args_of", "names_of", "target_of", "value_of"]
+
+Names: TypeAlias = str | Iterable[str] | None
+"""One name, several, or none."""
+
+
+def names_of(*given: Names) -> tuple[str, ...]:
+    """Every name in ``given``, in order."""
+    names: list[str] = []
+    for one in given:
+        if isinstance(one, str):
+            names.append(one)
+        elif one is not None:
+            names.extend(one)
+    return tuple(names)
+
+
+def target_of(namespace: str, to: Names, room: Names, user: Names, skip_sid: Names) -> Target | None:
+    """Whom the arguments of an API call mean. None: nobody; an empty list of targets is nobody, not everybody."""
+    rooms = (*names_of(to, room), *map(user_room, names_of(user)))
+    if not rooms and not (to is None and room is None and user is None):
+        return None
+    return Target(namespace, rooms, names_of(skip_sid))
+
+
+def args_of(data: Any) -> list[Any]:
+    """An event's arguments: a tuple is several, None is none, anything else is one."""
+    if data is None:
+        return []
+    return list(data) if isinstance(data, tuple) else [data]
+
+
+def value_of(args: list[Any]) -> Any:
+    """The reverse: what one acknowledgement says."""
+    return args[0] if len(args) == 1 else (tuple(args) or None)
