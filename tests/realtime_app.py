@@ -1,6 +1,6 @@
 """An application that tests serve by real web servers, each as a process: prints what happens to its clients.
 
-Environment: ``CONNECTIONS_MAX``.
+Environment: ``CONNECTIONS_MAX``, ``PING_INTERVAL_S``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flotta.realtime import Server
 sio = Server(
     connections_max=int(os.environ.get("CONNECTIONS_MAX", "100")),
     transports=("polling", "websocket"),
-    ping_interval_s=0.5,
+    ping_interval_s=float(os.environ.get("PING_INTERVAL_S", "0.5")),
     ping_timeout_s=2,
     drain_s=2,
 )
