@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import websockets
 
@@ -206,3 +206,126 @@ class Publisher:
             if faults:
                 found[client.number] = faults
         return found
+
+
+class Raw:
+    """One connection whose every step the test decides."""
+
+    def __init__(self, connection: websockets.ClientConnection) -> None:
+        self.connection = connection
+        self.ids: dict[str, Any] = {}
+
+    @classmethod
+    async def open(cls, port: int) -> Raw:
+        """Open the connection; no namespace is joined."""
+        url = f"ws://127.0.0.1:{port}/socket.io/?EIO=4&transport=websocket"
+        raw = cls(await websockets.connect(url, compression=None, ping_interval=None, max_size=None))
+        assert (await raw.next())[0] == "0"
+        return raw
+
+    @classmethod
+    async def join(cls, port: int, auth: Any = None) -> Raw:
+        """Open it and join; ``ids`` holds the session's."""
+        raw = await cls.open(port)
+        await raw.ask(auth)
+        raw.ids = await raw.answer()
+        return raw
+
+    async def ask(self, auth: Any = None) -> None:
+        """Ask to join."""
+        await self.connection.send("40" + ("" if auth is None else json.dumps(auth)))
+
+    async def answer(self) -> dict[str, Any]:
+        """What the server answers to that."""
+        text = await self.next()
+        assert text[:2] in {"40", "44"}, text
+        found: dict[str, Any] = json.loads(text[2:])
+        return found
+
+    async def next(self) -> str:
+        """The next message that is no ping."""
+        while True:
+            text = await asyncio.wait_for(self.connection.recv(), 10)
+            assert isinstance(text, str)
+            if text != "2":
+                return text
+            await self.connection.send("3")
+
+    async def event(self) -> list[Any]:
+        """The next event."""
+        text = await self.next()
+        assert text[:2] == "42", text
+        found: list[Any] = json.loads(text[2:])
+        return found
+
+    async def events_until(self, name: str) -> list[list[Any]]:
+        """Every event up to the one of this name, which is left out."""
+        found = []
+        while (event := await self.event())[0] != name:
+            found.append(event)
+        return found
+
+    def back(self, offset: str | None) -> dict[str, Any]:
+        """The auth of a client that comes back."""
+        return {"pid": self.ids["pid"], **({} if offset is None else {"offset": offset})}
+
+    def cut(self) -> None:
+        """The connection breaks."""
+        self.connection.transport.abort()
+
+
+class Switchboard:
+    """A port behind which another server answers each time: what a balancer does, in the test's hand."""
+
+    def __init__(self) -> None:
+        self.target = 0
+        self._server: asyncio.Server
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def port(self) -> int:
+        """Where clients connect."""
+        found: int = self._server.sockets[0].getsockname()[1]
+        return found
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.cut()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers.add(back)
+        for source, sink in ((reader, back), (there, writer)):
+            task = asyncio.create_task(self._pump(source, sink), name="switchboard")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await source.read(65_536):
+                sink.write(data)
+                await sink.drain()
+        sink.transport.abort()
+        self._writers.discard(sink)
+
+    def cut(self) -> None:
+        """Break every connection."""
+        writers, self._writers = self._writers, set()
+        for writer in writers:
+            writer.transport.abort()
+
+    async def move(self, target: int) -> None:
+        """Break every connection; who comes back gets ``target``."""
+        self.target = target
+        self.cut()

@@ -113,6 +113,12 @@ const operations = {
     const socket = clients.get(name);
     return { pid: socket._pid ?? null, offset: socket._lastOffset ?? null };
   },
+  disconnect({ name }) {
+    clients.get(name).disconnect();
+  },
+  reconnect({ name }) {
+    clients.get(name).connect();
+  },
   close({ name }) {
     clients.get(name).close();
     clients.delete(name);
