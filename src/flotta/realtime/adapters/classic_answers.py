@@ -5,11 +5,9 @@ Whoever asks counts on an answer from every server: each request that wants one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from flotta.errors import WireError
 from flotta.realtime.adapters import Node, Target
 from flotta.realtime.adapters.classic_wire import (
     Request,
@@ -19,23 +17,14 @@ from flotta.realtime.adapters.classic_wire import (
     write_ack,
     write_response,
 )
-from flotta.realtime.adapters.wire import read_rooms, socket_fields
+from flotta.realtime.adapters.wire import read_rooms, socket_fields, unsendable_is_junk
 
-__all__ = ["Reply", "answer", "unsendable_is_junk"]
+__all__ = ["Reply", "answer"]
 
 Reply: TypeAlias = Callable[[bytes], Any]
 """Gives an answer to who asked."""
 
 _COMMANDS = {RequestType.REMOTE_JOIN, RequestType.REMOTE_LEAVE, RequestType.REMOTE_DISCONNECT}
-
-
-@contextmanager
-def unsendable_is_junk() -> Iterator[None]:
-    """MessagePack carries more than Socket.IO's JSON does: NaN, for one."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise WireError("adapter message", f"cannot be sent to clients: {error}") from error
 
 
 def answer(node: Node, request: Request, reply: Reply) -> None:
