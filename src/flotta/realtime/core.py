@@ -10,7 +10,7 @@ Invariant: a socket is in ``Space.rooms`` from the moment its ``connect`` handle
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol, final
 
 from flotta.realtime.adapters import Adapter, Node
@@ -165,14 +165,25 @@ class Core(Engine[Client]):
                 held.join(socket.sid, name)
 
     def detach(self, client: Client) -> dict[Socket, frozenset[str]]:
-        """Serve a client no more, without a word to it or to handlers. Gives its sockets' rooms."""
+        """Serve a client no more, without a word to it or to handlers. Gives its sockets' rooms; the adapter listens to
+        them until `release_rooms`."""
         rooms = {}
         for socket in client.sockets.values():
             held = self.spaces[socket.namespace].rooms
             rooms[socket] = held.rooms_of(socket.sid)
+            on_gone, held.on_gone = held.on_gone, _ignore
             held.remove(socket.sid)
+            held.on_gone = on_gone
         self._leave(client)
         return rooms
+
+    def release_rooms(self, namespace: str, names: Iterable[str]) -> None:
+        """Let the adapter forget those of these rooms that nobody here is in."""
+        space = self.spaces.get(namespace)
+        if space is not None:
+            for name in names:
+                if name not in space.rooms:
+                    space.rooms.on_gone(name)
 
     def _farewell(self, client: Client, reconnect_in_ms: int) -> None:
         """The hint of `ServerOptions.drain_event`."""
@@ -220,3 +231,7 @@ class Core(Engine[Client]):
         self.dispatcher.left(leaving, space)
         if space.gate is not None:
             self.namespaces.check_empty(space)
+
+
+def _ignore(_room: str) -> None:
+    """Told later."""

@@ -102,6 +102,17 @@ class ClusterAdapter(ABC):
         if handle is not None:
             handle(self._node, message, offset)
 
+    def _hear_own(self, node: Node, message: Message) -> None:
+        """Give ``node`` what this server itself has said and what has come back. Raises WireError for junk."""
+        if self._handlers.get(message.type) == self._on_command:
+            self._on_command(node, message, None)
+        elif message.type in {MessageType.BROADCAST, MessageType.FILTERED}:
+            if message.data.get("requestId") is None:
+                node.deliver(wire.read_broadcast(message))
+            else:
+                question = wire.read_question(message)
+                node.ask(question.target, question.args, lambda _: None, question.timeout_s)
+
     def _on_broadcast(self, node: Node, message: Message, offset: str | None) -> None:
         if message.data.get("requestId") is not None:
             self._on_question(node, message)

@@ -44,6 +44,10 @@ class Ground(Protocol):
         """Listen for these rooms, by namespace. False: not possible."""
         ...
 
+    def release(self, rooms: dict[str, list[str]]) -> None:
+        """Listen no longer for those of these rooms that nobody here is in."""
+        ...
+
     def listen_to_own(self, *, on: bool) -> None:
         """What this server sends comes back to it, or no longer."""
         ...
@@ -80,8 +84,10 @@ class Arrivals:
             self.log.info("nothing is ready for a session that would come", reason=str(error))
             ready = False
         if ready and not near.over and near.tunnel not in self._coming:
-            self._coming[near.tunnel] = _Arrival(self, near)
+            self._coming[near.tunnel] = _Arrival(self, near, rooms)
             self.ground.listen_to_own(on=True)
+        else:
+            self.ground.release(rooms)
         near.answer_freeze(ready=ready)
 
     @property
@@ -128,6 +134,7 @@ class Arrivals:
         self._coming.pop(tunnel, None)
         self.tap.comers.pop(tunnel, None)
         self.tap.shorten()
+        self.ground.release(arrival.rooms)
         if not self._coming:
             self.ground.listen_to_own(on=False)
 
@@ -143,9 +150,10 @@ class Arrivals:
 class _Arrival:
     """One session on its way here; a `Comer` once its cut was heard."""
 
-    def __init__(self, all_: Arrivals, near: Near) -> None:
+    def __init__(self, all_: Arrivals, near: Near, rooms: dict[str, list[str]]) -> None:
         self._all = all_
         self.near = near
+        self.rooms = rooms
         self.begin = 0
         self.is_cut = False
         self._client: Client | None = None

@@ -269,6 +269,8 @@ class _Departure:
         self._timer.cancel()
         self._step = _Step.GONE
         self._all.tap.leavers.pop(self._far.tunnel, None)
+        for socket, rooms in self.rooms.items():
+            self._all.core.release_rooms(socket.namespace, rooms)
 
     def _fail(self) -> None:
         """The session can neither stay nor go: its connection ends."""

@@ -7,7 +7,7 @@ their WebSockets are relayed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol, final, runtime_checkable
 
 from flotta.errors import RedisError
@@ -37,10 +37,6 @@ class Ordered(Protocol):
 
     own: Node | None
     """Gets what this server sent, while it is set."""
-
-    async def listen_for(self, namespace: str, rooms: Iterable[str]) -> None:
-        """Hear what is sent to these rooms, now and for a while, though nobody here is in them yet."""
-        ...
 
 
 @final
@@ -94,13 +90,20 @@ class Moves:
 
     async def prepare(self, rooms: dict[str, list[str]]) -> bool:
         """Make the namespaces, listen for the rooms. False: a namespace is not one of this server's."""
-        adapter = self._adapter
-        assert isinstance(adapter, Ordered)
-        for namespace, names in rooms.items():
+        for namespace in rooms:
             if not await self._core.namespaces.make_ready(namespace):
                 return False
-            await adapter.listen_for(namespace, names)
+        for namespace, name in _each(rooms):
+            self._adapter.room_made(namespace, name)
+        for namespace, name in _each(rooms):
+            await self._adapter.room_heard(namespace, name)
         return True
+
+    def release(self, rooms: dict[str, list[str]]) -> None:
+        """Listen no longer for those of these rooms that nobody here is in."""
+        for namespace, name in _each(rooms):
+            if not self._core.delivery.has_room(namespace, name):
+                self._adapter.room_gone(namespace, name)
 
     def listen_to_own(self, *, on: bool) -> None:
         """What this server sends comes back to it, or no longer."""
@@ -162,3 +165,7 @@ class Moves:
     def owners(self) -> Iterator[str]:
         """The instances that something is expected of."""
         return self._departures.owners()
+
+
+def _each(rooms: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+    return ((namespace, name) for namespace, names in rooms.items() for name in names)
