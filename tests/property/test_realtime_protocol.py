@@ -17,7 +17,7 @@ from flotta.errors import PacketError, WireError
 from flotta.realtime.adapters import Broadcast, Target
 from flotta.realtime.adapters.classic_wire import Channels, read_broadcast, read_request, write_broadcast
 from flotta.realtime.engineio import session as engine
-from flotta.realtime.engineio.packet import decode_payload, encode_payload
+from flotta.realtime.engineio.packet import encode_payload, read_payload
 from flotta.realtime.engineio.session import Session
 from flotta.realtime.engineio.wheel import Wheel
 from flotta.realtime.rooms import Rooms
@@ -123,14 +123,14 @@ def test_text_between_attachments_is_refused_and_so_is_an_attachment_of_nothing(
 
 @given(st.lists(text.map(lambda t: "4" + t.replace("\x1e", "")) | st.binary(max_size=30), min_size=1, max_size=8))
 def test_polling_payload_comes_back(packets: list[str | bytes]) -> None:
-    decoded = decode_payload(encode_payload(packets))
+    decoded = list(read_payload(encode_payload(packets)))
     assert [packet.data if isinstance(packet.data, bytes) else "4" + packet.data for packet in decoded] == packets
 
 
 @given(st.text(max_size=60))
 def test_junk_payload_raises_only_packet_error(junk: str) -> None:
     with contextlib.suppress(PacketError):
-        decode_payload(junk)
+        list(read_payload(junk))
 
 
 # --- machines ---

@@ -32,6 +32,8 @@ from flotta.realtime.upgrade import Upgrade
 
 __all__ = ["AnyEngine", "Engine", "EngineCounters", "State", "connections_allowed"]
 
+PARTED_S = 0.25
+PARTED_MAX = 1_000
 FILES_KEPT = 128
 """Open files that a process needs besides its clients: Redis, PostgreSQL, logs, listening sockets."""
 
@@ -119,6 +121,7 @@ class Engine(ABC, Generic[C]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
         self._told = False
+        self._parted: dict[str, Transport] = {}
 
     @abstractmethod
     def _make_client(self, sid: str, transport: Transport, request: Request, session: Session, now_s: float) -> C:
@@ -228,6 +231,18 @@ class Engine(ABC, Generic[C]):
             client.tick()
             client = self.clients.get(sid)
         return client
+
+    def part(self, sid: str, transport: Transport) -> None:
+        """The client has closed its polling session, and its GET may still be on the way here, on another connection:
+        for a moment it finds ``transport``, and on it the end that it waits for."""
+        assert self._loop is not None
+        if len(self._parted) < PARTED_MAX:
+            self._parted[sid] = transport
+            self._loop.call_later(PARTED_S, self._parted.pop, sid, None)
+
+    def take_parted(self, sid: str) -> Transport | None:
+        """What `part` was given, once."""
+        return self._parted.pop(sid, None)
 
     def accept_websocket(self, transport: Transport, request: Request, facts: Facts) -> tuple[Receiver, str | None]:
         """The receiver of an admitted WebSocket, and the packet to send first: a new session, or an upgrade."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple, TypeAlias
 
@@ -24,9 +25,9 @@ __all__ = [
     "Packet",
     "PacketType",
     "decode",
-    "decode_payload",
     "encode_payload",
     "open_packet",
+    "read_payload",
 ]
 
 PROTOCOL_VERSION = "4"
@@ -78,11 +79,14 @@ def encode_payload(packets: list[Data]) -> str:
     )
 
 
-def decode_payload(body: str, *, packets_max: int = 1_000) -> list[Packet]:
-    """Read a polling body. Raises PacketError, also for more than ``packets_max`` packets."""
-    if body.count(SEPARATOR) >= packets_max:
-        raise PacketError("Engine.IO payload", f"more than {packets_max} packets", body)
-    return [_decode_polled(part) for part in body.split(SEPARATOR)]
+def read_payload(body: str) -> Iterator[Packet]:
+    """The packets of a polling body, one at a time: a small body can hold very many. Raises PacketError when it comes
+    to one that is malformed."""
+    start = 0
+    while (end := body.find(SEPARATOR, start)) >= 0:
+        yield _decode_polled(body[start:end])
+        start = end + 1
+    yield _decode_polled(body[start:])
 
 
 def _decode_polled(part: str) -> Packet:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Any, Final, NamedTuple, NoReturn, final
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias, final
 
 from flotta.errors import PacketError
 
@@ -70,6 +70,7 @@ class Encoded(NamedTuple):
     attachments: tuple[bytes, ...] = ()
 
 
+_TYPES = {str(int(kind)): kind for kind in PacketType}
 _BINARY = {PacketType.EVENT: PacketType.BINARY_EVENT, PacketType.ACK: PacketType.BINARY_ACK}
 _PLAIN = {PacketType.BINARY_EVENT: PacketType.EVENT, PacketType.BINARY_ACK: PacketType.ACK}
 
@@ -129,17 +130,24 @@ def _head(packet: Packet, kind: PacketType, attachments: int) -> str:
     return head if packet.id is None else f"{head}{packet.id}"
 
 
+_Head: TypeAlias = tuple[PacketType, str, int | None, str]
+"""A packet's text, read up to its JSON: type, namespace, acknowledgement's id, JSON."""
+
+
 @final
 class Decoder:
-    """Turns the messages of one connection into packets; remembers at most one that waits for attachments."""
+    """Turns the messages of one connection into packets; remembers at most one that waits for attachments.
+
+    The JSON of a packet is read when its last attachment has come: then each goes to its place at once.
+    """
 
     __slots__ = ("_attachments_max", "_missing", "_parts", "_waiting")
 
     def __init__(self, *, attachments_max: int = ATTACHMENTS_MAX) -> None:
         self._attachments_max = attachments_max
-        self._waiting: Packet | None = None
+        self._waiting: _Head | None = None
         self._missing = 0
-        self._parts: list[bytes] | None = None
+        self._parts: list[bytes] = []
 
     def add(self, data: str | bytes) -> Packet | None:
         """Take one message; give the packet that it completes, if any. Raises PacketError."""
@@ -147,38 +155,42 @@ class Decoder:
             return self._add_attachment(data)
         if self._waiting is not None:
             raise _error("text where an attachment is due", data)
-        packet, attachments = _parse(data, self._attachments_max)
-        if packet.type not in _PLAIN:
-            return packet
-        packet = packet._replace(type=_PLAIN[packet.type])
+        head, attachments = _read_head(data, self._attachments_max)
         if attachments:
-            self._waiting, self._missing, self._parts = packet, attachments, []
+            self._waiting, self._missing = head, attachments
             return None
-        return packet._replace(data=_fill(packet.data, []))
+        return _read_body(head, [])
 
     def _add_attachment(self, data: bytes) -> Packet | None:
-        if self._waiting is None or self._parts is None:
+        head = self._waiting
+        if head is None:
             raise _error("an attachment that no packet announced", data)
         self._parts.append(data)
         if len(self._parts) < self._missing:
             return None
-        packet, parts = self._waiting, self._parts
-        self._waiting, self._parts = None, None
-        return packet._replace(data=_fill(packet.data, parts))
+        parts, self._parts, self._waiting = self._parts, [], None
+        return _read_body(head, parts)
 
 
-def _parse(text: str, attachments_max: int) -> tuple[Packet, int]:
-    if not text or not "0" <= text[0] <= "6":
+def _read_head(text: str, attachments_max: int) -> tuple[_Head, int]:
+    """The head, and how many attachments follow the text."""
+    kind = _TYPES.get(text[:1])
+    if kind is None:
         raise _error("unknown type", text)
-    kind = PacketType(ord(text[0]) - 48)
     at, attachments = 1, 0
     if kind in _PLAIN:
         attachments, at = _read_count(text, attachments_max)
     namespace, at = _read_namespace(text, at)
     ack_id, at = _read_id(text, at)
-    data = _load(text[at:], text)
-    check_data(kind, data, ack_id, text)
-    return Packet(kind, namespace, data, ack_id), attachments
+    return (kind, namespace, ack_id, text[at:]), attachments
+
+
+def _read_body(head: _Head, parts: list[bytes]) -> Packet:
+    kind, namespace, ack_id, body = head
+    plain = _PLAIN.get(kind)
+    data = _load(body, None if plain is None else parts)
+    check_data(kind, data, ack_id, body)
+    return Packet(plain or kind, namespace, data, ack_id)
 
 
 def _read_count(text: str, attachments_max: int) -> tuple[int, int]:
@@ -219,13 +231,41 @@ def _constant(name: str) -> NoReturn:
 _decode = json.JSONDecoder(parse_constant=_constant).decode
 
 
-def _load(body: str, text: str) -> Any:
+def _load(body: str, parts: list[bytes] | None) -> Any:
+    """The data; ``parts`` go where their placeholders stand. None: placeholders are data like any other."""
     if not body:
         return None
     try:
-        return _decode(body)
+        if parts is None:
+            return _decode(body)
+        return json.JSONDecoder(parse_constant=_constant, object_hook=_Filling(parts).fill).decode(body)
     except (ValueError, RecursionError) as error:
-        raise _error("bad JSON", text) from error
+        if isinstance(error, PacketError):
+            raise
+        raise _error("bad JSON", body) from error
+
+
+@final
+class _Filling:
+    """Puts the attachments of one packet where their placeholders stand, each once: a small packet that names one
+    attachment a thousand times would be a thousand attachments for everybody whom its data are sent on to."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: list[bytes]) -> None:
+        self._parts: list[bytes | None] = [*parts]
+
+    def fill(self, value: dict[str, Any]) -> Any:
+        """What stands for this object. Raises PacketError."""
+        if value.get("_placeholder") is not True:
+            return value
+        number = value.get("num")
+        if type(number) is not int or not 0 <= number < len(self._parts):
+            raise _error("a placeholder without its attachment", "")
+        part, self._parts[number] = self._parts[number], None
+        if part is None:
+            raise _error("an attachment that is to stand twice", "")
+        return part
 
 
 def check_data(kind: PacketType, data: Any, ack_id: int | None, raw: str | bytes) -> None:
@@ -242,27 +282,6 @@ def check_data(kind: PacketType, data: Any, ack_id: int | None, raw: str | bytes
         good = isinstance(data, (str, dict)) and ack_id is None
     if not good:
         raise _error(f"bad data for {kind.name}", raw)
-
-
-def _fill(data: Any, parts: list[bytes]) -> Any:
-    """Put the attachments where their placeholders stand. The depth is bounded by what the JSON reader took."""
-    try:
-        return _fill_value(data, parts)
-    except RecursionError as error:
-        raise _error("nested too deeply", "") from error
-
-
-def _fill_value(value: Any, parts: list[bytes]) -> Any:
-    if isinstance(value, list):
-        return [_fill_value(item, parts) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if value.get("_placeholder") is not True:
-        return {key: _fill_value(item, parts) for key, item in value.items()}
-    number = value.get("num")
-    if type(number) is not int or not 0 <= number < len(parts):
-        raise _error("a placeholder without its attachment", "")
-    return parts[number]
 
 
 def _error(reason: str, data: str | bytes) -> PacketError:

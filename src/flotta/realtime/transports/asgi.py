@@ -7,6 +7,7 @@ for it. The queue is bounded in bytes: volatile packets are dropped above one li
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias, final
@@ -26,6 +27,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CLOSE_POLICY = 1008
+MESSAGES_PER_TURN = 128
+"""Messages of one client that are taken before others have their turn."""
 FLUSH_S = 5.0
 """How long a close waits for what is queued before it."""
 
@@ -80,7 +83,11 @@ async def _refuse(scope: Scope, refusal: Refusal, send: Send) -> None:
 
 
 async def _read(client: Receiver, transport: _ASGITransport, receive: Receive, payload_bytes_max: int) -> None:
-    while not client.over:
+    for number in itertools.count(1):
+        if number % MESSAGES_PER_TURN == 0:
+            await asyncio.sleep(0)  # what waits is given without a pause for others
+        if client.over:
+            return
         await transport.reading.wait()
         message = await receive()
         if message["type"] == "websocket.disconnect":

@@ -44,6 +44,8 @@ __all__ = ["ws_protocol_class"]
 CLOSE_TIMEOUT_S = 5.0
 """How long the peer may take to answer a close frame."""
 NO_STATUS = 1005
+MESSAGES_PER_TURN = 128
+"""Messages of one client that are delivered before others have their turn."""
 
 
 class UvicornProtocol(Protocol):
@@ -147,6 +149,7 @@ class NativeTransport(asyncio.Protocol):
     """One WebSocket of a `Server`; a `Transport`. After the loss, or its own close, writing does nothing."""
 
     __slots__ = (
+        "_behind",
         "_clear",
         "_client",
         "_close_timer",
@@ -171,6 +174,7 @@ class NativeTransport(asyncio.Protocol):
         self._config = config
         self._reader: FrameReader | None = None
         self._paused = False
+        self._behind = False  # read further than delivered
         self._open = False  # messages may be written
         self._clear = False  # and little enough is buffered to write without measuring
         self._close_timer: asyncio.TimerHandle | None = None
@@ -192,13 +196,26 @@ class NativeTransport(asyncio.Protocol):
         self._pump()
 
     def _pump(self) -> None:
-        """Deliver what was read, until the client has enough to do."""
+        """Deliver what was read, until the client has enough to do or others should have their turn."""
         assert self._reader is not None
         try:
-            while not self._paused and (message := self._reader.take()) is not None:
+            for _ in range(MESSAGES_PER_TURN):
+                if self._paused:
+                    return
+                message = self._reader.take()
+                if message is None:
+                    if self._behind:
+                        self._behind = False
+                        self._resume_reading()
+                    return
                 self._message(*message)
         except WebSocketError as error:
             self._fail(error)
+            return
+        if not self._behind:
+            self._behind = True
+            self._transport.pause_reading()
+        asyncio.get_running_loop().call_soon(self._pump)
 
     def eof_received(self) -> None:
         """The peer writes no more: the transport closes itself."""
@@ -390,10 +407,15 @@ class NativeTransport(asyncio.Protocol):
         self._transport.write(close_frame(code, reason))
         self._abort_later()
 
+    def _resume_reading(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
     def _read_on(self) -> None:
         self._paused = False
         if not self._transport.is_closing():
-            self._transport.resume_reading()
+            if not self._behind:
+                self._resume_reading()
             asyncio.get_running_loop().call_soon(self._pump)  # not from here: a handler's task resumes
 
 

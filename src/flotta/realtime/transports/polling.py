@@ -16,7 +16,7 @@ from flotta.errors import PacketError
 from flotta.realtime.engine.client import EngineClient, Reason
 from flotta.realtime.engine.sessions import AnyEngine
 from flotta.realtime.engineio.handshake import Facts, Refusal, Refused, origin_allowed
-from flotta.realtime.engineio.packet import SEPARATOR, PacketType, decode_payload
+from flotta.realtime.engineio.packet import SEPARATOR, PacketType, read_payload
 from flotta.realtime.request import Request
 from flotta.realtime.transports import Outgoing, Transport
 
@@ -29,6 +29,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 SWITCH_GRACE_S = 0.05
+PACKETS_PER_TURN = 128
+"""Packets of one body that are taken before other clients have their turn."""
 TEXT = b"text/plain; charset=UTF-8"
 
 
@@ -118,6 +120,11 @@ class PollingTransport:
         self._closed = True
         self.reading.set()
 
+    @property
+    def is_parting(self) -> bool:
+        """The client has closed the session, and no GET was there to be told."""
+        return self._closed and not self.getting and self._pending == [PacketType.NOOP.value]
+
     def hand_over(self, successor: Transport) -> None:
         """Give what waits to the transport that takes the session over."""
         pending, self._pending = self._pending, []
@@ -155,12 +162,15 @@ async def serve_http(core: AnyEngine, scope: Scope, receive: Receive, send: Send
     """Serve one request to the path: a handshake, a GET or POST of a session, or a preflight."""
     request = Request(scope=scope)
     facts = request.facts()
-    answer = _Answer(send, _cors(core, facts))
+    answer = _Answer(send, _cors(core, facts, scope))
     if facts.method == "OPTIONS":
         await answer.send(204 if origin_allowed(facts, core.options.origins) else 403, b"")
         return
-    refusal = core.admit(facts)
-    if refusal is not None:
+    parted = core.take_parted(facts.sid) if facts.method == "GET" else None
+    if parted is not None:
+        assert isinstance(parted, PollingTransport)
+        await answer.send(200, (await parted.take()).encode())
+    elif (refusal := core.admit(facts)) is not None:
         await answer.refuse(refusal)
     elif not facts.sid:
         await _open(core, request, facts, answer)
@@ -173,15 +183,18 @@ async def serve_http(core: AnyEngine, scope: Scope, receive: Receive, send: Send
         await serve(core, client, client.transport, receive, answer)
 
 
-def _cors(core: AnyEngine, facts: Facts) -> Headers:
+def _cors(core: AnyEngine, facts: Facts, scope: Scope) -> Headers:
     if facts.origin is None or not origin_allowed(facts, core.options.origins):
         return []
     headers = [(b"access-control-allow-origin", facts.origin.encode("latin-1")), (b"vary", b"Origin")]
     if core.options.credentials:
         headers.append((b"access-control-allow-credentials", b"true"))
     if facts.method == "OPTIONS":
+        # The origin is trusted: it may send what headers it likes (the client's `extraHeaders`).
+        wanted = next((value for name, value in scope["headers"] if name == b"access-control-request-headers"), None)
         headers.append((b"access-control-allow-methods", b"GET, POST, OPTIONS"))
-        headers.append((b"access-control-allow-headers", b"Content-Type, Authorization"))
+        headers.append((b"access-control-allow-headers", wanted or b"Content-Type, Authorization"))
+        headers.append((b"vary", b"Access-Control-Request-Headers"))
     return headers
 
 
@@ -262,9 +275,9 @@ async def _post(
             client.close(Reason.TRANSPORT_ERROR)
             await answer.refuse(Refusal(Refused.BAD_REQUEST), status=413)
             return
-        for packet in decode_payload(body.decode()):
-            client.receive(packet.data if isinstance(packet.data, bytes) else packet.type.value + packet.data)
-        await transport.reading.wait()
+        await _receive(client, transport, body.decode())
+        if transport.is_parting:
+            core.part(client.sid, transport)
         await answer.send(200, b"ok", kind=b"text/html")
     except TimeoutError:
         client.close(Reason.TRANSPORT_ERROR)
@@ -274,6 +287,17 @@ async def _post(
         await answer.refuse(Refusal(Refused.BAD_REQUEST))
     finally:
         transport.posting = False
+
+
+async def _receive(client: EngineClient, transport: PollingTransport, body: str) -> None:
+    """Take the packets of a body, with a pause for other clients after every so many."""
+    for number, packet in enumerate(read_payload(body), 1):
+        client.receive(packet.data if isinstance(packet.data, bytes) else packet.type.value + packet.data)
+        if client.over:
+            return
+        if number % PACKETS_PER_TURN == 0:
+            await asyncio.sleep(0)
+        await transport.reading.wait()
 
 
 async def read_body(receive: Receive, bytes_max: int) -> bytearray | None:
