@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import websockets
 
@@ -211,7 +211,11 @@ class Publisher:
 class Raw:
     """One connection whose every step the test decides."""
 
+    opened: ClassVar[list[Raw]] = []
+    """All of this test; it closes them at its end."""
+
     def __init__(self, connection: websockets.ClientConnection) -> None:
+        self.opened.append(self)
         self.connection = connection
         self.ids: dict[str, Any] = {}
 
