@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias, final
 
@@ -23,25 +23,14 @@ from flotta.realtime.delivery import Delivery
 from flotta.realtime.presence.records import Online, PresenceChange, check_status, check_user
 from flotta.realtime.presence.registry import Entered, Entry, Registry, RegistryStats
 from flotta.realtime.presence.watching import Watchers
+from flotta.realtime.rooms import user_room
 
-__all__ = ["People", "PeopleStats", "Person", "room_of", "rooms_of_users"]
+__all__ = ["People", "PeopleStats", "Person"]
 
 CLOSE_POLICY: Final = 1008
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, Any], str], None]
 """Runs a coroutine beside the handlers; its exception is logged."""
-
-
-def room_of(user: str) -> str:
-    """The room that holds every socket of ``user``."""
-    return f"user:{user}"
-
-
-def rooms_of_users(users: str | Iterable[str] | None) -> list[str]:
-    """The rooms of one or several users."""
-    if users is None:
-        return []
-    return [room_of(user) for user in ((users,) if isinstance(users, str) else users)]
 
 
 @dataclass(slots=True)
@@ -177,7 +166,7 @@ class People:
             raise UserFull(user, limit)
         if self._persons.get(person.online.socket_id) is not person:
             return  # it has left, or is another user's meanwhile
-        if not self._delivery.enter(person.socket, room_of(user)):
+        if not self._delivery.enter(person.socket, user_room(user)):
             raise RealtimeError(f"{person.online.socket_id!r} is in too many rooms to be put into that of its user")
 
     def _connections_of(self, user: str) -> int:
@@ -205,7 +194,7 @@ class People:
         self._deadlines.drop(sid)
         space = self._delivery.spaces.get(person.socket.namespace)
         if space is not None:
-            space.rooms.leave(sid, room_of(user))
+            space.rooms.leave(sid, user_room(user))
         if self.registry is not None:
             self.registry.leave(sid)
 
@@ -277,7 +266,7 @@ class People:
         expires_at = facts["expiresAt"]
         person = Person(socket, online, float(facts["issuedAt"]), None if expires_at is None else float(expires_at))
         self._add(person)
-        self._delivery.enter(socket, room_of(online.user))
+        self._delivery.enter(socket, user_room(online.user))
         if self.registry is not None:
             self.registry.restore(person.entry)
             self._run(self._check(person), f"revocation of {socket.sid}")

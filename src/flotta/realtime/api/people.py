@@ -7,9 +7,9 @@ import time
 from flotta.errors import NotStarted, RealtimeError
 from flotta.realtime.adapters import Command, Target
 from flotta.realtime.api.base import Base
-from flotta.realtime.people import room_of
 from flotta.realtime.presence import Presence
 from flotta.realtime.presence.records import check_user
+from flotta.realtime.rooms import user_room
 
 __all__ = ["PeopleApi"]
 
@@ -74,7 +74,7 @@ class PeopleApi(Base):
         connections too. They may come back; see `revoke`. Does not wait for the others."""
         if self._core.adapter is None:
             raise NotStarted("the realtime server")
-        room = room_of(check_user(user))
+        room = user_room(check_user(user))
         for namespace in list(self._core.spaces):
             target = Target(namespace, (room,))
             self._core.delivery.disconnect(target, close=close)
