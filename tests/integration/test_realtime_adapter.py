@@ -11,36 +11,9 @@ import pytest
 
 from flotta.realtime import Server
 from flotta.realtime.engineio.handshake import Facts
-from flotta.realtime.request import Request
 from flotta.redis import Redis
+from realtime_attached import attach
 from realtime_fixtures import until
-
-
-class _Client:
-    """Enough of a transport to be a member of rooms: it keeps what it is sent."""
-
-    name = "websocket"
-
-    def __init__(self) -> None:
-        self.got: list[str] = []
-
-    def write(self, packet: Any) -> None:
-        self.got.append(packet.text.decode())
-
-    def write_volatile(self, packet: Any) -> bool:
-        self.write(packet)
-        return True
-
-    def write_control(self, text: str) -> None: ...
-    def close(self, code: int, reason: str) -> None: ...
-
-
-def _attach(sio: Server) -> _Client:
-    transport = _Client()
-    facts = Facts("GET", True, "4", "websocket", "", None, "x")
-    client, _ = sio._core.open(transport, Request(scope={"headers": []}), facts)  # type: ignore[arg-type]
-    client.receive("40")
-    return transport
 
 
 def _deep(levels: int) -> Any:
@@ -56,7 +29,7 @@ async def pair(redis: Redis, unique: str) -> Any:
     one, two = Server(redis, channel_prefix=unique), Server(redis, channel_prefix=unique)
     await one.start()
     await two.start()
-    yield one, two, _attach(one), _attach(two)
+    yield one, two, attach(one), attach(two)
     await one.aclose()
     await two.aclose()
 
@@ -190,7 +163,7 @@ async def test_drain_ends_for_its_caller_when_the_server_is_closed_meanwhile(val
     sio = Server(valkey_url, channel_prefix=unique, drain_clients_per_s=1)
     await sio.start()
     for _ in range(20):
-        _attach(sio)
+        attach(sio)
     draining = asyncio.create_task(sio.drain(30))
     await until(lambda: not sio.running)
     closing = asyncio.create_task(sio.aclose())

@@ -308,6 +308,13 @@ async def _serve(handler: Handler, args: list[Any], answer: Answer | None) -> No
 
 
 def _handshake(socket: Socket) -> dict[str, Any]:
-    """What other instances may know of a request: no headers, they may hold credentials."""
-    environ = socket.client.environ()
-    return {"address": environ["REMOTE_ADDR"], "url": environ["PATH_INFO"], "headers": {}, "query": {}}
+    """What other instances may know of a request: no headers and no query, they may hold credentials."""
+    scope = socket.client.request.scope()
+    return {
+        "address": (scope.get("client") or ("", 0))[0],
+        "url": scope["path"],
+        "secure": scope.get("scheme") in {"https", "wss"},
+        "issued": round(socket.since * 1000),
+        "headers": {},
+        "query": {},
+    }

@@ -32,7 +32,8 @@ class RemoteSocket:
     rooms: frozenset[str]
     """Its own id included."""
     handshake: Mapping[str, Any]
-    """What its instance says of the request: of Flotta ``address`` and ``url``, no headers or cookies; of Node all."""
+    """What its instance says of the request: Flotta ``address``, ``url``, ``secure`` and ``issued`` (Unix ms), but no
+    headers, query or cookies; Node everything."""
     data: Any
     """What `Server.save_session` stored; Node's ``socket.data``. None: it cannot travel."""
     _server: Server = field(repr=False, compare=False)
