@@ -247,6 +247,29 @@ async def test_empty_namespace_is_kept_for_a_while_then_removed(monkeypatch: pyt
         assert adapter.told[-1] == ("open", "/a")
 
 
+async def test_namespace_that_somebody_comes_back_to_or_visits_is_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flotta.realtime.namespaces.EMPTY_S", 0.05)
+    sio = Server(namespaces="*")
+
+    async def let_time_pass(client: Client) -> None:
+        """A namespace that is left after all others is removed after them."""
+        await client.join("/clock")
+        await client.leave("/clock")
+        await until(lambda: "/clock" not in sio._core.spaces)
+
+    async with _clients(sio) as (client,):
+        await client.join("/a")
+        await client.leave("/a")
+        await client.join("/a")
+        await let_time_pass(client)
+        assert "/a" in sio._core.spaces
+        async with sio._core.namespaces.visited("/a"):
+            await client.leave("/a")
+            await let_time_pass(client)
+            assert "/a" in sio._core.spaces
+        await until(lambda: "/a" not in sio._core.spaces)
+
+
 async def test_adapter_knows_the_namespace_before_the_client_is_in() -> None:
     adapter = Opened()
     adapter.may_open.clear()
@@ -598,6 +621,7 @@ async def test_last_handlers_find_the_session_and_the_rooms_in_order() -> None:
         await until(lambda: not sio._core.spaces["/"].leaving)
         assert await sio.get_session(sid) == {}
         assert sio.rooms(sid) == []
+        assert sio.stats.handlers_running == 0
 
 
 async def test_client_that_goes_while_its_connect_handler_runs_is_known_in_disconnect() -> None:
