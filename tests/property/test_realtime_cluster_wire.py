@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import msgpack
@@ -15,7 +16,14 @@ from flotta.errors import WireError
 from flotta.realtime.adapters import Broadcast, Command, SocketFacts, Target
 from flotta.realtime.adapters import cluster_wire as wire
 from flotta.realtime.adapters.cluster_wire import Message, MessageType
-from flotta.realtime.adapters.wire import channel_bytes
+from flotta.realtime.adapters.wire import (
+    Binary,
+    _load_json_carefully,
+    _write_json_carefully,
+    channel_bytes,
+    load_json,
+    write_json,
+)
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 surrogates = st.text(max_size=20)
@@ -234,3 +242,35 @@ def test_every_room_has_a_channel_and_a_well_formed_one_its_own(name: str) -> No
     assert found.decode() or not name
     with contextlib.suppress(UnicodeEncodeError):
         assert found == name.encode()
+
+
+_odd = st.just(2**80) | st.just(-(2**70)) | st.datetimes(timezones=st.just(UTC)) | st.text(max_size=3)
+_odd_values = st.recursive(
+    scalars | _odd,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(text | st.integers() | st.booleans() | st.none(), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(_odd_values)
+def test_the_quick_json_says_what_the_careful_one_says(value: Any) -> None:
+    quick, careful = write_json(value), _write_json_carefully(value)
+    assert json.loads(quick) == json.loads(careful)
+    assert load_json(careful) == _load_json_carefully(careful)
+    assert load_json(quick) == json.loads(quick)
+
+
+@pytest.mark.parametrize("value", [b"", [bytearray(b"x")], {"a": (memoryview(b"x"),)}])
+def test_bytes_are_refused_as_such(value: Any) -> None:
+    with pytest.raises(Binary):
+        write_json(value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), [float("inf")], object(), {(1, 2): 3}, datetime(2026, 1, 1)])  # noqa: DTZ001
+def test_what_json_cannot_say_is_refused(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        write_json(value)
