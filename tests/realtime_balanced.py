@@ -126,22 +126,17 @@ class Instance:
 
 @asynccontextmanager
 async def instances(
-    redis_url: str, prefix: str, names: Sequence[str], *, adapter: str = "classic", shared: bool = False, **env: str
+    redis_url: str, prefix: str, names: Sequence[str], *, adapter: str = "classic", **env: str
 ) -> AsyncIterator[list[Instance]]:
-    """Instances as processes, ready. ``shared``: all accept from one listening socket."""
+    """Instances as processes, ready."""
     async with AsyncExitStack() as stack:
         running: list[Instance] = []
-        common = stack.enter_context(_listening()) if shared else None
         for name in names:
-            listening = common or _listening()
-            running.append(await stack.enter_async_context(_instance(listening, redis_url, prefix, name, adapter, env)))
-            if listening is not common:
-                listening.close()  # or the kernel would go on taking connections for an instance that is killed
+            # Closed here once it is inherited, or the kernel would take connections for an instance that is killed.
+            with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
+                one = _instance(listening, redis_url, prefix, name, adapter, env)
+                running.append(await stack.enter_async_context(one))
         yield running
-
-
-def _listening() -> socket.socket:
-    return socket.create_server(("127.0.0.1", 0), backlog=1024)
 
 
 @asynccontextmanager
