@@ -201,8 +201,9 @@ class Core(Engine[Client]):
             return
         socket = Socket(self._new_sid(), namespace, client)
         client.sockets[namespace] = socket
-        if self.keeper is None:  # else it does, once it knows which session this is
-            space.rooms.add(socket.sid, socket)
+        space.rooms.add(socket.sid, socket)
+        if self.keeper is not None:
+            self.keeper.begin(socket)
         self._heartbeat.joined(client)
         self.dispatcher.connect(client, socket, space, auth)
 

@@ -52,7 +52,7 @@ class Recovery(Protocol):
     """Connection state recovery, at the places where a client comes in."""
 
     async def restore(self, socket: Socket, auth: Any) -> bool:
-        """Put the socket into its namespace, with its old session if it has one. False: it has gone meanwhile."""
+        """Give the socket its old session, if it asks for one. False: it has gone meanwhile."""
         ...
 
     def trusts(self, socket: Socket) -> bool:

@@ -1,9 +1,9 @@
 """Recovery as a server does it: gives each socket a private id, keeps its session saved, and brings back who returns.
 
-A CONNECT passes here twice. Before the ``connect`` handler (`restore`): a client that names its private id gets its
-session, unless it is gone, or something that it missed is; the socket is in its rooms from then on, and holds what
-comes. After it (`admit`): the session is stored before the client hears that it is in, and what it missed is made
-ready, to be sent before what was held (`accepted`).
+A CONNECT passes here three times. Before the ``connect`` handler (`restore`): a client that names its private id gets
+its session, unless it is gone, or something that it missed is; the socket is in its rooms from then on, and holds what
+comes. After the handler (`admit`): the session is stored before the client hears that it is in. Then (`accepted`): what
+it missed is sent, and what was held.
 
 Invariants:
 
@@ -163,7 +163,7 @@ class Keeper:
     # --- a client comes ---
 
     async def restore(self, socket: Socket, auth: Any) -> bool:
-        """Put the socket into its namespace: with its old session, or as a new one. False: it has gone meanwhile."""
+        """Give the socket its old session, if it asks for one that can be had. False: it has gone meanwhile."""
         wanted = asked(auth)
         if wanted is not None:
             try:
@@ -173,17 +173,15 @@ class Keeper:
                 self._log.warning("a session was not restored in time", namespace=socket.namespace)
                 if self._store.reachable:  # this instance is too slow: the client tries again, perhaps elsewhere
                     socket.client.close(Reason.TRANSPORT_CLOSE, CLOSE_TRY_AGAIN)
-        if not _is_current(socket):
+        if not _is_current(socket) or socket.kept is None:
             return False
-        if socket.kept is None:
-            self.refused += wanted is not None
-            self._begin(socket)
+        self.refused += wanted is not None and not socket.kept.recovered
         return True
 
-    def _begin(self, socket: Socket) -> None:
+    def begin(self, socket: Socket) -> None:
+        """A socket is in its namespace from now on, and holds what is sent to it."""
         pid, owner = secrets.token_urlsafe(PID_BYTES), secrets.token_urlsafe(OWNER_BYTES)
         self._own(socket, Kept(pid, owner, self._stream.position))
-        self._delivery.spaces[socket.namespace].rooms.add(socket.sid, socket)
 
     def _own(self, socket: Socket, kept: Kept) -> None:
         socket.kept = kept
@@ -262,6 +260,10 @@ class Keeper:
         zombie = rooms.get(session.sid)
         if zombie is not None:
             self._lose(zombie)
+        assert socket.kept is not None, "begin comes first"
+        del self._owned[socket.kept.owner]
+        rooms.remove(socket.sid)
+        socket.take_held()  # it is among what was missed, if it was for this session
         socket.sid = session.sid
         socket.session = session.data if isinstance(session.data, dict) else {}
         socket.last_ack = secrets.randbelow(ACK_ID_MAX)  # a late answer to the old connection must not fit a new event
@@ -406,6 +408,8 @@ class Keeper:
             return
         del self._owned[kept.owner]
         self._saver.forget(socket)
+        if socket.connecting and not kept.recovered:
+            return  # nobody knows of it
         if reason not in _KEPT_REASONS:
             self._saver.run(self._forget(kept.pid, kept.owner), "realtime recovery forget")
         elif (saved := self._pack(socket, kept, live=False)) is not None:
