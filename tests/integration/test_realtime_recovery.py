@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from flotta.errors import ConnectRefused
 from flotta.realtime import Server
 from flotta.realtime.recovery.session import read_session
+from flotta.realtime.recovery.store import Store
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.streaming.event import parse_id
@@ -157,6 +158,44 @@ async def test_who_comes_back_elsewhere_is_dropped_where_it_was_and_its_session_
     third = await Raw.join(one.port, client.back(None))
     assert third.ids == client.ids
     assert one.sio.rooms(sid) == sorted(["r", sid])
+
+
+async def test_a_server_that_did_not_hear_of_a_claim_finds_out_when_it_saves(
+    one: Place, unique: str, redis: Redis
+) -> None:
+    client = await Raw.join(one.port)
+    sid = client.ids["sid"]
+    store = Store(redis, key_prefix=f"{unique}:session:", stream=unique)
+    loaded = await store.load(client.ids["pid"])
+    assert loaded is not None
+    other = read_session(loaded.value)._replace(owner="o" * 18)
+    assert await store.claim(loaded, other, 60)
+    await one.sio.save_session(sid, {"late": True})
+    await until(lambda: not one.sio.is_connected(sid))
+    found = await store.load(client.ids["pid"])
+    assert found is not None
+    assert read_session(found.value) == other
+    assert not await store.claim(loaded, other._replace(owner="p" * 18), 60)
+
+
+async def test_an_instance_that_is_behind_the_client_reads_first(one: Place, two: Place) -> None:
+    client = await Raw.join(one.port)
+    reader = two.sio._core.adapter._reader  # type: ignore[union-attr]
+    reader._task.cancel()  # it stands still, as one that is overloaded
+    for number in range(5):
+        await one.sio.emit("n", number)
+    offset = [await client.event() for _ in range(5)][-1][-1]
+    await gone(one, client)
+    again = await Raw.open(two.port)
+    await again.ask(client.back(offset))
+    answer = asyncio.create_task(again.answer())
+    await until(lambda: reader._waiting)
+    assert not answer.done()
+    reader._task = asyncio.create_task(reader._run())
+    assert (await answer)["pid"] == client.ids["pid"]
+    await one.sio.emit("n", 5)
+    await one.sio.emit("end")
+    assert [event[1] for event in await again.events_until("end")] == [5]
 
 
 async def test_who_comes_back_to_the_same_instance_takes_its_own_place(one: Place) -> None:
