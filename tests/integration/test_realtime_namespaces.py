@@ -344,6 +344,8 @@ async def test_mistakes_in_registering_are_told() -> None:
         sio.on("e", print, namespace="chat")
     with pytest.raises(RealtimeError, match="is no namespace"):
         sio.on("e", print, namespace=7)  # type: ignore[call-overload]
+    with pytest.raises(RealtimeError, match="is no namespace"):
+        sio.on("e", print, namespace=Namespace)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="instance of a Namespace"):
         sio.register_namespace(Namespace)  # type: ignore[arg-type]
     with pytest.raises(NotStarted, match="registered with no server"):

@@ -155,7 +155,7 @@ class Namespaces:
             return self.everywhere
         if isinstance(spec, str):
             return self.named(spec).handlers.own
-        if not isinstance(spec, re.Pattern) and not callable(spec):
+        if not isinstance(spec, re.Pattern) and (not callable(spec) or isinstance(spec, type)):
             raise RealtimeError(f"{spec!r} is no namespace: give a name, a compiled pattern, a predicate or '*'")
         pattern = self._patterns.get(spec)
         if pattern is None:
