@@ -14,14 +14,15 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from chat_stage import Page, Stage, chat_stage, database, token
+from chat_stage import HOME, Page, Stage, chat_stage, database, token
 from flotta.postgres import EmbeddedPostgres
+from realtime_balanced import free_port, nginx
 from realtime_fixtures import NodePeer, node, node_modules, start_node
 from supervisor_service import wait_until
 
 __all__ = ["node", "node_modules", "start_node"]
 
-SIGKILLS = 3
+SIGKILLS = 2
 FOREIGN_S = 15.0
 """Longer than the lease of a dead instance's presence (6 s) and the start of the next one."""
 
@@ -212,7 +213,7 @@ async def test_killed_instances_lose_and_double_nothing(chat: Stage, visit: Open
 
     for round_number in range(SIGKILLS):
         await write(10)
-        victim = (ada, grace, ada)[round_number]
+        victim = (ada, grace)[round_number]
         ready = chat.ready_lines()
         hellos = victim.told("hello")
         writing = asyncio.create_task(write(20))
@@ -263,34 +264,51 @@ def test_one_of_three_instances_migrates_and_seeds(chat: Stage) -> None:
     ]
 
 
-def test_three_hosts_that_start_at_once_wait_for_the_one_that_migrates(
-    tmp_path: Path, valkey_url: str, postgres_server: EmbeddedPostgres
+async def test_three_hosts_behind_a_balancer_start_at_once_and_one_migrates(
+    tmp_path: Path, valkey_url: str, postgres_server: EmbeddedPostgres, node: NodePeer
 ) -> None:
     with database(postgres_server) as url, ExitStack() as stack:
         blocker = stack.enter_context(psycopg.connect(url))
         blocker.execute("CREATE TABLE messages (n int)")  # not committed: the migration waits for it
         hosts = []
-        for host, framework in enumerate(("fastapi", "flask", "fastapi")):
-            folder = tmp_path / f"host{host}"
+        for number, framework in enumerate(("fastapi", "flask", "fastapi")):
+            folder = tmp_path / f"host{number}"
             folder.mkdir()
-            stage = Stage(
+            host = Stage(
                 folder,
                 valkey_url,
                 url,
                 framework=framework,
                 instances=1,
                 namespace=f"{tmp_path.name}:",
-                env={"FLOTTA_INSTANCE": f"host-{host}"},
+                env={"FLOTTA_INSTANCE": f"host-{number}"},
             )
-            stack.callback(stage.close)
-            hosts.append(stage)
-        lines = lambda: [line for stage in hosts for line in list(stage.service.lines)]  # noqa: E731
+            stack.callback(host.close)
+            hosts.append(host)
+        lines = lambda: [line for host in hosts for line in list(host.service.lines)]  # noqa: E731
         waiting = lambda: sum('"event": "migrations wait"' in line and "host-" in line for line in lines())  # noqa: E731
-        wait_until(lambda: waiting() >= 2, "two hosts say that they wait")
+        await asyncio.to_thread(wait_until, lambda: waiting() >= 2, "two hosts say that they wait")
         assert applied(lines()) == []
         blocker.rollback()
-        for stage in hosts:
-            stage.service.url()
+        ports = [await asyncio.to_thread(lambda host=host: int(host.url.rpartition(":")[2])) for host in hosts]
         assert sorted(applied(lines())) == sorted(STEPS)
         assert hosts[0].rows("SELECT count(*) FROM users") == [(4,)]
         assert hosts[0].rows("SELECT count(*) FROM messages") == [(7,)]
+        await _talk_through_nginx(tmp_path, ports, hosts[0], node)
+
+
+async def _talk_through_nginx(folder: Path, ports: list[int], host: Stage, node: NodePeer) -> None:
+    """By the example's own configuration, each request to the next host, whatever session it is of."""
+    site, port = (HOME / "nginx.conf").read_text(), free_port()
+    for sample, real in zip((8000, 8001, 8002, 8003), (port, *ports), strict=True):
+        site = site.replace(f"127.0.0.1:{sample}", f"127.0.0.1:{real}")
+    async with nginx(folder, site):
+        pages = []
+        for name, transports in (("ada", ["polling"]), ("grace", ["polling", "websocket"]), ("linus", ["websocket"])):
+            pages.append(Page(node, name, host.demo(name)))
+            await pages[-1].open(f"http://127.0.0.1:{port}", transports=transports)
+        for number, page in enumerate(pages):
+            said = (await page.say(1, f"line {number}"))["ok"]
+            for reader in pages:
+                assert said in await reader.heard("message", number + 1, room=1)
+        assert node.seen("ada", "disconnect") == node.seen("grace", "disconnect") == []

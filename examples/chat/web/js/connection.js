@@ -6,6 +6,7 @@ const SYNC_MS = 20_000;
 const ACK_MS = 5_000;
 const GAP_WAIT_MS = 300; // two instances may tell two messages in the other order
 const PAGE = 200;
+const GAP_MAX = 2_000; // who missed more sees the newest messages, and the others when scrolling up
 const TYPING_MS = 4_000;
 
 export class Connection {
@@ -50,7 +51,6 @@ export class Connection {
     socket.on("read", ({ room, id }) => this.#store.setRead(room, id));
     socket.on("online", (users) => this.#store.setOnline(users));
     socket.on("typing", ({ room, user }) => this.#typing(room, user));
-    socket.on("people", () => this.#store.changed("people-stale"));
   }
 
   close() {
@@ -97,7 +97,9 @@ export class Connection {
   fill(room) {
     if (!room.loaded || this.#store.tail(room) >= room.last_id) return;
     if (!this.#filling.has(room.id)) {
-      const work = this.#fill(room).finally(() => this.#filling.delete(room.id));
+      const far = room.last_id - this.#store.tail(room) > GAP_MAX;
+      if (far) this.#store.forget(room);
+      const work = (far ? this.load(room) : this.#fill(room)).finally(() => this.#filling.delete(room.id));
       this.#filling.set(room.id, work.catch(() => {})); // the next message, hello or sync asks again
     }
   }
@@ -158,7 +160,7 @@ export class Connection {
 
   #refused(error) {
     this.#store.setConnection({ state: navigator.onLine ? "connecting" : "offline" });
-    if (error.data?.code === "not_signed_in") this.#session.end();
+    if (error.data?.code === "not_signed_in") this.#session.end(error.message);
     else if (!this.#socket?.active) setTimeout(() => this.#socket?.connect(), 1_000);
   }
 }

@@ -26,6 +26,7 @@ const actions = {
     const room = store.rooms.get(id);
     if (!room) return;
     store.current = id;
+    store.opening = null;
     $("app").dataset.pane = "talk";
     store.changed("current", "rooms");
     if (!room.loaded) actions.older();
@@ -53,12 +54,21 @@ const actions = {
   async direct(user) {
     const known = [...store.rooms.values()].find((room) => room.other?.id === user);
     if (known) return actions.open(known.id);
+    const person = store.people.get(user);
+    store.current = null;
+    store.opening = person;
+    $("app").dataset.pane = "talk";
+    store.changed("current", "rooms");
     try {
       const room = await session.ask("POST", "/api/direct", { user });
       store.setRoom(room);
-      actions.open(room.id);
+      if (store.opening === person) actions.open(room.id);
     } catch (error) {
       notice(error.message);
+      if (store.opening !== person) return;
+      store.opening = null;
+      $("app").dataset.pane = "rooms";
+      store.changed("current");
     }
   },
 
@@ -154,9 +164,10 @@ $("back").addEventListener("click", () => {
   $("app").dataset.pane = "rooms";
   document.querySelector(".row[aria-current]")?.focus();
 });
-session.addEventListener("ended", () => {
-  sessionStorage.removeItem("quay-outbox");
+session.addEventListener("ended", ({ detail }) => {
+  connection.close();
+  if (detail.asked) sessionStorage.removeItem("quay-outbox"); // else it waits for the same user to come back
   location.reload(); // nothing of one person stays for the next
 });
 if (session.token) begin();
-else welcome.open();
+else welcome.open(Session.lastWords());

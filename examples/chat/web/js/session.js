@@ -4,6 +4,7 @@
 import { ask } from "./api.js";
 
 const KEY = "quay-session";
+const WHY = "quay-session-ended";
 const RENEW_AT = 0.6; // of its life
 const RETRY_MS = 5_000;
 
@@ -33,11 +34,20 @@ export class Session extends EventTarget {
     this.#keep(await ask("POST", path, { body }));
   }
 
-  end() {
+  // `why`: a sentence for who is signed out without having asked for it.
+  end(why = "") {
     clearTimeout(this.#timer);
     this.#said = null;
     sessionStorage.removeItem(KEY);
-    this.dispatchEvent(new Event("ended"));
+    if (why) sessionStorage.setItem(WHY, why);
+    this.dispatchEvent(new CustomEvent("ended", { detail: { asked: !why } }));
+  }
+
+  // What `end` of the page before had to say.
+  static lastWords() {
+    const why = sessionStorage.getItem(WHY) ?? "";
+    sessionStorage.removeItem(WHY);
+    return why;
   }
 
   ask(method, path, body) {
@@ -49,7 +59,7 @@ export class Session extends EventTarget {
       this.#keep(await this.ask("POST", "/api/session/renew"));
       this.dispatchEvent(new Event("renewed"));
     } catch (error) {
-      if (error.status === 401) this.end();
+      if (error.status === 401) this.end(error.message);
       else this.#timer = setTimeout(() => this.renew(), RETRY_MS);
     }
   }

@@ -10,6 +10,7 @@ export class Store extends EventTarget {
   online = new Map(); // id -> instances
   outgoing = []; // messages on their way, in the order of sending
   current = null; // id of the open room
+  opening = null; // whose direct room is being opened: until it is, nothing can be written
   connection = { state: "connecting", servedBy: null, instances: [] };
 
   changed(...what) {
@@ -94,6 +95,14 @@ export class Store extends EventTarget {
     room.more = more;
     this.#advance(room);
     this.changed("rooms", "messages");
+  }
+
+  // As if nothing of the room was ever loaded.
+  forget(room) {
+    room.messages = [];
+    room.ahead.clear();
+    room.loaded = false;
+    this.changed("messages");
   }
 
   #advance(room) {

@@ -59,7 +59,7 @@ export class Conversation {
 
   #drawHead() {
     const room = this.#store.room();
-    $("room-name").textContent = room ? room.name : "";
+    $("room-name").textContent = room?.name ?? this.#store.opening?.display ?? "";
     $("room-topic").textContent = room ? this.#subtitle(room) : "";
     show($("show-members"), Boolean(room) && room.kind === "open");
     show($("composer"), Boolean(room));
@@ -84,6 +84,10 @@ export class Conversation {
     show($("new-below"), false);
     $("typing").textContent = "";
     const empty = $("empty");
+    if (this.#store.opening) {
+      empty.replaceChildren(h("p", {}, "Opening …"));
+      return show(empty, true);
+    }
     const any = this.#store.rooms.size > 0;
     const waiting = this.#store.connection.state !== "live" && !any;
     empty.replaceChildren(h("p", {}, waiting ? "Connecting …" : any ? "Choose a room, or somebody to write to." : "You are in no room yet. Join one with the plus."));
