@@ -10,7 +10,7 @@ PORT   ?= 8000
 WORKERS ?= auto
 MINUTES ?= 5
 
-.PHONY: help demo chat chat-flask web test coverage check bench chaos conformance interop docs format lint types contracts clean constraints
+.PHONY: help demo chat chat-flask web test coverage check bench chaos conformance fuzz interop docs format lint types contracts clean constraints
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -86,6 +86,9 @@ interop: $(STAMP) $(NODE_STAMP) ## only the tests against peers in other languag
 
 conformance: $(NODE_STAMP) ## the official protocol test suites: SUITES=<checkout of socket.io>, REPEAT=1
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PY) tests/conformance/run.py --repeat $(or $(REPEAT),1) "$(SUITES)"
+
+fuzz: $(STAMP) ## random input for every parser of the realtime server: SECONDS=60 for each, TARGET=one of them
+	@$(PY) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60) $(TARGET)
 
 chaos: $(STAMP) ## the fault runs at full length, events, positions, the pool; SEED= and MINUTES=5 of the pool's
 	FLOTTA_CHAOS_EVENTS=200000 $(PY) -m pytest -s tests/faults/test_stream_faults.py -k killed_at_random

@@ -120,7 +120,7 @@ def read_record(data: bytes | str) -> Online:
     """Raises WireError."""
     try:
         record = _decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:  # text that is no UTF-8 is a plain ValueError
         raise WireError("presence record", str(error), data) from error
     at_s = record.connected_at / 1000
     return Online(record.user, record.socket_id, record.server_id, record.namespace, at_s, record.status, record.state)
@@ -130,7 +130,7 @@ def read_change(data: bytes) -> PresenceChange:
     """A message of the channel of changes. Raises WireError."""
     try:
         kind, user, _, record, sockets = _unpack_change(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:  # text that is no UTF-8 is a plain ValueError
         raise WireError("presence change", str(error), data) from error
     if kind not in _KINDS:
         raise WireError("presence change", "unknown kind", data)
@@ -142,6 +142,6 @@ def read_control(data: bytes) -> tuple[str, float, float]:
     Raises WireError."""
     try:
         user, until_ms, keep_ms = _unpack_control(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:  # text that is no UTF-8 is a plain ValueError
         raise WireError("revocation", str(error), data) from error
     return user, until_ms / 1000, keep_ms / 1000
