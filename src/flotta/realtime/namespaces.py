@@ -155,7 +155,7 @@ class Namespaces:
             return self.everywhere
         if isinstance(spec, str):
             return self.named(spec).handlers.own
-        if not isinstance(spec, re.Pattern) and (not callable(spec) or isinstance(spec, type)):
+        if not isinstance(spec, re.Pattern) and not _is_function(spec):
             raise RealtimeError(f"{spec!r} is no namespace: give a name, a compiled pattern, a predicate or '*'")
         pattern = self._patterns.get(spec)
         if pattern is None:
@@ -318,6 +318,10 @@ class Namespaces:
             self._log.warning(
                 "the adapter could not change a namespace", namespace=name, change=what, reason=str(error)
             )
+
+
+def _is_function(value: object) -> bool:
+    return callable(value) and not isinstance(value, type)
 
 
 def _yes(_name: str, _auth: Any, _environ: dict[str, Any]) -> bool:
