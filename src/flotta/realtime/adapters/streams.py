@@ -59,7 +59,7 @@ class StreamsAdapter(ClusterAdapter):
         self._maxlen = options.stream_maxlen
         self._keep_s = keep_s
         self._seat = Seat(redis, self.prefix)
-        self._subscriptions: dict[str, list[Subscription]] = {}
+        self._subscriptions: dict[str, list[tuple[Subscription, Ear]]] = {}
         self._reader = StreamReader(
             redis, self.stream, count=options.stream_read_count, take=self._take, on_lost=self._on_lost, logger=logger
         )
@@ -90,15 +90,16 @@ class StreamsAdapter(ClusterAdapter):
         try:
             for channel in (self._channel(namespace), self._channel(namespace, self.uid)):
                 ear = Ear(self._traffic, self._take_message)
-                found.append(await self._seat.hub.subscribe(channel, ear, kind="channel"))
+                found.append((await self._seat.hub.subscribe(channel, ear, kind="channel"), ear))
         except BaseException:
             await self.close_namespace(namespace)
             raise
 
     async def close_namespace(self, namespace: str) -> None:
         """Hear them no more."""
-        for subscription in self._subscriptions.pop(namespace, ()):
-            await subscription.aclose()
+        for subscription, ear in self._subscriptions.pop(namespace, ()):
+            subscription.close()
+            self._traffic.forget(ear)
 
     async def aclose(self) -> None:
         """Stop reading and listening. Idempotent."""
