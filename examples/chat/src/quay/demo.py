@@ -1,8 +1,8 @@
 """``python -m quay.demo fastapi`` or ``flask``: Quay on three instances, on embedded Redis and PostgreSQL.
 
 It makes a fresh secret and becomes ``flotta run``, which does the rest: prints ``ready http://127.0.0.1:<port>``, shows
-a short status on a terminal, ends on Ctrl-C with everything it started. ``PORT`` sets the port; the data is in
-``.flotta/``. Further arguments go to ``flotta run``.
+a short status on a terminal, ends on Ctrl-C with everything it started. ``PORT`` sets the port; the data is in the
+example's own ``.flotta/``, apart from that of other services. Further arguments go to ``flotta run``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = ["command", "environment", "main"]
 FRAMEWORKS = ("fastapi", "flask")
 INSTANCES = 3
 SOURCE = Path(__file__).parents[1]
+DATA = SOURCE.parent / ".flotta"
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -31,7 +32,7 @@ def command(framework: str, more: Sequence[str] = ()) -> list[str]:
     """The ``flotta run`` that this program becomes."""
     return [
         *(sys.executable, "-m", "flotta", "run", f"quay.on_{framework}:app", "-n", str(INSTANCES), "--embedded"),
-        *("--app-dir", str(SOURCE), "--name", "quay", *more),
+        *("--embedded-dir", str(DATA), "--app-dir", str(SOURCE), "--name", "quay", *more),
     ]
 
 
