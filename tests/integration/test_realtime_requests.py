@@ -296,3 +296,18 @@ async def test_session_that_cannot_travel_shows_as_none(pair: Any, capsys: pytes
     await one.save_session(socket.id, {"blob": b"\x00", "n": 1.5})
     (found,) = await two.fetch_sockets()
     assert found.data == {"blob": b"\x00", "n": 1.5}
+
+
+async def test_close_ends_the_whole_connection_and_disconnect_only_the_namespace(pair: Any) -> None:
+    one, two = pair
+    members = [await attach(one), await attach(one)]
+    for member in members:
+        member.client.receive("40/t/1")
+        await until(lambda member=member: len(member.client.sockets) == 2 and member.got)
+    await two.disconnect_sockets(to=members[0].sid)
+    await until(lambda: members[0].got[-1] == "41")
+    assert list(members[0].client.sockets) == ["/t/1"]
+    await two.disconnect_sockets(to=members[1].sid, close=True)
+    await until(lambda: members[1].client.over)
+    assert sorted(members[1].got[-2:]) == ["41", "41/t/1,"]
+    assert (len(members[1].client.sockets), one.stats.connections) == (0, 1)

@@ -16,7 +16,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import pytest
 
 from flotta.errors import ConfigError, LinkUnavailable
-from flotta.realtime import Emitter, SyncEmitter
+from flotta.realtime import Emitter, EmitterOptions, SyncEmitter
+from flotta.realtime.adapters import Broadcast, Target
+from flotta.realtime.emitter.commands import Words
 from flotta.redis import LinkOptions, PlainRedis, Redis
 from flotta.redis.embedded import EmbeddedRedis
 from realtime_fixtures import NodePeer, node, node_modules, start_node, until
@@ -126,6 +128,27 @@ def test_wrong_options_are_refused_at_birth(wrong: dict[str, Any]) -> None:
         SyncEmitter("redis://localhost", **wrong)
     with pytest.raises(ConfigError):
         SyncEmitter("no url")
+
+
+@pytest.mark.parametrize(
+    ("options", "rooms", "channel"),
+    [
+        ({"adapter": "classic"}, ("r",), b"socket.io#/n#r#"),
+        ({"adapter": "classic"}, ("r", "s"), b"socket.io#/n#"),
+        ({"adapter": "sharded"}, ("r",), b"socket.io#/n#r#"),
+        ({"adapter": "sharded"}, ("r", "s"), b"socket.io#/n#"),
+        ({"adapter": "sharded"}, ("A" * 20,), b"socket.io#/n#"),
+        ({"adapter": "sharded", "sharded_mode": "dynamic-private"}, ("A" * 20,), b"socket.io#/n#" + b"A" * 20 + b"#"),
+        ({"adapter": "sharded", "sharded_mode": "static"}, ("r",), b"socket.io#/n#"),
+        ({"adapter": "streams", "stream_name": "events"}, ("r",), "events"),
+    ],
+)
+def test_events_are_said_where_only_those_listen_whom_they_may_concern(
+    options: dict[str, Any], rooms: tuple[str, ...], channel: bytes | str
+) -> None:
+    words = Words(EmitterOptions(**options)).broadcast(Broadcast(Target("/n", rooms), ["e"]))
+    verbs = {"classic": "PUBLISH", "sharded": "SPUBLISH", "streams": "XADD"}
+    assert words[:2] == [verbs[options["adapter"]], channel]
 
 
 # --- other processes -------------------------------------------------------------------------------------------------
