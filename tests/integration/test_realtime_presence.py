@@ -240,38 +240,3 @@ async def test_presence_that_cannot_be_asked_raises_and_connections_go_on(
         assert (await come(port, user="ada")).sid
         with pytest.raises(LinkUnavailable):
             await asyncio.wait_for(sio.presence.online("ada"), 20)
-
-
-async def test_acl_user_of_the_page_is_enough_and_no_more(redis: Redis, valkey_url: str, unique: str) -> None:
-    name, secret = f"user{unique}", unique
-    rules = (
-        f"on >{secret} resetkeys ~{{{unique}}}:people:* resetchannels &{{{unique}}}:people:* "
-        f"&{unique}#/#* &{unique}* -@all +@connection "
-        "+evalsha +script|load +hset +hget +hdel +hlen +hvals +hgetall +hscan +hsetnx +zadd +zrem +zscore +zrange "
-        "+zrangebyscore +zrangebylex +zcard +get +mget +set +pttl +exists +time +publish +subscribe +psubscribe "
-        "+unsubscribe +punsubscribe +ping +pubsub|numsub"
-    )
-    await redis.execute_command("ACL", "SETUSER", name, *rules.split())
-    try:
-        url = valkey_url.replace("redis://", f"redis://{name}:{secret}@")
-        async with (
-            await Redis.from_url(url).connect() as narrow,
-            fleet(narrow, unique, 2, presence=True, presence_ttl_s=1.0, connections_per_user_max=2) as servers,
-        ):
-            (one, port), (two, _) = servers
-            async with two.presence.changes() as changes:
-                visitor = await come(port, user="ada")
-                await one.presence.set_status(visitor.sid, "away")
-                kinds = []
-                async for change in changes:
-                    kinds.append(change.kind)
-                    if change.kind == "status":
-                        break
-                assert kinds == ["join", "status"]
-            assert await two.presence.users() == ["ada"]
-            await two.revoke("ada")
-            await visitor.ended()
-        log = await redis.execute_command("ACL", "LOG", 100)
-        assert not [entry for entry in log if name.encode() in str(entry).encode()]
-    finally:
-        await redis.execute_command("ACL", "DELUSER", name)

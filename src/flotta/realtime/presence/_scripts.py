@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from flotta.redis import Effect, Script
+from flotta.redis import Effect, Link, Script
 
-__all__ = ["BEAT", "ENTER", "LEAVE", "ONLINE", "REAP", "REVOKE", "SYNC", "UPDATE"]
+__all__ = ["BEAT", "ENTER", "LEAVE", "ONLINE", "REAP", "REVOKE", "SYNC", "UPDATE", "load_all"]
 
 _FOLDER = files("flotta.realtime") / "presence" / "lua"
 _COMMON = (_FOLDER / "_common.lua").read_text(encoding="utf-8")
@@ -27,3 +27,8 @@ REAP = _load("reap", Effect.CHECKED)
 REVOKE = _load("revoke", Effect.LAST_WRITE_WINS)
 SYNC = _load("sync", Effect.CHECKED)
 UPDATE = _load("update", Effect.NEVER)
+
+
+async def load_all(link: Link) -> None:
+    """Let the server know the scripts before a storm of clients asks for them all at once."""
+    await link.call_many([("SCRIPT", "LOAD", script.source) for script in (BEAT, ENTER, LEAVE, ONLINE, SYNC, UPDATE)])

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeVar, final
 
 from flotta.errors import Closed, RedisError
-from flotta.realtime.presence._scripts import BEAT, ENTER, LEAVE, ONLINE, REAP, REVOKE, SYNC, UPDATE
+from flotta.realtime.presence._scripts import BEAT, ENTER, LEAVE, ONLINE, REAP, REVOKE, SYNC, UPDATE, load_all
 from flotta.realtime.presence.ears import Ears
 from flotta.realtime.presence.records import Online, read_record, write_record
 from flotta.realtime.presence.registry import Entered, Entry, RegistryStats, Told
@@ -80,6 +80,7 @@ class SharedRegistry:
         self._ears = Ears(self._redis, self._prefix, told, logger=self._log)
         await self._ears.listen_to_control()
         if self._keeps:
+            await load_all(self._redis.link)
             await self._beat()
             self._tasks = [
                 asyncio.create_task(self._keep_beating(), name="presence beat"),
