@@ -16,6 +16,7 @@ from websockets.asyncio.client import connect as ws_connect
 from flotta.realtime import Server
 from flotta.redis import Redis
 from realtime_fixtures import serving, until
+from realtime_moves import Wanderer
 
 ADAPTERS = ["classic", "sharded", "streams"]
 
@@ -142,3 +143,26 @@ async def test_client_of_a_dynamic_namespace_recovers_on_another_instance(
     await one.emit("news", 3, room="harbour", namespace="/room-1")
     assert await _event(back) == ["news", 3]
     await back.close()
+
+
+async def test_client_of_a_dynamic_namespace_moves_to_another_instance(pair: tuple[Server, Server, int, int]) -> None:
+    one, two, _, second = pair
+    wanderer = Wanderer(one)
+    wanderer.client.receive("40/room-1,")
+    await until(lambda: wanderer.client.sockets and not wanderer.client.sockets["/room-1"].connecting)
+    await one.enter_room(wanderer.socket_sid, "harbour", namespace="/room-1")
+    await wanderer.polling.take()
+    wanderer.upgrade_at(two)
+    await until(lambda: wanderer.websocket.got == ["3probe"])
+    wanderer.switch()
+    await until(lambda: two._core.clients and wanderer.websocket.is_read)
+    await until(lambda: set(one._core.spaces) == {"/"})
+    # It was never asked for here, and nobody else is in it: it must not be taken for empty.
+    socket, _ = await _join(second, "/room-2")
+    await socket.close()
+    await until(lambda: "/room-2" not in two._core.spaces)
+    await one.emit("news", 1, room="harbour", namespace="/room-1")
+    await until(lambda: wanderer.events)
+    assert wanderer.events[0][:2] == ["news", 1]
+    wanderer.near.lost("transport close")
+    await until(lambda: set(two._core.spaces) == {"/"})

@@ -161,8 +161,10 @@ class Core(Engine[Client]):
         for socket, names in rooms.items():
             held = self.spaces[socket.namespace].rooms
             held.add(socket.sid, socket)
+            on_changed, held.on_changed = held.on_changed, None  # it has been in them all the time
             for name in names:
                 held.join(socket.sid, name)
+            held.on_changed = on_changed
 
     def detach(self, client: Client) -> dict[Socket, frozenset[str]]:
         """Serve a client no more, without a word to it or to handlers. Gives its sockets' rooms; the adapter listens to
@@ -184,6 +186,8 @@ class Core(Engine[Client]):
             for name in names:
                 if name not in space.rooms:
                     space.rooms.on_gone(name)
+            if space.gate is not None:
+                self.namespaces.check_empty(space)
 
     def _farewell(self, client: Client, reconnect_in_ms: int) -> None:
         """The hint of `ServerOptions.drain_event`."""

@@ -83,6 +83,11 @@ class Gate:
         self.visitors = 0
         """Who needs the namespace without being in its rooms: clients that are asked about, for one."""
 
+    @property
+    def is_vacant(self) -> bool:
+        """Nobody is in the namespace or needs it."""
+        return not self.visitors and not len(self.space.rooms)
+
     def come(self) -> None:
         """The namespace is needed; ends with `go`."""
         self.visitors += 1
@@ -259,7 +264,7 @@ class Namespaces:
         """Somebody has left a dynamic namespace: remove it, now or in a while, if that was the last."""
         gate = space.gate
         assert gate is not None
-        if gate.visitors or len(space.rooms) or not self.is_current(gate):
+        if not gate.is_vacant or not self.is_current(gate):
             return
         if gate.opening is None:
             self._remove(space)
@@ -274,15 +279,21 @@ class Namespaces:
         while len(self._empty):
             await asyncio.sleep(max(0.0, self._empty.next_due_s() - now()))
             for name in self._empty.take_due(now()):
-                self._remove(self._spaces[name])
+                self._remove_if_vacant(name)
         self._sweeper = None
+
+    def _remove_if_vacant(self, name: str) -> None:
+        """A client that another instance has let in has not asked for it here."""
+        space = self._spaces[name]
+        if space.gate is not None and space.gate.is_vacant:
+            self._remove(space)
 
     def _remove_oldest(self) -> bool:
         name = self._empty.first()
         if name is None:
             return False
         self._empty.drop(name)
-        self._remove(self._spaces[name])
+        self._remove_if_vacant(name)
         return True
 
     def _remove(self, space: Space) -> None:
