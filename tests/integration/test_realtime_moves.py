@@ -4,6 +4,7 @@ reordered, and what cannot go on ends with its handlers run once."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 from collections.abc import AsyncIterator
@@ -109,11 +110,11 @@ async def test_moved_session_keeps_ids_rooms_data_request_and_forgets_its_first_
         assert made.heard[1:] == [("disconnect", 1, "transport close")]
 
 
-@pytest.mark.parametrize("adapter", ["classic", "sharded"])
+@pytest.mark.parametrize("adapter", ["classic", "sharded", "streams"])
 async def test_any_order_of_broadcasts_and_steps_gives_each_senders_events_once_and_in_order(
     valkey_url: str, unique: str, adapter: str
 ) -> None:
-    async with world(valkey_url, unique, adapter=adapter) as made:
+    async with world(valkey_url, unique, adapter=adapter, stream_name=unique) as made:
         for seed in range(ROUNDS):
             await _wander(made, random.Random(seed))
 
@@ -152,6 +153,8 @@ async def _wander(made: World, chance: random.Random) -> None:
         if upgrading:
             wanderer.flush()
     await _settle(made, wanderer, switched=switched)
+    with contextlib.suppress(TimeoutError):
+        await until(lambda: len(wanderer.events) >= sum(sent), 3)
     assert made.relay(1).moved_here == before + 1
     assert wanderer.websocket.closed is None
     for number in range(3):

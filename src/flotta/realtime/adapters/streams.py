@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, Final, final
 
@@ -32,7 +32,7 @@ from flotta.realtime.options import ServerOptions
 from flotta.realtime.recovery.history import History, Past
 from flotta.realtime.recovery.past import BROADCASTS, Archive
 from flotta.realtime.recovery.session import Position
-from flotta.redis import Redis, Subscription
+from flotta.redis import Hub, Redis, Subscription
 from flotta.streaming.event import format_id, parse_id
 
 __all__ = ["StreamsAdapter"]
@@ -40,6 +40,8 @@ __all__ = ["StreamsAdapter"]
 HISTORY_BYTES_MAX: Final = 16 * 2**20
 UPKEEP_S = 5.0
 SETTLE_S = 1.0
+CUT: Final = "cut"
+CUT_TYPE: Final = "104"
 _EPHEMERAL: Final = frozenset({MessageType.SERVER_SIDE_EMIT, MessageType.FETCH_SOCKETS})
 
 
@@ -70,6 +72,10 @@ class StreamsAdapter(ClusterAdapter):
         self._newest: Position = (0, 0)
         self._added: asyncio.Future[Any] | None = None
         self._cut_told = False
+        self.own: Node | None = None
+        """Gets this server's own commands as they come back, while it is set; its broadcasts `Node` gets anyway."""
+        self.on_cut: Callable[[str], None] | None = None
+        """Told of every `cut`, of any server, when it is read."""
 
     # --- life ---
 
@@ -113,6 +119,17 @@ class StreamsAdapter(ClusterAdapter):
         await self._end()
         await self._seat.aclose()
 
+    @property
+    def hub(self) -> Hub:
+        """The connection over which requests are heard."""
+        return self._seat.hub
+
+    def cut(self, tunnel: str) -> bool:
+        """Put a mark into the stream that all servers meet at the same place. Node's take it for a message of a type
+        that they do not know. False: Redis is away."""
+        fields = ("uid", self.uid, "nsp", "/", "type", CUT_TYPE, CUT, tunnel)
+        return self._traffic.send("XADD", self.stream, "MAXLEN", "~", self._maxlen, "*", *fields)
+
     def room_made(self, namespace: str, room: str) -> None:
         """Everybody reads everything."""
 
@@ -155,12 +172,19 @@ class StreamsAdapter(ClusterAdapter):
         if MARKER in entry:
             self._history.restart(position) if entry[MARKER] == LOST else self._history.move(position)
             return 0
+        if CUT.encode() in entry:
+            self._history.move(position)
+            if self.on_cut is not None:
+                self.on_cut(entry[CUT.encode()].decode("utf-8", "replace"))
+            return 0
         try:
             message = read_entry(entry)
             if message.type in BROADCASTS and message.data.get("requestId") is None:
                 return self._deliver(position, message, entry.get(b"data", b""))
             if message.uid != self.uid:
                 self._hear(message)
+            elif self.own is not None:
+                self._hear_own(self.own, message)
         except WireError as error:
             self._traffic.on_junk(self.stream.encode(), error)
         self._history.move(position)

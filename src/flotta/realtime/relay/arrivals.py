@@ -110,7 +110,7 @@ class Arrivals:
     def moved(self, near: Near, message: Moved) -> None:
         """The session has come."""
         arrival = self._coming.get(near.tunnel)
-        if arrival is None or not arrival.is_cut:
+        if arrival is None:
             near.broken()
         else:
             arrival.on_moved(message)
@@ -156,6 +156,7 @@ class _Arrival:
         self.rooms = rooms
         self.begin = 0
         self.is_cut = False
+        self._moved: Moved | None = None
         self._client: Client | None = None
         self._held: list[Outgoing] = []
         self._held_bytes = 0
@@ -190,9 +191,14 @@ class _Arrival:
             self.is_cut = True
             self.begin = self._all.tap.end
             self._all.tap.comers[self.near.tunnel] = self
+            if self._moved is not None:
+                self.on_moved(self._moved)
 
     def on_moved(self, message: Moved) -> None:
-        """The session is here."""
+        """The session is here. A stream may be read there before it is here: then it waits for the cut."""
+        if not self.is_cut:
+            self._moved = message
+            return
         tap = self._all.tap
         kept = tap.entries(self.begin)
         try:

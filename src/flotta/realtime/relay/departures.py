@@ -25,7 +25,6 @@ from flotta.realtime.core import Core
 from flotta.realtime.engine.client import Reason
 from flotta.realtime.engine.sessions import State
 from flotta.realtime.relay.asks import seen
-from flotta.realtime.relay.post import Post
 from flotta.realtime.relay.taps import Tap
 from flotta.realtime.relay.travel import Travelling, Unpackable
 from flotta.realtime.relay.tunnels import Far
@@ -56,14 +55,17 @@ class _Moves(Protocol):
         """Sessions can move between these instances."""
         ...
 
+    def cut(self, near: str, tunnel: str, on_unheard: Callable[[], None]) -> None:
+        """Let this instance and ``near`` hear the cut at one place in the order of broadcasts."""
+        ...
+
 
 @final
 class Departures:
     """All of one server."""
 
-    def __init__(self, core: Core, post: Post, tap: Tap, travelling: Travelling, moves: _Moves, *, logger: Any) -> None:
+    def __init__(self, core: Core, tap: Tap, travelling: Travelling, moves: _Moves, *, logger: Any) -> None:
         self.core = core
-        self.post = post
         self.tap = tap
         self.travelling = travelling
         self.moves = moves
@@ -220,7 +222,7 @@ class _Departure:
         self._timer = self._later(STEP_TIMEOUT_S, self._fail)
         self.rooms = {socket: set(rooms) for socket, rooms in self._all.core.detach(self._client).items()}
         self._all.tap.leavers[self._far.tunnel] = self
-        self._all.post.cut(self._far.near, self._all.core.instance, self._far.tunnel, self._fail)
+        self._all.moves.cut(self._far.near, self._far.tunnel, self._fail)
 
     def on_cut(self) -> None:
         """Everything that is heard from now on is for the other instance to deliver."""

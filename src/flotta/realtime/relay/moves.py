@@ -7,7 +7,8 @@ their WebSockets are relayed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, final, runtime_checkable
 
 from flotta.errors import RedisError
@@ -39,6 +40,17 @@ class Ordered(Protocol):
     """Gets what this server sent, while it is set."""
 
 
+@runtime_checkable
+class Cutting(Protocol):
+    """An adapter with an order of its own: it carries the cut in it, and tells of it when it is there."""
+
+    on_cut: Callable[[str], None] | None
+
+    def cut(self, tunnel: str) -> bool:
+        """Put the cut into the order, for all servers. False: Redis is away."""
+        ...
+
+
 @final
 class Moves:
     """All of one server."""
@@ -48,17 +60,20 @@ class Moves:
         self.possible = False
         self.travelling = Travelling()
         self._core = core
+        self._post = post
         self._adapter = adapter
         self._redis = redis
         self._log = logger
         self._own = OwnTap(self.tap)
-        self._departures = Departures(core, post, self.tap, self.travelling, self, logger=logger)
+        self._departures = Departures(core, self.tap, self.travelling, self, logger=logger)
         self._arrivals = Arrivals(core, post, self.tap, self.travelling, self, logger=logger)
 
     async def start(self) -> None:
         """Find out whether sessions can move. Raises LinkUnavailable."""
         if not isinstance(self._adapter, Ordered):
             return
+        if isinstance(self._adapter, Cutting):
+            self._adapter.on_cut = self._on_cut
         try:
             info = await self._redis.link.call("INFO", "cluster")
         except RedisError as error:
@@ -86,7 +101,14 @@ class Moves:
         """Sessions that went, since the start."""
         return self._departures.count
 
-    # --- Ground ---
+    # --- Ground, and what departures need ---
+
+    def cut(self, near: str, tunnel: str, on_unheard: Callable[[], None]) -> None:
+        """Let this instance and ``near`` hear the cut at one place in the order of broadcasts."""
+        if not isinstance(self._adapter, Cutting):
+            self._post.cut(near, self._core.instance, tunnel, on_unheard)
+        elif not self._adapter.cut(tunnel):
+            asyncio.get_running_loop().call_soon(on_unheard)
 
     async def prepare(self, rooms: dict[str, list[str]]) -> bool:
         """Make the namespaces, listen for the rooms. False: a namespace is not one of this server's."""
@@ -142,9 +164,12 @@ class Moves:
         self._arrivals.near_over(near)
 
     def on_cut(self, message: Cut) -> None:
-        """The cut of a move."""
-        if not self._departures.on_cut(message.tunnel):
-            self._arrivals.on_cut(message.tunnel)
+        """The cut of a move, on the channel."""
+        self._on_cut(message.tunnel)
+
+    def _on_cut(self, tunnel: str) -> None:
+        if not self._departures.on_cut(tunnel):
+            self._arrivals.on_cut(tunnel)
 
     def on_flush(self, message: Flush) -> None:
         """All that was sent here before has come back."""

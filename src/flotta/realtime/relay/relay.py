@@ -23,7 +23,7 @@ from flotta.realtime.relay.asks import HEADERS_ASKED, Asks, HttpAnswer, Receive,
 from flotta.realtime.relay.leases import Leases
 from flotta.realtime.relay.moves import Moves
 from flotta.realtime.relay.post import Post
-from flotta.realtime.relay.travel import TravellingPeople
+from flotta.realtime.relay.travel import TravellingPeople, TravellingRecovery
 from flotta.realtime.relay.tunnels import Far, Near, request_of
 from flotta.realtime.relay.wire import (
     Acked,
@@ -90,6 +90,7 @@ class Relay:
         self._asks = Asks(core, self._post)
         self._moves = Moves(core, self._post, adapter, redis, logger=logger)
         self._moves.travelling.add(TravellingPeople(core.people))
+        self._moves.travelling.add(TravellingRecovery(lambda: core.keeper))
         self._near: dict[str, Near] = {}
         self._far: dict[str, Far] = {}
         self._takers: dict[type[Any], Callable[[Any], None]] = {

@@ -6,7 +6,7 @@ data, as everything that goes along.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, final
 
 import msgpack  # type: ignore[import-untyped]  # it has no types
@@ -15,9 +15,12 @@ from flotta.errors import FlottaError, WireError
 from flotta.realtime.adapters.wire import unpack
 from flotta.realtime.client import Socket
 from flotta.realtime.people import People
+from flotta.realtime.recovery.keeper import Keeper
+from flotta.realtime.recovery.kept import Kept
+from flotta.realtime.recovery.session import read_session, write_session
 from flotta.realtime.relay.wire import MovedSocket
 
-__all__ = ["Traveller", "Travelling", "TravellingPeople", "Unpackable"]
+__all__ = ["Traveller", "Travelling", "TravellingPeople", "TravellingRecovery", "Unpackable"]
 
 
 class Unpackable(FlottaError):
@@ -125,6 +128,45 @@ class TravellingPeople:
                 self._people.restore(socket, value)
             except (KeyError, TypeError, ValueError) as error:
                 raise WireError("moved session", f"no user: {error}") from error
+
+
+@final
+class TravellingRecovery:
+    """What a socket needs to be recovered; a `Traveller`."""
+
+    name = "recovery"
+
+    def __init__(self, keeper: Callable[[], Keeper | None]) -> None:
+        self._keeper = keeper
+
+    def leave(self, socket: Socket) -> Any:
+        """Its private id, who may write its session, how far the client has come."""
+        kept = socket.kept
+        if kept is None:
+            return None
+        kept.settle(socket.client.heard)
+        session = kept.session(socket.sid, socket.namespace, (), None, live=True, user=kept.user)
+        return [write_session(session), kept.recovered]
+
+    def left(self, socket: Socket) -> None:
+        """Its session is the other instance's to keep."""
+        keeper = self._keeper()
+        if keeper is not None:
+            keeper.release(socket)
+
+    def arrive(self, socket: Socket, value: Any) -> None:
+        """Keep its session from now on."""
+        keeper = self._keeper()
+        if keeper is None or value is None:
+            return
+        if not isinstance(value, list) or len(value) != 2:
+            raise WireError("moved session", "no recovery")
+        session = read_session(value[0])
+        if session.seen is None:
+            raise WireError("moved session", "no position")
+        kept = Kept.of(session, session.owner, session.seen)
+        kept.recovered = bool(value[1])
+        keeper.adopt(socket, kept)
 
 
 def _pack(value: Any, what: str) -> bytes:
