@@ -11,6 +11,7 @@ from flotta.realtime.emitter import Emitter, EmitterOptions, SyncEmitter
 from flotta.realtime.engine.options import EngineOptions
 from flotta.realtime.engine.server import EngineServer, EngineStats
 from flotta.realtime.options import ServerOptions
+from flotta.realtime.presence import Online, Presence, PresenceChange
 from flotta.realtime.server import Server, ServerStats
 
 __all__ = [
@@ -22,6 +23,9 @@ __all__ = [
     "EngineServer",
     "EngineStats",
     "Namespace",
+    "Online",
+    "Presence",
+    "PresenceChange",
     "Reason",
     "RemoteSocket",
     "Server",
