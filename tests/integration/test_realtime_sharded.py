@@ -449,3 +449,44 @@ async def test_on_one_of_several_nodes_the_start_is_refused_with_the_cure(unique
         classic = Server(server.url, adapter="classic", channel_prefix=unique, relay=False)
         await classic.start()
         await classic.aclose()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "commands"),
+    [
+        ("classic", "+publish +psubscribe +punsubscribe +pubsub"),
+        ("sharded", "+spublish +ssubscribe +sunsubscribe +pubsub"),
+        ("sharded", "+spublish +ssubscribe +sunsubscribe +pubsub +cluster|slots"),
+        (
+            "streams",
+            "+publish +pubsub +xadd +xread +xrange +xrevrange +xtrim +xlen +xinfo +time",
+        ),
+    ],
+)
+async def test_redis_user_of_the_documented_rights_is_enough(
+    redis: Redis, valkey_url: str, unique: str, adapter: str, commands: str
+) -> None:
+    basic = ["on", ">secret", "-@all", "+hello", "+auth", "+ping", "+subscribe", "+unsubscribe", "resetchannels"]
+    channels = [
+        f"&{unique}*",
+        f"&{unique}#/#*",
+        f"&{{{unique}}}:people:*",
+    ]  # for patterns ACLs compare letter by letter
+    rights = [*basic, *channels, f"~{unique}", *commands.split()]
+    await redis.execute_command("ACL", "SETUSER", unique, *rights)
+    url = valkey_url.replace("redis://", f"redis://{unique}:secret@")
+    options = {"adapter": adapter, "channel_prefix": unique, "stream_name": unique, "recovery_s": None, "relay": False}
+    one, two = Server(url, **options), Server(url, **options)
+    await one.start()
+    await two.start()
+    member = await attach(two)
+    await two.enter_room(member.sid, "r")
+    await one.emit("e", 1, room="r")
+    await until(lambda: member.got == ['42["e",1]'])
+    await two.leave_room(member.sid, "r")
+    assert [found.id for found in await one.fetch_sockets()] == [member.sid]
+    if adapter == "streams":
+        await one._core.adapter._keep_up()  # type: ignore[union-attr]
+    await one.aclose()
+    await two.aclose()
+    await redis.execute_command("ACL", "DELUSER", unique)
