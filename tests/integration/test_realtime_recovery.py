@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -409,6 +410,33 @@ async def test_what_is_missed_may_be_larger_than_the_send_buffer(valkey_url: str
             await one.sio.emit("n", (number, ""))
         await one.sio.emit("end")
         assert [event[1] for event in await again.events_until("end")] == list(range(320))
+
+
+async def test_a_client_too_slow_for_its_replay_is_cut_off_and_goes_on_where_it_was(
+    valkey_url: str, unique: str
+) -> None:
+    async with place(valkey_url, unique, send_bytes_max=200_000) as at:
+        client = await Raw.join(at.port)
+        await gone(at, client)
+        for number in range(2_000):
+            await at.sio.emit("n", (number, "x" * 10_000))
+        slow = await Raw.open(at.port)
+        await slow.ask(client.back(None))
+        assert (await slow.answer())["pid"] == client.ids["pid"]
+        for number in range(2_000, 3_100):  # it does not read, and more is held than may be
+            await at.sio.emit("n", (number, ""))
+        await until(lambda: not at.sio.is_connected(client.ids["sid"]))
+        assert at.sio.stats.ended.get(Server.reason.SLOW_CLIENT) == 1
+        had = []
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                had.append(await slow.event())
+        assert len(had) < 2_000
+        again = await Raw.join(at.port, client.back(had[-1][-1] if had else None))
+        assert again.ids == client.ids
+        await at.sio.emit("end")
+        rest = await again.events_until("end")
+        assert [event[1] for event in [*had, *rest]] == list(range(3_100))
 
 
 async def test_the_session_in_redis_is_nodes_and_lives_as_long_as_promised(

@@ -362,9 +362,10 @@ class NativeTransport(asyncio.Protocol):
 
     def write_volatile(self, packet: Outgoing) -> bool:
         """Send if the client keeps up. False: dropped."""
-        if self._clear:
-            self._transport.write(packet.frames)
-        return self._clear
+        if not self._clear:
+            return False
+        self._transport.write(packet.frames)  # which may fill the buffer: the next one is dropped
+        return True
 
     def write_control(self, text: str) -> None:
         """Send a packet that is no message."""
