@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 from collections.abc import AsyncIterator
@@ -274,6 +275,35 @@ async def test_acknowledgement_that_was_asked_for_before_the_move_reaches_who_as
         wanderer.near.lost("transport close")
         with pytest.raises(Exception, match="not acknowledged"):  # told at once that the client has left
             await asyncio.wait_for(second, 5)
+
+
+async def test_moved_session_can_be_recovered_with_what_it_missed(valkey_url: str, unique: str) -> None:
+    async with world(valkey_url, unique, adapter="streams", stream_name=unique, recovery_key_prefix=unique) as made:
+        home, there, third = made.servers
+        wanderer = Wanderer(home)
+        await wanderer.join("room")
+        ids = json.loads(next(packet for packet in wanderer.polled if packet.startswith("40"))[2:])
+        await home.set_user(ids["sid"], "ada")
+        await _move(made, wanderer)
+        await home.emit("n", 1, room="room")
+        await until(lambda: len(wanderer.events) == 1)
+        offset = wanderer.events[0][-1]
+        await there.enter_room(ids["sid"], "late")
+        await made.turn()
+        wanderer.near.lost("transport close")
+        await home.emit("n", 2, room="room")
+        await third.emit("n", 3, room="late")
+        await home.emit("n", 4, user="ada")
+        back = Wanderer(third)
+        back.client.receive("40" + json.dumps({"pid": ids["pid"], "offset": offset}))
+        await until(lambda: back.client.sockets and not back.client.sockets["/"].connecting)
+        assert back.socket_sid == ids["sid"]
+        await until(lambda: third.user_of(ids["sid"]) == "ada")
+        got: list[str] = []
+        back.polling.getting = True  # what was missed is sent no faster than the client takes it
+        while len(got) < 4:
+            got += (await asyncio.wait_for(back.polling.take(), 5)).split("\x1e")
+        assert sorted(json.loads(packet[2:])[1] for packet in got if packet.startswith("42")) == [2, 3, 4]
 
 
 @pytest.mark.parametrize("steps", range(9))
