@@ -12,6 +12,7 @@ from flotta.realtime.engine.options import EngineOptions
 from flotta.realtime.engine.server import EngineServer, EngineStats
 from flotta.realtime.options import ServerOptions
 from flotta.realtime.presence import Online, Presence, PresenceChange
+from flotta.realtime.relay.relay import RelayStats
 from flotta.realtime.server import Server, ServerStats
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Presence",
     "PresenceChange",
     "Reason",
+    "RelayStats",
     "RemoteSocket",
     "Server",
     "ServerOptions",

@@ -40,8 +40,8 @@ class ServerOptions(EngineOptions):
     path: str = "/socket.io"
     """Where clients connect; the trailing slash that they add is part of it."""
     transports: tuple[str, ...] | None = None
-    """What clients may use. None: ``("polling", "websocket")`` for a server that is alone, ``("websocket",)`` for one
-    that shares a Redis with others, where the requests of a polling client may reach any of them."""
+    """What clients may use. None: ``("polling", "websocket")``; only ``("websocket",)`` with a Redis and without
+    `relay`, where the requests of a polling client may reach an instance that does not know it."""
     connect_timeout_s: float = 45.0
     """How long a client may stay without joining a namespace, and a ``connect`` handler may take."""
     attachments_max: int = 16

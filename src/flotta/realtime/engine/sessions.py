@@ -218,10 +218,8 @@ class Engine(ABC, Generic[C]):
         """Say once what an official client that begins with polling would have needed."""
         if refusal.reason is handshake.Refused.TRANSPORT_UNKNOWN and facts.transport == "polling" and not self._told:
             self._told = True
-            cure = (
-                'the client with transports: ["websocket"], or transports=("polling", "websocket") and sticky routing'
-            )
-            self._log.warning("a client wants to poll, which is off for servers that share a Redis", cure=cure)
+            cure = 'relay=True, or the client with transports: ["websocket"], or sticky routing and transports='
+            self._log.warning("a client wants to poll, which is off here", cure=cure)
 
     def _unexpired(self, sid: str) -> C | None:
         """The client of a session whose deadline has not passed, whether the sweep has noticed or not."""

@@ -172,7 +172,7 @@ class Relay:
         core = self._core
         if core.state is not State.RUNNING:
             return Refusal(Refused.DRAINING)
-        full = len(core.clients) + len(self._near) >= min(core.connections_max, len(core.clients) + TUNNELS_MAX)
+        full = len(core.clients) + len(self._near) >= core.connections_max or len(self._near) >= TUNNELS_MAX
         return Refusal(Refused.AT_CAPACITY) if full else None
 
     async def serve(self, facts: Facts, request: Request, receive: Receive, answer: HttpAnswer) -> None:
