@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,3 +219,39 @@ async def test_who_was_disconnected_on_purpose_begins_anew(fleet: Fleet, how: st
     (again, _, recovered) = (await fleet.peer.wait("c", "connect", 2))[-1]
     assert again != sid
     assert not recovered
+
+
+async def test_a_client_that_polls_gets_all_that_it_missed(fleet: Fleet) -> None:
+    sid = await fleet.connect("one", transports=["polling"])
+    await fleet.one.emit("n", 0)
+    await fleet.peer.wait_event("c", "n")
+
+    async def publish() -> None:
+        for number in range(1, 300):
+            await fleet.two.emit("n", number)
+
+    await fleet.leave_with(publish)
+    assert (await fleet.come_back("two"))[::2] == [sid, True]
+    await fleet.end()
+    assert fleet.got() == [["n", number] for number in range(300)]
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "realtime-recovery.md").read_text()
+
+
+async def test_the_program_of_the_page_recovers_its_client(node: NodePeer, valkey_url: str, unique: str) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names: dict[str, Any] = {}
+    url = f'"{valkey_url}", stream_name="{unique}", channel_prefix="{unique}"'
+    exec(program.replace('"redis://127.0.0.1:6379"', url), names)
+    async with serving(names["sio"], native=True, whole=names["app"]) as port:
+        sid = await node.connect("c", port, auth={"name": "ada"})
+        await names["sio"].emit("position", ("vessel", 1, 2), room="harbour")
+        (position,) = await node.wait_event("c", "position")
+        assert position[:3] == ["vessel", 1, 2]
+        assert isinstance(position[3], str)
+        await node.do("cut", name="c")
+        assert (await node.wait("c", "connect", 2))[-1][::2] == [sid, True]
+        assert await node.do("ask", name="c", args=["who"]) == ["ada"]
+        assert names["sio"].rooms(sid) == sorted(["harbour", sid])
+        await node.do("close", name="c")

@@ -52,6 +52,8 @@ RETRY_S = 0.2
 CLAIMS_MAX = 5
 """Attempts at a session that changes while it is claimed."""
 PACE_S = 0.01
+BATCH = 100
+"""Packets after which others get their turn."""
 CLOSE_TRY_AGAIN: Final = 1013
 ACK_ID_MAX = 2**31
 _KEPT_REASONS: Final = frozenset(
@@ -107,6 +109,7 @@ class Keeper:
         people: Users,
         window_s: float,
         skips_connect: bool,
+        pace_bytes: int,
         logger: Any,
     ) -> None:
         self.restored = self.refused = 0
@@ -118,6 +121,7 @@ class Keeper:
         self._people = people
         self._window_s = window_s
         self._skips_connect = skips_connect
+        self._pace_bytes = pace_bytes
         self._log = logger
         self._owned: dict[str, Socket] = {}
         self._subscription: Any = None
@@ -314,15 +318,24 @@ class Keeper:
         missed, kept.missed = kept.missed, []
         packets = [self._packet(past) for past in missed if self._may_get(socket, kept, past)]
         while packets:
-            for packet in packets:
-                while not socket.client.transport.write_volatile(packet):
-                    if socket.client.over:
-                        return
-                    await asyncio.sleep(PACE_S)
+            for number, packet in enumerate(packets, start=1):
+                await self._until_read(socket)
+                if not _is_current(socket):
+                    return
+                socket.client.transport.write(packet)
+                if number % BATCH == 0:
+                    await asyncio.sleep(0)
+            if not _is_current(socket):
+                return
             packets = socket.take_held()
         socket.flow()
         # A ping that was sent before says nothing of this.
         socket.client.mark = socket.client.heard = None
+
+    async def _until_read(self, socket: Socket) -> None:
+        """Return when little enough waits for the client to read, or it is gone."""
+        while socket.client.transport.unsent_bytes > self._pace_bytes and _is_current(socket):  # noqa: ASYNC110 - no
+            await asyncio.sleep(PACE_S)  # transport says when it is read
 
     def _may_get(self, socket: Socket, kept: Kept, past: Past) -> bool:
         broadcast = broadcast_of(past)

@@ -30,5 +30,6 @@ def make_keeper(
         people=people,
         window_s=options.recovery_s,
         skips_connect=options.recovery_skips_connect,
+        pace_bytes=min(options.volatile_bytes_max, options.send_bytes_max // 2),
         logger=logger,
     )
