@@ -29,7 +29,8 @@ export class Outbox {
   }
 
   send(room, body) {
-    const message = { client_id: crypto.randomUUID?.() ?? uuid(), room, body, at: Date.now(), state: "sending", user: this.#store.me.id };
+    const state = this.#store.connection.state === "live" ? "sending" : "waiting";
+    const message = { client_id: crypto.randomUUID?.() ?? uuid(), room, body, at: Date.now(), state, user: this.#store.me.id };
     this.#store.outgoing.push(message);
     this.#store.changed("messages");
     this.pump();

@@ -10,7 +10,7 @@ export class Sidebar {
     this.#store = store;
     this.#actions = actions;
     const draw = eachFrame(() => this.#draw());
-    for (const what of ["rooms", "people", "current"]) store.addEventListener(what, draw);
+    for (const what of ["rooms", "people", "current", "connection"]) store.addEventListener(what, draw);
     setInterval(draw, 60_000); // "5 minutes ago" grows older
     $("add-room").addEventListener("click", () => actions.addRoom());
   }
@@ -20,7 +20,8 @@ export class Sidebar {
     if (!me) return;
     $("my-avatar").replaceWith(Object.assign(avatar(me), { id: "my-avatar" }));
     $("my-name").textContent = me.display;
-    $("my-handle").textContent = `@${me.name}`;
+    const { state, servedBy } = this.#store.connection;
+    $("my-handle").textContent = state === "live" ? `@${me.name}, on instance ${shortName(servedBy.instance)}` : "Connecting …";
     const open = [...rooms.values()].filter((room) => room.kind === "open");
     open.sort((one, other) => one.name.localeCompare(other.name));
     this.#fill($("rooms"), open.map((room) => [`room-${room.id}`, () => this.#room(room)]));
