@@ -95,24 +95,28 @@ class Handling:
             lane.pause()
 
     def _next(self, lane: Lane, job: Job | None) -> Coroutine[Any, Any, None] | None:
-        """Call handlers until one is left to await. None: nothing waits any more."""
-        assert lane.jobs is not None
+        """Call handlers, beginning with that of ``job``, until one is left to await. None: nothing waits any more."""
         while job is not None:
             rest = self._call(lane, job)
             if rest is not None:
                 return rest
-            job = lane.jobs.popleft() if lane.jobs else None
-            if lane.held and len(lane.jobs) <= self._backlog_max // 2:
-                lane.held = False
-                lane.resume()
+            job = self._take(lane)
         lane.jobs = None
         return None
+
+    def _take(self, lane: Lane) -> Job | None:
+        """What is next in line; who is held may go on when half of the line is done."""
+        assert lane.jobs is not None
+        job = lane.jobs.popleft() if lane.jobs else None
+        if lane.held and len(lane.jobs) <= self._backlog_max // 2:
+            lane.held = False
+            lane.resume()
+        return job
 
     async def _work(self, lane: Lane, rest: Coroutine[Any, Any, None] | None) -> None:
         while rest is not None:
             await rest
-            assert lane.jobs is not None
-            rest = self._next(lane, lane.jobs.popleft()) if lane.jobs else self._next(lane, None)
+            rest = self._next(lane, self._take(lane))
 
     def _call(self, lane: Lane, job: Job) -> Coroutine[Any, Any, None] | None:
         """Call one handler. None: it was sync and is done; else what is left to await."""
