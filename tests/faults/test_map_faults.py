@@ -171,6 +171,19 @@ async def test_a_server_that_lost_its_data_leaves_the_map_empty(connected: Conne
             assert joined.snapshot() == {"b": "2"}
 
 
+async def test_a_map_that_should_expire_while_redis_is_away_waits_quietly(connected: Connect, unique: str) -> None:
+    with EmbeddedRedis() as server:
+        client = await connected(server.url)
+        async with await Map.join(unique, client, options=NO_CHECK, ttl_s=0.2) as joined:
+            await joined.set_and_wait("a", "1")
+            server.kill()
+            await until(lambda: joined.stale)
+            await asyncio.sleep(0.5)  # past its expiry, which nobody can confirm
+            used_s = time.process_time()
+            await asyncio.sleep(1.0)
+            assert time.process_time() - used_s < 0.5
+
+
 # --- gaps ------------------------------------------------------------------------------------------------------------
 
 

@@ -322,7 +322,8 @@ class Follower:
             jitter = random.uniform(0.75, 1.25)  # noqa: S311 - so that instances do not check together
             times_s.append(_now_s() + self._options.check_interval_s * jitter)
         if self._expires_at_s is not None:
-            times_s.append(self._expires_at_s + TTL_MARGIN_S)
+            # While Redis is away the expiry may have passed without news: looking again at once would never end.
+            times_s.append(max(self._expires_at_s + TTL_MARGIN_S, _now_s() + SOON_S))
         self._check_at_s = min(times_s, default=None)
 
     def _check_soon(self) -> None:
