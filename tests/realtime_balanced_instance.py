@@ -22,7 +22,7 @@ from flotta.realtime.transports.native import ws_protocol_class
 
 def make_server(redis_url: str, prefix: str, name: str | None, **options: Any) -> Server:
     """A server whose clients join rooms, echo, and are asked; `count_up` sends them numbered events."""
-    sio = Server(redis_url, channel_prefix=prefix, instance=name, **options)
+    sio = Server(redis_url, channel_prefix=prefix, stream_name=prefix, instance=name, **options)
 
     @sio.event
     async def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:

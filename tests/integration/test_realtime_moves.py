@@ -20,7 +20,7 @@ from flotta.redis import Redis
 from realtime_fixtures import until
 from realtime_moves import Gate, Wanderer, turn
 
-ROUNDS = int(os.environ.get("FLOTTA_TEST_MOVE_ROUNDS", "60"))
+ROUNDS = int(os.environ.get("FLOTTA_TEST_MOVE_ROUNDS", "25"))
 
 
 class World(NamedTuple):

@@ -85,11 +85,14 @@ async def _run_crowds(port: int) -> None:
         assert other["websockets"] == 0
 
 
+@pytest.mark.parametrize("adapter", ["classic", "sharded", "streams"])
 async def test_nothing_is_lost_doubled_or_reordered_behind_a_plain_round_robin(
-    node_modules: Path, valkey_url: str, unique: str, tmp_path: Path
+    node_modules: Path, valkey_url: str, unique: str, tmp_path: Path, adapter: str
 ) -> None:
     async with AsyncExitStack() as stack:
-        running = await stack.enter_async_context(instances(valkey_url, unique, NAMES, FLOTTA_TEST_PAUSE_S=PAUSE_S))
+        running = await stack.enter_async_context(
+            instances(valkey_url, unique, NAMES, adapter=adapter, FLOTTA_TEST_PAUSE_S=PAUSE_S)
+        )
         port = await stack.enter_async_context(round_robin(tmp_path, [one.port for one in running]))
         await _run_crowds(port)
         told = [await instance.stats() for instance in running]
