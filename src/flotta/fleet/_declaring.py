@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flotta.pool import PoolOptions, WorkerPool
     from flotta.realtime import Server, ServerOptions
     from flotta.realtime.adapters import Adapter
+    from flotta.realtime.options import AdapterName
     from flotta.rmap import Codec, Map, MapOptions
     from flotta.streaming import Stream
     from flotta.streaming.retention import Overflow, Retain
@@ -198,11 +199,15 @@ class Declarations:
         return self._pools.add(name, given, WorkerPool(name, options=chosen, logger=self._logger))
 
     def realtime(
-        self, *, options: ServerOptions | None = None, adapter: Adapter | None = None, **single_options: Any
+        self,
+        *,
+        options: ServerOptions | None = None,
+        adapter: AdapterName | Adapter | None = None,
+        **single_options: Any,
     ) -> Server:
         """A Socket.IO server whose broadcasts reach the clients of all instances. The options are those of
-        `flotta.realtime.Server`: a `ServerOptions`, or its fields by name. Mount it with ``server.app(app)``; for a
-        WSGI application the worker does that."""
+        `flotta.realtime.Server`: a `ServerOptions`, or its fields by name; ``adapter`` (``"classic"``, ``"sharded"``,
+        ``"streams"``) is one of them. Mount it with ``server.app(app)``; for a WSGI application the worker does that."""
         from flotta.realtime import Server  # noqa: PLC0415
 
         self._check_declarable("a realtime server", "make it before the fleet starts")
