@@ -37,6 +37,10 @@ class Polling:
     async def post(self, body: str | bytes) -> httpx.Response:
         return await self.http.post(self.url, content=body)
 
+    async def get_after(self, body: str) -> httpx.Response:
+        await self.post(body)
+        return await self.get()
+
     async def join(self) -> None:
         await self.open()
         assert (await self.post("40")).text == "ok"
@@ -173,3 +177,101 @@ async def test_session_that_nobody_polls_is_bounded_and_ends() -> None:
         for _ in range(30):
             await sio.emit("big", "x" * 500)
         assert sio.stats.ended == {"slow client": 1}
+
+
+async def test_answers_have_the_types_that_official_clients_expect_and_are_kept_by_no_cache() -> None:
+    async with serving(Server(), native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        opened = await http.get(client.url)
+        await client.join()
+        polled = await client.get_after("40/unknown,")
+        posted = await client.post("3")
+        refused = await http.get(client.url.replace("EIO=4", "EIO=3"))
+        assert [answer.headers["content-type"] for answer in (opened, polled, posted, refused)] == [
+            "text/plain; charset=UTF-8",
+            "text/plain; charset=UTF-8",
+            "text/html",
+            "application/json",
+        ]
+        assert {answer.headers["cache-control"] for answer in (opened, polled, posted, refused)} == {"no-store"}
+
+
+async def test_parameters_that_the_protocol_does_not_know_are_ignored() -> None:
+    async with serving(Server(), native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        client.url += "&t=abc.1&j=0&b64=1&token=x"
+        await client.join()
+        assert (await client.post("3")).text == "ok"
+
+
+async def test_head_opens_nothing_and_a_preflight_allows_what_it_asks_for() -> None:
+    sio = Server(cors_origins=("https://app.example.com",))
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        head = await http.head(client.url)
+        assert (head.status_code, head.content) == (400, b"")
+        origin = {"Origin": "https://app.example.com"}
+        asked = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-token, x-more"}
+        preflight = await http.options(client.url, headers=asked)
+        assert preflight.status_code == 204
+        assert preflight.headers["access-control-allow-headers"] == "x-token, x-more"
+        assert preflight.headers["access-control-allow-methods"] == "GET, POST, OPTIONS"
+        plain = await http.options(client.url, headers=origin)
+        assert plain.headers["access-control-allow-headers"] == "Content-Type, Authorization"
+        refused = await http.get(client.url.replace("EIO=4", "EIO=3"), headers=origin)
+        assert refused.headers["access-control-allow-origin"] == origin["Origin"]  # so that the page may read why
+        assert sio.stats.opened == 0
+
+
+async def test_one_body_holds_any_number_of_packets() -> None:
+    sio = Server()
+    seen: list[int] = []
+    sio.on("n", lambda sid, number: seen.append(number))
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        await client.join()
+        body = "\x1e".join(f'42["n",{number}]' for number in range(5_000))
+        assert (await http.post(client.url, content=body, timeout=20)).text == "ok"
+        assert seen == list(range(5_000))
+
+
+async def test_second_post_beside_one_under_way_ends_the_session() -> None:
+    sio = Server(backlog_max=1)
+    gate = asyncio.Event()
+
+    @sio.event
+    async def slow(sid: str) -> None:
+        await gate.wait()
+
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        await client.join()
+        first = asyncio.create_task(client.post('42["slow"]\x1e42["slow"]\x1e42["slow"]'))
+        await until(lambda: any(each.pauses for each in sio._core.clients.values()))
+        assert (await client.post("3")).status_code == 400
+        gate.set()
+        await first
+        await until(lambda: sio.stats.connections == 0)
+
+
+async def test_get_right_behind_the_post_that_closed_its_session_gets_the_end_once() -> None:
+    sio = Server()
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        await client.join()
+        assert (await client.post("1")).text == "ok"
+        await until(lambda: sio.stats.connections == 0)
+        late = await client.get()
+        assert (late.status_code, late.text) == (200, "6")
+        assert (await client.get()).json()["code"] == 1
+        # But not one whose session was ended for a fault, or that had been told.
+        faulty, told = Polling(http, port), Polling(http, port)
+        await faulty.join()
+        await faulty.post("junk")
+        assert (await faulty.get()).json()["code"] == 1
+        await told.join()
+        pending = asyncio.create_task(told.get())
+        await until(lambda: all(each.transport.getting for each in sio._core.clients.values()))
+        await told.post("1")
+        assert (await pending).text == "6"
+        assert (await told.get()).json()["code"] == 1
