@@ -6,7 +6,9 @@ import asyncio
 import base64
 import itertools
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -169,8 +171,8 @@ class NodePeer:
         return (await self.wait(name, "connect"))[0][0]
 
     async def kill(self) -> None:
-        """End the process without a word."""
-        self._process.kill()
+        """End the process without a word. Its whole group: ``node`` may be a wrapper that has started the real one."""
+        os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
 
     async def aclose(self) -> None:
@@ -214,6 +216,7 @@ async def start_node(node_modules: Path) -> AsyncIterator[Callable[[], Awaitable
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=2**24,
+            start_new_session=True,
         )
         peers.append(NodePeer(process))
         return peers[-1]
