@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from flotta.realtime import Server
 from flotta.realtime.presence import PresenceChange
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
+from flotta.testing import FaultProxy
 from realtime_fixtures import until
 from realtime_people import Visitor, come, fleet
 
@@ -191,22 +192,57 @@ async def test_instances_write_their_people_again_when_redis_has_lost_them(how: 
 
 
 async def test_nobody_is_taken_for_dead_because_redis_was_away_for_longer_than_a_lease(unique: str) -> None:
+    """One instance is back at once, the other a little later: by the clock its lease was over long ago."""
     with EmbeddedRedis(appendonly=True, appendfsync="always") as valkey:
         async with (
-            await one_redis(valkey.url) as redis,
-            fleet(redis, unique, 2, presence=True, presence_ttl_s=TTL_S) as ((one, at_one), (two, at_two)),
+            FaultProxy(valkey.url) as proxy,
+            await one_redis(valkey.url) as near,
+            await one_redis(proxy.url) as far,
+            fleet(near, unique, 1, presence=True, presence_ttl_s=TTL_S) as ((one, at_one),),
+            fleet(far, unique, 1, presence=True, presence_ttl_s=TTL_S) as ((_, at_two),),
             watching(valkey.url, unique, 1) as ((_, heard),),
         ):
             visitors = [await come((at_one, at_two)[n % 2], user=f"user {n}") for n in range(10)]
             await until(lambda: len(heard) == 10)
+            beats = one._core.people.registry
             valkey.pause()
-            away_at = time.monotonic()
-            await until(lambda: time.monotonic() - away_at > TTL_S * 1.5)
+            await proxy.refuse()
+            await asyncio.to_thread(time.sleep, TTL_S * 1.2)  # as long as the outage is to be
             valkey.resume()
-            await _comes_back(one, visitors, redis, unique)
-            back_at = time.monotonic()
-            await until(lambda: time.monotonic() - back_at > TTL_S)
+            await until(lambda: near.link.connected and not beats._away)  # type: ignore[union-attr]
+            await until(_beaten_twice(near, unique))
+            await proxy.accept()
+            await _comes_back(one, visitors, far, unique)
             assert [change.kind for change in heard if change.kind == "leave"] == []
+            assert await one.presence.users_count() == 10
+
+
+def _beaten_twice(redis: Redis, prefix: str) -> Callable[[], bool]:
+    """Whether the link has sent two beats since now: then everybody dead by its clock would have been reaped."""
+    begun = redis.link.stats.commands
+    return lambda: redis.link.stats.commands >= begun + 2
+
+
+async def test_connections_of_an_instance_without_a_lease_do_not_count(redis: Redis, unique: str) -> None:
+    """Also where nobody has cleared it away yet."""
+    async with fleet(redis, unique, 2, connections_per_user_max=1, presence_ttl_s=TTL_S) as (
+        (dead, port),
+        (asked, other),
+    ):
+        assert (await come(port, user="ada")).sid
+        assert (await come(other, user="ada")).refusal == "too many connections"
+        for sio in (dead, asked):
+            for task in sio._core.people.registry._tasks:  # type: ignore[union-attr]
+                task.cancel()
+        (lease,) = [
+            name for name in await redis.zrange(f"{{{unique}}}:people:leases", 0, -1) if name[:4] in _name(dead)
+        ]
+        await redis.zadd(f"{{{unique}}}:people:leases", {lease: 1})
+        assert (await come(other, user="ada")).sid
+
+
+def _name(sio: Server) -> bytes:
+    return sio.stats.instance.encode()
 
 
 async def test_instance_that_ends_in_order_takes_its_people_along_at_once(valkey_url: str, unique: str) -> None:
