@@ -90,10 +90,12 @@ conformance: $(NODE_STAMP) ## the official protocol test suites: SUITES=<checkou
 fuzz: $(STAMP) ## random input for every parser of the realtime server: SECONDS=60 for each, TARGET=one of them
 	@$(PY) tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60) $(TARGET)
 
-chaos: $(STAMP) ## the fault runs at full length, events, positions, the pool; SEED= and MINUTES=5 of the pool's
+chaos: $(STAMP) ## the fault runs at full length, events, positions, sockets, the pool; SEED= and MINUTES=5 of the pool's
 	FLOTTA_CHAOS_EVENTS=200000 $(PY) -m pytest -s tests/faults/test_stream_faults.py -k killed_at_random
 	HARBOR_CHAOS_POSITIONS=200000 HARBOR_CHAOS_PER_S=2000 HARBOR_CHAOS_KILL_S=10 $(PY) -m pytest -s tests/faults/test_harbor_chaos.py
 	HARBOR_FENCES_STEPS=2000 HARBOR_FENCES_KILL_S=10 $(PY) -m pytest -s tests/faults/test_harbor_takeover.py
+	FLOTTA_RECOVERY_S=120 FLOTTA_RECOVERY_CLIENTS=500 FLOTTA_RECOVERY_KILL_S=10 $(PY) -m pytest -s tests/faults/test_realtime_recovery.py
+	FLOTTA_TEST_RELAY_CLIENTS=1000 $(PY) -m pytest -s tests/interop/test_realtime_relay_nginx.py -k nothing
 	POOL_CHAOS_JOBS=2000 POOL_CHAOS_TASKS=20000 POOL_CHAOS_MINUTES=$(MINUTES) POOL_CHAOS_SEED=$(SEED) $(PY) -m pytest -s tests/faults/test_pool_chaos.py
 	POOL_TAKEOVER_KILLS=20 POOL_ROLLING_JOBS=10000 $(PY) -m pytest -s tests/faults/test_pool_takeover.py tests/faults/test_pool_moves.py
 
