@@ -207,7 +207,7 @@ class Declarations:
     ) -> Server:
         """A Socket.IO server whose broadcasts reach the clients of all instances. The options are those of
         `flotta.realtime.Server`: a `ServerOptions`, or its fields by name; ``adapter`` (``"classic"``, ``"sharded"``,
-        ``"streams"``) is one of them. Mount it with ``server.app(app)``; for a WSGI application the worker does that."""
+        ``"streams"``) is one of them. Mount it with ``server.app(app)``; a WSGI application gets it by itself."""
         from flotta.realtime import Server  # noqa: PLC0415
 
         self._check_declarable("a realtime server", "make it before the fleet starts")
