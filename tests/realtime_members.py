@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, final
 
 from flotta.realtime import Server
+from flotta.realtime.engine.request import Request
 from flotta.realtime.engineio.handshake import Facts
-from flotta.realtime.request import Request
 from realtime_fixtures import until
 
 __all__ = ["Member", "attach"]

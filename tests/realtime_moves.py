@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from flotta.realtime import Server
+from flotta.realtime.engine.request import Request
 from flotta.realtime.engineio.handshake import Facts
-from flotta.realtime.request import Request
 from flotta.realtime.transports.polling import PollingTransport
 from flotta.redis import Redis
 from realtime_fixtures import until

@@ -29,7 +29,7 @@ PARSERS = [
     "flotta.realtime.presence.records",
     "flotta.realtime.recovery.session",
     "flotta.realtime.relay.wire",
-    "flotta.realtime.request",
+    "flotta.realtime.engine.request",
     "flotta.realtime.socketio",
     "flotta.realtime.transports.websocket",
     "flotta.streaming.event",

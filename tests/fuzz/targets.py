@@ -17,6 +17,7 @@ import msgpack
 
 from flotta.errors import PacketError, WireError
 from flotta.realtime.adapters import classic_wire, cluster_wire
+from flotta.realtime.engine.request import Request
 from flotta.realtime.engineio import session as engine
 from flotta.realtime.engineio.handshake import origin_allowed
 from flotta.realtime.engineio.packet import read_payload
@@ -24,7 +25,6 @@ from flotta.realtime.engineio.session import Session
 from flotta.realtime.presence import records
 from flotta.realtime.recovery.session import read_session
 from flotta.realtime.relay import wire as relay
-from flotta.realtime.request import Request
 from flotta.realtime.socketio import connection as sio
 from flotta.realtime.socketio.connection import Connection
 from flotta.realtime.socketio.packet import Packet

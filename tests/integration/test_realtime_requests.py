@@ -14,8 +14,8 @@ import pytest
 
 from flotta.errors import AckTimeout, ClusterTimeout, LinkUnavailable, RealtimeError
 from flotta.realtime import Server
-from flotta.realtime.question import Question
-from flotta.realtime.requests import Requests
+from flotta.realtime.adapters.pending import Requests
+from flotta.realtime.api.question import Question
 from flotta.redis import Redis
 from realtime_fixtures import until
 from realtime_members import attach

@@ -16,8 +16,8 @@ import msgpack
 import pytest
 
 from flotta.errors import PacketError
+from flotta.realtime.engine.request import Request
 from flotta.realtime.engineio.packet import read_payload
-from flotta.realtime.request import Request
 from flotta.realtime.socketio.packet import Decoder
 from flotta.realtime.socketio.parser import JSON, MSGPACK
 from flotta.realtime.transports.websocket import FrameReader, frame

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, final
 
 from flotta.realtime.engine.client import EngineClient, EngineOwner, Reason
+from flotta.realtime.engine.request import Request
 from flotta.realtime.engineio.session import Session
 from flotta.realtime.recovery.kept import Kept
 from flotta.realtime.recovery.session import Position
-from flotta.realtime.request import Request
 from flotta.realtime.socketio import connection as sio
 from flotta.realtime.socketio.connection import Connection
 from flotta.realtime.socketio.packet import Encoded, Packet, PacketType

@@ -18,6 +18,7 @@ from flotta.realtime.client import Client, Socket
 from flotta.realtime.delivery import Counters, Delivery, Leaving
 from flotta.realtime.dispatch import Dispatcher
 from flotta.realtime.engine.client import EngineClient
+from flotta.realtime.engine.request import Request
 from flotta.realtime.engine.sessions import Elsewhere, Engine, State
 from flotta.realtime.engineio.session import Session
 from flotta.realtime.namespaces import Namespaces
@@ -26,7 +27,6 @@ from flotta.realtime.people import People
 from flotta.realtime.presence.registry import Registry
 from flotta.realtime.recovery.keeper import Keeper
 from flotta.realtime.recovery.making import make_keeper
-from flotta.realtime.request import Request
 from flotta.realtime.socketio.connection import Connection
 from flotta.realtime.socketio.parser import PARSERS
 from flotta.realtime.transports import Transport

@@ -24,8 +24,8 @@ from flotta.realtime.api.sockets import Sockets
 from flotta.realtime.client import Reason
 from flotta.realtime.core import Core, State
 from flotta.realtime.engine.sessions import connections_allowed
-from flotta.realtime.foreign import check_option_names
 from flotta.realtime.mount import Mount
+from flotta.realtime.option_names import check_option_names
 from flotta.realtime.options import AdapterName, ServerOptions
 from flotta.realtime.people import PeopleStats
 from flotta.realtime.presence import Presence

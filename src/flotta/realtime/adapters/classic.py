@@ -41,10 +41,10 @@ from flotta.realtime.adapters.classic_wire import (
     write_question,
     write_request,
 )
+from flotta.realtime.adapters.pending import Read, Requests, T
 from flotta.realtime.adapters.seats import Seat
 from flotta.realtime.adapters.traffic import Ear, Take, Traffic
 from flotta.realtime.adapters.wire import channel_bytes, read_answer, unsendable_is_junk
-from flotta.realtime.requests import Read, Requests, T
 from flotta.redis import Hub, Kind, Redis, Subscription
 
 __all__ = ["ClassicAdapter"]

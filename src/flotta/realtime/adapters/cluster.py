@@ -31,9 +31,9 @@ from flotta.realtime.adapters import (
 )
 from flotta.realtime.adapters import cluster_wire as wire
 from flotta.realtime.adapters.cluster_wire import Message, MessageType
+from flotta.realtime.adapters.pending import Requests
 from flotta.realtime.adapters.traffic import Traffic
 from flotta.realtime.adapters.wire import unsendable_is_junk
-from flotta.realtime.requests import Requests
 from flotta.redis import Redis
 
 __all__ = ["Census", "ClusterAdapter"]

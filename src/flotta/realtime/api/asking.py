@@ -9,9 +9,9 @@ from typing import Any
 from flotta.errors import AckTimeout, ClusterTimeout, RealtimeError
 from flotta.realtime.adapters import Broadcast, Target
 from flotta.realtime.api.base import Base, Names, args_of, target_of, value_of
+from flotta.realtime.api.question import Question
 from flotta.realtime.client import Socket
 from flotta.realtime.handlers import finish
-from flotta.realtime.question import Question
 
 __all__ = ["CALLBACK_S", "Asking"]
 

@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from enum import StrEnum
 from typing import Any, Protocol
 
+from flotta.realtime.engine.request import Request
 from flotta.realtime.engineio import session as engine
 from flotta.realtime.engineio.session import Session
-from flotta.realtime.request import Request
 from flotta.realtime.transports import Transport
 
 __all__ = ["Attempt", "EngineClient", "EngineOwner", "Reason"]

@@ -17,12 +17,12 @@ from flotta.errors import Closed
 from flotta.realtime.engine.client import EngineClient, Reason
 from flotta.realtime.engine.handling import Handling, Job
 from flotta.realtime.engine.options import EngineOptions
+from flotta.realtime.engine.request import Request
 from flotta.realtime.engine.sessions import Engine, EngineCounters, State, connections_allowed
 from flotta.realtime.engineio.packet import SEPARATOR
 from flotta.realtime.engineio.rate import Rate
 from flotta.realtime.engineio.session import Session
 from flotta.realtime.mount import Mount
-from flotta.realtime.request import Request
 from flotta.realtime.socketio.packet import Encoded
 from flotta.realtime.transports import Outgoing, Transport, registry
 from flotta.realtime.transports.asgi import ASGIApp

@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 from flotta.realtime.drain import CLOSE_RESTART, Drain, Work
 from flotta.realtime.engine.client import EngineClient, Reason
 from flotta.realtime.engine.options import EngineOptions
+from flotta.realtime.engine.request import Request
 from flotta.realtime.engineio import handshake
 from flotta.realtime.engineio.handshake import INSTANCE_LENGTH, Facts, Refusal
 from flotta.realtime.engineio.packet import open_packet
@@ -26,7 +27,6 @@ from flotta.realtime.engineio.session import Session
 from flotta.realtime.heartbeat import Heartbeat
 from flotta.realtime.journal import Journal
 from flotta.realtime.limits import Addresses
-from flotta.realtime.request import Request
 from flotta.realtime.transports import Receiver, Transport
 from flotta.realtime.upgrade import Upgrade
 

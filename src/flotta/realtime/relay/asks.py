@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, NamedTuple, Protocol, TypeAlias, final
 
 from flotta.realtime.engine.client import Reason
+from flotta.realtime.engine.request import Request
 from flotta.realtime.engine.sessions import AnyEngine
 from flotta.realtime.engineio.handshake import Facts, Refusal, Refused
 from flotta.realtime.engineio.packet import PacketType
 from flotta.realtime.relay.post import Post
 from flotta.realtime.relay.wire import Answer, Ask, Left, Release, Seen
-from flotta.realtime.request import Request
 from flotta.realtime.transports.polling import PollingTransport, client_left, read_body, serve_http
 
 __all__ = ["AskStats", "Asks", "HttpAnswer", "seen"]

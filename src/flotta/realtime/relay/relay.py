@@ -17,6 +17,7 @@ from flotta.realtime.adapters import Adapter, Node
 from flotta.realtime.core import Core
 from flotta.realtime.drain import CLOSE_RESTART
 from flotta.realtime.engine.client import Reason
+from flotta.realtime.engine.request import Request
 from flotta.realtime.engine.sessions import State
 from flotta.realtime.engineio.handshake import INSTANCE_LENGTH, SID_LENGTH, Facts, Refusal, Refused
 from flotta.realtime.relay.asks import HEADERS_ASKED, Asks, HttpAnswer, Receive, seen
@@ -41,7 +42,6 @@ from flotta.realtime.relay.wire import (
     Open,
     Release,
 )
-from flotta.realtime.request import Request
 from flotta.realtime.transports import Receiver, Transport
 from flotta.realtime.upgrade import Upgrade
 from flotta.redis import Redis

@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeAlias, final
 from flotta.realtime.client import Client
 from flotta.realtime.engine.client import Reason
 from flotta.realtime.engine.options import EngineOptions
+from flotta.realtime.engine.request import Request
 from flotta.realtime.relay.post import Post
 from flotta.realtime.relay.wire import (
     Along,
@@ -36,7 +37,6 @@ from flotta.realtime.relay.wire import (
     Received,
     Thaw,
 )
-from flotta.realtime.request import Request
 from flotta.realtime.socketio.packet import Encoded
 from flotta.realtime.transports import Outgoing, Receiver, Transport
 

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias, final
 
 from flotta.realtime.engine.client import Reason
+from flotta.realtime.engine.request import Request
 from flotta.realtime.engine.sessions import AnyEngine
 from flotta.realtime.engineio.handshake import Refusal
-from flotta.realtime.request import Request
 from flotta.realtime.transports import Outgoing, Receiver, Transport
 
 __all__ = ["ASGIApp", "Message", "Receive", "Scope", "Send", "serve_websocket"]

@@ -22,9 +22,9 @@ from http import HTTPStatus
 from typing import Any, Protocol, cast, final
 
 from flotta.realtime.engine.client import Reason
+from flotta.realtime.engine.request import Request, parse_head
 from flotta.realtime.engine.sessions import AnyEngine
 from flotta.realtime.engineio.handshake import Refusal, Refused
-from flotta.realtime.request import Request, parse_head
 from flotta.realtime.transports import Outgoing, Receiver, Transport, registry
 from flotta.realtime.transports.websocket import (
     OP_CLOSE,

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias, final
 
 from flotta.errors import PacketError
 from flotta.realtime.engine.client import EngineClient, Reason
+from flotta.realtime.engine.request import Request
 from flotta.realtime.engine.sessions import AnyEngine
 from flotta.realtime.engineio.handshake import Facts, Refusal, Refused, origin_allowed
 from flotta.realtime.engineio.packet import SEPARATOR, PacketType, read_payload
-from flotta.realtime.request import Request
 from flotta.realtime.transports import Outgoing, Transport
 
 __all__ = ["PollingTransport", "client_left", "read_body", "serve_http"]
