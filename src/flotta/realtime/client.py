@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeAlias, final
 
 from flotta.realtime.engine.client import EngineClient, EngineOwner, Reason
 from flotta.realtime.engine.request import Request
@@ -27,7 +27,7 @@ from flotta.realtime.socketio.connection import Connection
 from flotta.realtime.socketio.packet import Encoded, Packet, PacketType
 from flotta.realtime.transports import Outgoing, Transport
 
-__all__ = ["Client", "Elder", "OnAnswer", "Owner", "Reason", "Socket"]
+__all__ = ["Client", "Elder", "Held", "OnAnswer", "Owner", "Reason", "Socket"]
 
 HELD_MAX = 1_000
 """Packets held for a socket whose ``connect`` handler runs; more are dropped with the socket."""
@@ -36,6 +36,14 @@ ACKS_MAX = 1_000
 
 OnAnswer: TypeAlias = Callable[[list[Any] | None], None]
 """Gets the arguments of an acknowledgement; None: it will not come, the client has left. Called once at most."""
+
+
+class Held(NamedTuple):
+    """A packet that waits for its socket."""
+
+    packet: Outgoing
+    passes: Callable[[Socket], bool] | None
+    """Whether the socket may still have it, asked when it is written; None: it may."""
 
 
 class Elder(Protocol):
@@ -152,7 +160,9 @@ class Client(EngineClient):
             self._perform_connection(self._connection.on_event(sio.Refuse(namespace, message, data), 0.0))
 
     def leave(self, socket: Socket, reason: str = Reason.SERVER_DISCONNECT) -> None:
-        """Disconnect the client from one namespace."""
+        """Disconnect the client from one namespace; nothing if it has left, also if it has come back meanwhile."""
+        if self.sockets.get(socket.namespace) is not socket:
+            return
         if socket.connecting:
             self.refuse(socket.namespace, "disconnected by the server")
         elif not self.over:
@@ -166,13 +176,18 @@ class Client(EngineClient):
         self.close(reason, code)
 
     def turn_away(self, socket: Socket, message: str, data: Any = None) -> None:
-        """The ``connect`` handler refuses; nothing if the client has left, or has left and asked again."""
+        """The ``connect`` handler refuses; nothing if the client has left, or has left and asked again. Raises
+        TypeError or ValueError, and does nothing, for data that cannot travel."""
         if self.sockets.get(socket.namespace) is socket:
             self.refuse(socket.namespace, message, data)
             self._drop(socket, Reason.SERVER_DISCONNECT)
 
     def abandon(self, socket: Socket) -> None:
         """The client is at another server, or on another connection, and has left this one without a word."""
+        if self.sockets.get(socket.namespace) is not socket:
+            return
+        # What it may still say here is said to nobody.
+        self._connection.on_event(sio.Leave(socket.namespace), 0.0)
         self._drop(socket, Reason.TRANSPORT_CLOSE)
         if not self.sockets:
             self.close(Reason.TRANSPORT_CLOSE)
@@ -244,7 +259,7 @@ class Socket:
         # The transport's own methods once the client is in: a broadcast calls them without anything between.
         self.write: Callable[[Outgoing], None] = self._hold
         self.write_volatile: Callable[[Outgoing], bool] = _drop_volatile
-        self._held: list[Outgoing] | None = []
+        self._held: list[Held] | None = []
         self._acks: dict[int, OnAnswer] | None = None
         self.last_ack = 0
         """The highest id of an acknowledgement that was asked for."""
@@ -257,10 +272,14 @@ class Socket:
         return self._held is not None
 
     def _hold(self, packet: Outgoing) -> None:
+        self.hold(packet, None)
+
+    def hold(self, packet: Outgoing, passes: Callable[[Socket], bool] | None) -> None:
+        """Keep a packet until the client is in, and has what it missed."""
         if self._held is None:
             return
         if len(self._held) < HELD_MAX:
-            self._held.append(packet)
+            self._held.append(Held(packet, passes))
         elif self.kept is not None:  # what it would miss it gets when it comes back
             self.client.close(Reason.SLOW_CLIENT, 1013)
 
@@ -270,17 +289,21 @@ class Socket:
         if self.kept is None or not self.kept.missed:
             self.flow()
 
-    def take_held(self) -> list[Outgoing]:
+    def take_held(self) -> list[Held]:
         """What is held, to be sent; what comes is held on."""
         assert self._held is not None, "nothing is held"
         held, self._held = self._held, []
         return held
 
+    def still_due(self, held: Iterable[Held]) -> Iterator[Outgoing]:
+        """What the socket may still have of it: write each before you ask for the next."""
+        return (packet for packet, passes in held if passes is None or passes(self))
+
     def flow(self) -> None:
         """Send what is held, and from now on at once."""
         held, self._held = self._held, None
         self.rebind()
-        for packet in held or ():
+        for packet in self.still_due(held or ()):
             self.write(packet)
 
     def resume(
@@ -322,7 +345,11 @@ class Socket:
         return ack_id
 
     def ask(self, packet: Outgoing, ack_id: int, on_answer: OnAnswer) -> None:
-        """Send an event that carries ``ack_id``, which must be above `last_ack`."""
+        """Send an event that carries ``ack_id``, which must be above `last_ack`. A client that has left is not waited
+        for."""
+        if self.client.sockets.get(self.namespace) is not self:
+            on_answer(None)
+            return
         assert ack_id > self.last_ack, f"{ack_id} is not above {self.last_ack}"
         self.last_ack = ack_id
         if self._acks is None:

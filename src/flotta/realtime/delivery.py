@@ -140,7 +140,8 @@ class Delivery:
         """`deliver` to these sockets, whatever their rooms are; the filter, if there is one, is applied."""
         if broadcast.may_see is not None:
             space = self.spaces[broadcast.target.namespace]
-            recipients = self._visible(space, recipients, broadcast.may_see, broadcast.args)
+            ready = self._hold_filtered(recipients, broadcast, packet, offset)
+            recipients = self._visible(space, ready, broadcast.may_see, broadcast.args)
         if not recipients:
             return 0
         packet = packet or self.encode(broadcast, offset)
@@ -154,6 +155,20 @@ class Delivery:
         for socket in recipients:
             socket.write(packet)
         return len(recipients)
+
+    def _hold_filtered(
+        self, recipients: list[Socket], broadcast: Broadcast, packet: Outgoing | None, offset: str | None
+    ) -> list[Socket]:
+        """Let the sockets that hold what comes hold this too: the filter is asked when it is written, for then they are
+        who they are, and what was revoked meanwhile is revoked. Gives the others."""
+        ready = [socket for socket in recipients if not socket.holding]
+        if len(ready) == len(recipients) or broadcast.volatile:
+            return ready
+        packet = packet or self.encode(broadcast, offset)
+        for socket in recipients:
+            if socket.holding:
+                socket.hold(packet, lambda socket: self.may_get(socket, broadcast))
+        return ready
 
     def ask(
         self,

@@ -17,8 +17,9 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, final
 
 from flotta.errors import Closed, ConnectRefused, RedisError, WireError
@@ -39,6 +40,7 @@ from flotta.realtime.recovery.plan import (
 from flotta.realtime.recovery.saver import Saver
 from flotta.realtime.recovery.session import Position, Session, User, read_session
 from flotta.realtime.recovery.store import Loaded, Saved, Store
+from flotta.realtime.transports import Outgoing
 from flotta.redis import Redis
 from flotta.streaming.event import format_id
 
@@ -316,21 +318,32 @@ class Keeper:
         if kept is None or not socket.holding:
             return
         missed, kept.missed = kept.missed, []
-        packets = [self._packet(past) for past in missed if self._may_get(socket, kept, past)]
-        while packets:
-            for number, packet in enumerate(packets, start=1):
-                await self._until_read(socket)
-                if not _is_current(socket):
-                    return
-                socket.client.transport.write(packet)
-                if number % BATCH == 0:
-                    await asyncio.sleep(0)
-            if not _is_current(socket):
-                return
-            packets = socket.take_held()
+        due: Iterator[Outgoing] = (self._packet(past) for past in missed if self._may_get(socket, kept, past))
+        while await self._write(socket, due):
+            held = socket.take_held()
+            if not held:
+                break
+            due = socket.still_due(held)
+        else:
+            return
         socket.flow()
         # A ping that was sent before says nothing of this.
         socket.client.mark = socket.client.heard = None
+
+    async def _write(self, socket: Socket, due: Iterator[Outgoing]) -> bool:
+        """Write each packet in the tick in which it is found to be due: what was revoked before is not. False: the
+        client is gone."""
+        for number in itertools.count(1):
+            await self._until_read(socket)
+            if not _is_current(socket):
+                return False
+            packet = next(due, None)
+            if packet is None:
+                break
+            socket.client.transport.write(packet)
+            if number % BATCH == 0:
+                await asyncio.sleep(0)
+        return True
 
     async def _until_read(self, socket: Socket) -> None:
         """Return when little enough waits for the client to read, or it is gone."""
