@@ -451,3 +451,14 @@ def test_dates_travel_as_javascript_writes_them() -> None:
 def test_what_json_cannot_say_is_refused_before_anything_is_sent(value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         encode(Packet(PacketType.EVENT, "/", ["e", value]))
+
+
+@pytest.mark.parametrize(("pinged_s", "due_s"), [(25.0, 45.0), (27.0, 45.0), (30.0, 45.0), (40.0, 55.0)])
+def test_late_ping_counts_from_when_it_was_due_but_leaves_the_client_most_of_its_time(
+    pinged_s: float, due_s: float
+) -> None:
+    session = Session(0.0, ping_interval_s=25.0, ping_timeout_s=20.0)
+    assert session.on_event(engine.Tick(), pinged_s) == (engine.Send("2"),)
+    assert session.due_s == due_s
+    assert session.on_event(engine.Tick(), due_s - 0.001) == ()
+    assert session.on_event(engine.Tick(), due_s) == (engine.End("ping timeout", 1001),)
