@@ -186,7 +186,7 @@ class Dispatcher:
             if recovery is not None and refusal is None:
                 refusal = await recovery.admit(socket)
             if refusal is not None:
-                client.turn_away(socket, refusal.message, refusal.data)
+                self._turn_away(client, socket, refusal)
             elif not client.accept(socket):
                 # The client went while the handler ran; who was told of its coming is told of its going.
                 left = space.leaving.get(socket.sid)
@@ -199,6 +199,13 @@ class Dispatcher:
             self._end_call(client)
         if left is not None:
             self._say_goodbye(left, space)
+
+    def _turn_away(self, client: Client, socket: Socket, refusal: ConnectRefused) -> None:
+        try:
+            client.turn_away(socket, refusal.message, refusal.data)
+        except (TypeError, ValueError):  # what it says beside the message cannot travel
+            self._failure("connect", socket)
+            client.turn_away(socket, refusal.message)
 
     async def _ask(self, client: Client, socket: Socket, space: Space, auth: Any) -> ConnectRefused | None:
         """None: the client may come in."""
@@ -253,6 +260,8 @@ class Dispatcher:
         events = [event for event in ("disconnecting", "disconnect") if space.handlers.has(event)]
         if events:
             space.leaving[socket.sid] = leaving
+            if space.gate is not None:
+                space.gate.come()  # the handlers ask for what it was here
         for event in events:
             self._begin_call(socket.client)
             self._submit(socket, space.handlers, Farewell(event, leaving.reason, space, event == events[-1]), None)
@@ -260,6 +269,8 @@ class Dispatcher:
     def _said_goodbye(self, socket: Socket, farewell: Farewell) -> None:
         if farewell.last:
             farewell.space.leaving.pop(socket.sid, None)
+            if farewell.space.gate is not None:
+                farewell.space.gate.go()
         self._end_call(socket.client)
 
     def _submit(self, socket: Socket, handlers: Handlers, job: Job, ack_id: int | None) -> None:

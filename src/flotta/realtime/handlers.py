@@ -52,10 +52,12 @@ def positional_count(handler: Handler) -> int:
 class Table:
     """What was registered for one ``namespace=``."""
 
-    __slots__ = ("_methods", "around", "by_event", "filters", "guards", "widths")
+    __slots__ = ("_methods", "around", "by_event", "catch_all", "filters", "guards", "widths")
 
     def __init__(self) -> None:
         self.by_event: dict[str, Handler] = {}
+        self.catch_all: Handler | None = None
+        """Takes the events that no other does. Not in `by_event`: a client may call its event ``"*"``."""
         self._methods: set[str] = set()
         self.widths: dict[str, int] = {}
         """How many arguments the handlers of the reserved events take."""
@@ -68,15 +70,24 @@ class Table:
     def add(self, event: str, handler: Handler) -> None:
         """Set the handler of ``event``; a second one replaces the first."""
         self._methods.discard(event)
-        self.by_event[event] = handler
+        if event == ALL_EVENTS:
+            self.catch_all = handler
+        else:
+            self.by_event[event] = handler
         if event in RESERVED:
             self.widths[event] = positional_count(handler)
 
     def add_method(self, event: str, handler: Handler) -> None:
         """Set the handler of ``event``, unless a function is; a later function or method replaces it."""
-        if event not in self.by_event or event in self._methods:
+        taken = self.catch_all is not None if event == ALL_EVENTS else event in self.by_event
+        if not taken or event in self._methods:
             self.add(event, handler)
             self._methods.add(event)
+
+    @property
+    def takes_events(self) -> bool:
+        """Some handler is registered."""
+        return bool(self.by_event) or self.catch_all is not None
 
     def add_guard(self, guard: Handler) -> None:
         """Add middleware per connection."""
@@ -138,14 +149,13 @@ class Handlers:
         handler = self._own.get(event)
         if handler is not None:
             return handler(*self._lead, sid, *args)
-        handler = self._own.get(ALL_EVENTS)
+        handler = self.own.catch_all
         if handler is not None:
             return handler(event, *self._lead, sid, *args)
-        shared = self._everywhere.by_event
-        handler = shared.get(event)
+        handler = self._everywhere.by_event.get(event)
         if handler is not None:
             return handler(self._name, sid, *args)
-        handler = shared.get(ALL_EVENTS)
+        handler = self._everywhere.catch_all
         return UNHANDLED if handler is None else handler(event, self._name, sid, *args)
 
     def _layers(self) -> list[Layer]:

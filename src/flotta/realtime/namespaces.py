@@ -52,7 +52,7 @@ class Pattern:
     def may_match(self, name: str) -> bool:
         """Whether a namespace of this name may be made by it."""
         if self._spec is None:  # any namespace: if somebody takes its events, not if there is only middleware
-            return bool(self.table.by_event)
+            return self.table.takes_events
         return not isinstance(self._spec, re.Pattern) or self._spec.fullmatch(name) is not None
 
     @property

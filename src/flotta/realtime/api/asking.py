@@ -146,7 +146,9 @@ class Asking(Base):
             if found is not None:
                 self._core.dispatcher.run(_call(callback, found), f"ack of {args[0]}")
 
-        adapter, socket = self._adapter_in_use, self._socket(target.rooms[0], target.namespace)
+        adapter = self._adapter_in_use
+        await adapter.settled()
+        socket = self._socket(target.rooms[0], target.namespace)
         if socket is not None:
             socket.emit(args, on_answer)
         elif not (local or adapter.alone):

@@ -39,6 +39,11 @@ class Base:
             raise NotStarted("the realtime server")
         return adapter
 
+    async def _settled(self) -> None:
+        """What was sent before is sent before anything changes."""
+        if self._core.adapter is not None:
+            await self._core.adapter.settled()
+
     @asynccontextmanager
     async def _hearing(self, namespace: str) -> AsyncIterator[None]:
         """Inside, what others answer in ``namespace`` arrives, also if it is a dynamic one and nobody here is in it."""

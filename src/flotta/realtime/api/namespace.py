@@ -89,8 +89,8 @@ class Namespace:
         """Call the handler of ``event``. Override it to have every event, ``connect`` and ``disconnect`` too, in one
         place; ``await super().trigger_event(event, *args)`` goes on to the methods. The result is the acknowledgement.
         """
-        handler = self._methods().get(event)
-        if handler is not None:
+        handler = getattr(self, f"on_{event}", None)
+        if callable(handler):
             return await finish(handler(*(args[: positional_count(handler)] if event in RESERVED else args)))
         catch_all = None if event in RESERVED else getattr(self, "catch_all", None)
         return None if catch_all is None else await finish(catch_all(event, *args))

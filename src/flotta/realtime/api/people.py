@@ -72,13 +72,15 @@ class PeopleApi(Base):
     async def disconnect_user(self, user: str, *, close: bool = True) -> None:
         """Disconnect every socket of ``user``, on every instance and every Node server of the cluster. ``close``: their
         connections too. They may come back; see `revoke`. Does not wait for the others."""
-        if self._core.adapter is None:
+        adapter, room = self._core.adapter, user_room(check_user(user))
+        if adapter is None:
             raise NotStarted("the realtime server")
-        room = user_room(check_user(user))
+        await adapter.settled()
         for namespace in list(self._core.spaces):
             target = Target(namespace, (room,))
+            adapter.command(Command.DISCONNECT, target, close=close)
             self._core.delivery.disconnect(target, close=close)
-            self._core.adapter.command(Command.DISCONNECT, target, close=close)
+        await adapter.wait_for_room()
 
     async def revoke(self, user: str, *, issued_before: float | None = None, keep_s: float = REVOCATION_KEEP_S) -> None:
         """End the access of ``user`` that was granted up to ``issued_before`` (Unix seconds; None: now), everywhere:

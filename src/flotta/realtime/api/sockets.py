@@ -28,7 +28,7 @@ class Sockets(Base):
         await self._settled()
         socket = self._socket(sid, namespace)
         if socket is None:
-            return self._tell_holder(Command.JOIN, sid, namespace, rooms=(room,))
+            return await self._tell_holder(Command.JOIN, sid, namespace, rooms=(room,))
         if not self._core.delivery.enter(socket, room):
             return False
         if self._core.adapter is not None:
@@ -41,27 +41,23 @@ class Sockets(Base):
         await self._settled()
         socket = self._socket(sid, namespace)
         if socket is None:
-            self._tell_holder(Command.LEAVE, sid, namespace, rooms=(room,))
+            await self._tell_holder(Command.LEAVE, sid, namespace, rooms=(room,))
         else:
             self._space(namespace).rooms.leave(sid, room)
             await self._stored(socket)
-
-    async def _settled(self) -> None:
-        """What was sent before is sent before anything changes."""
-        if self._core.adapter is not None:
-            await self._core.adapter.settled()
 
     async def _stored(self, socket: Socket) -> None:
         """What has changed outlives this process, if sessions do."""
         if self._core.keeper is not None:
             await self._core.keeper.stored(socket)
 
-    def _tell_holder(self, command: Command, sid: str, namespace: str, *, rooms: tuple[str, ...] = ()) -> bool:
+    async def _tell_holder(self, command: Command, sid: str, namespace: str, *, rooms: tuple[str, ...] = ()) -> bool:
         """Tell the instance that holds the client, whichever it is. False: there are no others."""
         adapter = self._core.adapter
         if adapter is None or adapter.alone:
             return False
         adapter.command(command, Target(namespace, (sid,)), rooms=rooms)
+        await adapter.wait_for_room()
         return True
 
     async def close_room(self, room: str, *, namespace: str = "/") -> None:
@@ -71,6 +67,7 @@ class Sockets(Base):
         self._core.delivery.leave(target, (room,))
         if self._core.adapter is not None:
             self._core.adapter.command(Command.LEAVE, target, rooms=(room,))
+            await self._core.adapter.wait_for_room()
 
     def rooms(self, sid: str, *, namespace: str = "/") -> list[str]:
         """The rooms of a client of this instance, that of its own id included; those that it was in while its
@@ -86,7 +83,7 @@ class Sockets(Base):
         if socket is not None:
             socket.client.leave(socket)
         else:
-            self._tell_holder(Command.DISCONNECT, sid, namespace)
+            await self._tell_holder(Command.DISCONNECT, sid, namespace)
 
     async def get_session(self, sid: str, *, namespace: str = "/") -> dict[str, Any]:
         """The user's data of a client of this instance; empty if none was saved or the client is gone."""

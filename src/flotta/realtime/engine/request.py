@@ -109,6 +109,8 @@ class Request:
         }
         for raw_name, raw_value in scope["headers"]:
             name = raw_name.decode("latin-1").lower()
+            if "_" in name:  # it would pass for the header with a hyphen, which a proxy may have put there
+                continue
             key = _UNPREFIXED.get(name) or "HTTP_" + name.upper().replace("-", "_")
             value = raw_value.decode("latin-1")
             # RFC 9110 5.3: fields of one name are one list; cookies are joined by a semicolon.

@@ -230,9 +230,10 @@ class Connection:
     def _refuse(self, event: Refuse) -> tuple[Action, ...]:
         if self.state(event.namespace) is not State.CONNECTING:
             return _NOTHING
-        del self._namespaces[event.namespace]
         answer = {"message": event.message} if event.data is None else {"message": event.message, "data": event.data}
-        return (SendPacket(self.encode(Packet(PacketType.CONNECT_ERROR, event.namespace, answer))),)
+        packet = self.encode(Packet(PacketType.CONNECT_ERROR, event.namespace, answer))
+        del self._namespaces[event.namespace]
+        return (SendPacket(packet),)
 
     def _leave(self, namespace: str) -> tuple[Action, ...]:
         if self.state(namespace) is not State.CONNECTED:

@@ -1,0 +1,260 @@
+"""Corners of the API over real connections: names that clients choose, refusals that cannot travel, who has left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as ws_connect
+
+from flotta.errors import AckTimeout, ConnectRefused
+from flotta.realtime import Namespace, Server
+from flotta.realtime.adapters.memory import MemoryAdapter
+from flotta.realtime.engine.request import Request
+from flotta.redis import Redis
+from realtime_fixtures import serving, until
+
+QUERY = "EIO=4&transport=websocket"
+
+
+async def _open(port: int) -> ClientConnection:
+    socket = await ws_connect(f"ws://127.0.0.1:{port}/socket.io/?{QUERY}")
+    assert str(await socket.recv()).startswith("0{")
+    return socket
+
+
+async def _next(socket: ClientConnection) -> str:
+    return str(await asyncio.wait_for(socket.recv(), 5))
+
+
+async def _join(socket: ClientConnection, namespace: str = "") -> str:
+    await socket.send(f"40{namespace}," if namespace else "40")
+    answer = await _next(socket)
+    assert answer.startswith("40"), answer
+    return str(json.loads(answer[answer.index("{") :])["sid"])
+
+
+@asynccontextmanager
+async def _client(sio: Server) -> AsyncIterator[ClientConnection]:
+    async with serving(sio, native=True) as port:
+        socket = await _open(port)
+        yield socket
+        await socket.close()
+
+
+# --- events that are called as a client likes ---
+
+
+@pytest.mark.parametrize("namespace", ["/", "*"])
+async def test_event_called_star_does_not_put_its_data_where_handlers_expect_the_session_id(namespace: str) -> None:
+    sio = Server(namespaces=("/",))
+    heard: list[tuple[Any, ...]] = []
+
+    @sio.on("*", namespace=namespace)
+    def anything(*args: Any) -> None:
+        heard.append(args)
+
+    async with _client(sio) as socket:
+        sid = await _join(socket)
+        await socket.send('421["*","somebody else"]')
+        assert await _next(socket) == "431[]"
+    assert heard == [("*", *(() if namespace == "/" else ("/",)), sid, "somebody else")]
+
+
+async def test_function_for_every_event_takes_the_place_of_a_class_method_for_it() -> None:
+    class Everything(Namespace):
+        def catch_all(self, event: str, sid: str) -> str:
+            return "class"
+
+        def on_known(self, sid: str) -> str:
+            return "class"
+
+    sio = Server()
+
+    @sio.on("*")
+    def anything(event: str, sid: str) -> str:
+        return "function"
+
+    sio.register_namespace(Everything())
+    async with _client(sio) as socket:
+        await _join(socket)
+        await socket.send('421["unknown"]')
+        assert await _next(socket) == '431["function"]'
+        await socket.send('422["known"]')
+        assert await _next(socket) == '432["class"]'
+
+
+# --- refusals ---
+
+
+async def test_refusal_whose_data_cannot_travel_is_a_refusal_and_leaves_nothing_behind() -> None:
+    sio = Server()
+
+    @sio.event
+    async def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
+        await sio.enter_room(sid, "all")
+        if auth is None:
+            raise ConnectRefused("not now", {"reasons": {1, 2}})
+
+    async with _client(sio) as socket:
+        for _ in range(2):
+            await socket.send("40")
+            assert await _next(socket) == '44{"message":"not now"}'
+        await until(lambda: sio.stats.sockets == sio.stats.rooms == 0)
+        assert sio.stats.handlers_failed == 2
+        await socket.send('40{"token":1}')
+        assert (await _next(socket)).startswith("40{")
+
+
+# --- who has left ---
+
+
+class Slow:
+    """An adapter whose `settled` waits until it is let go."""
+
+    alone = True
+    echoes = False
+
+    def __init__(self) -> None:
+        self._inner = MemoryAdapter()
+        self.asked, self.may_settle = asyncio.Event(), asyncio.Event()
+
+    async def settled(self) -> None:
+        self.asked.set()
+        await self.may_settle.wait()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+async def test_call_to_a_client_that_leaves_before_it_is_sent_ends_at_once() -> None:
+    adapter = Slow()
+    sio = Server(adapter=adapter)
+    async with _client(sio) as socket:
+        sid = await _join(socket)
+        call = asyncio.create_task(sio.call("ping", to=sid, timeout_s=30.0))
+        await adapter.asked.wait()
+        await socket.send("41")
+        await until(lambda: not sio.stats.sockets)
+        adapter.may_settle.set()
+        with pytest.raises(AckTimeout):
+            await asyncio.wait_for(call, 5)
+
+
+async def test_callback_follows_what_was_sent_before_it_when_broadcasts_come_back_first(
+    redis: Redis, unique: str
+) -> None:
+    sio = Server(redis, adapter="streams", channel_prefix=unique, stream_name=unique, recovery_s=None)
+    answered = asyncio.Event()
+    async with _client(sio) as socket:
+        sid = await _join(socket)
+        for number in range(5):
+            await sio.emit("before", number, to=sid)
+        await sio.emit("asked", to=sid, callback=answered.set)
+        got = [await _next(socket) for _ in range(6)]
+        assert got == [*(f'42["before",{number}]' for number in range(5)), '421["asked"]']
+        await socket.send("431[]")
+        await asyncio.wait_for(answered.wait(), 5)
+
+
+async def test_disconnecting_a_user_follows_what_was_sent_to_it_before(redis: Redis, unique: str) -> None:
+    sio = Server(redis, adapter="streams", channel_prefix=unique, stream_name=unique, recovery_s=None)
+    async with _client(sio) as socket:
+        await sio.set_user(await _join(socket), "ada")
+        await sio.emit("goodbye", user="ada")
+        await sio.disconnect_user("ada")
+        assert [await _next(socket), await _next(socket)] == ['42["goodbye"]', "41"]
+
+
+async def test_last_handlers_of_a_dynamic_namespace_that_has_to_make_room_find_the_session() -> None:
+    sio = Server(namespaces_max=1)
+    goes_on, found = asyncio.Event(), []
+
+    @sio.event(namespace=re.compile("/room-.*"))
+    async def connect(namespace: str, sid: str, environ: dict[str, Any]) -> None:
+        await sio.save_session(sid, {"user": "ada"}, namespace=namespace)
+
+    @sio.event(namespace=re.compile("/room-.*"))
+    async def disconnect(namespace: str, sid: str) -> None:
+        await goes_on.wait()
+        found.append(await sio.get_session(sid, namespace=namespace))
+
+    async with serving(sio, native=True) as port:
+        socket = await _open(port)
+        await _join(socket, "/room-1")
+        await socket.send("41/room-1,")
+        await until(lambda: not sio.stats.sockets)
+        await socket.send("40/room-2,")
+        assert "Too many namespaces" in await _next(socket)
+        goes_on.set()
+        await until(lambda: found)
+        assert found == [{"user": "ada"}]
+        await until(lambda: not sio.stats.handlers_running)
+        await _join(socket, "/room-2")  # now there is room
+        await socket.close()
+
+
+async def test_abandoned_socket_hears_nothing_and_its_connection_goes_on() -> None:
+    sio = Server(namespaces=("/", "/b"))
+    heard: list[str] = []
+
+    @sio.on("*", namespace="*")
+    def anything(event: str, namespace: str, sid: str) -> None:
+        heard.append(f"{event} {namespace}")
+
+    async with _client(sio) as socket:
+        sid = await _join(socket)
+        await _join(socket, "/b")
+        held = sio._core.spaces["/"].rooms.get(sid)
+        assert held is not None
+        held.client.abandon(held)  # as when its session goes on at another connection
+        await socket.send('42["late"]')
+        await socket.send('42/b,1["alive"]')
+        assert await _next(socket) == "43/b,1[]"
+    assert heard == ["alive /b"]
+
+
+async def test_leaving_that_comes_too_late_does_not_meet_who_has_come_back() -> None:
+    sio = Server()
+    async with _client(sio) as socket:
+        old = sio._core.spaces["/"].rooms.get(await _join(socket))
+        assert old is not None
+        await socket.send("41")
+        sid = await _join(socket)
+        old.client.leave(old)
+        await sio.emit("still", to=sid)
+        assert await _next(socket) == '42["still"]'
+
+
+# --- orders for clients elsewhere ---
+
+
+@pytest.mark.parametrize("order", ["enter_room", "leave_room", "disconnect", "close_room", "disconnect_user"])
+async def test_orders_wait_while_too_many_are_on_their_way_to_redis(redis: Redis, unique: str, order: str) -> None:
+    sio = Server(redis, channel_prefix=unique, publish_in_flight_max=4)
+    async with sio:
+        most = 0
+        for number in range(64):
+            rooms = ("r",) if order in {"enter_room", "leave_room"} else ()
+            await getattr(sio, order)(f"nobody-{number}", *rooms)
+            adapter = sio.stats.adapter
+            assert adapter is not None
+            most = max(most, adapter.in_flight)
+        assert most <= 4
+
+
+# --- what a request says ---
+
+
+def test_header_with_an_underscore_does_not_pass_for_the_one_with_a_hyphen() -> None:
+    headers = [(b"x-remote-user", b"ada"), (b"x_remote_user", b"root"), (b"X_REAL_IP", b"::1")]
+    scope = {"type": "websocket", "path": "/", "query_string": b"", "headers": headers, "client": ("::1", 1)}
+    environ = Request(scope=scope).environ()
+    assert environ["HTTP_X_REMOTE_USER"] == "ada"
+    assert "HTTP_X_REAL_IP" not in environ
