@@ -2,8 +2,8 @@
 
 A write into a replicated map reaches the other instances within moments; `Fence.wait` says when it has. It publishes a
 question and waits for as many answers as Redis says it had receivers. Each instance hears its maps' changes and the
-question over one connection, in order, and answers over the connection that its own broadcasts take: so after the
-answers every instance reads the new values, and what it broadcast by the old ones has been delivered before.
+question over one connection, in order: so whoever has answered reads the new values. What is decided where it has its
+effect, by the values that are read there (`harbor.live.broadcast`), is decided by the new ones from then on.
 """
 
 from __future__ import annotations

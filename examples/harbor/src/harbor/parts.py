@@ -35,6 +35,11 @@ __all__ = ["Harbor"]
 HOME = Path(__file__).parents[2]
 RECONCILE_S = 30.0
 MESSAGE_BYTES_MAX = 16_384
+RECOVERY_S = 60.0
+"""How long a page may be away and miss nothing; after that it loads the picture anew."""
+STREAM_EVENTS_MAX = 250_000
+"""By the formula of the reference 60 s need 215 s of events. A request is an event, so that is 1,160 requests a second;
+a position takes some 90 bytes, so 5,000 of them a second are 100 MB."""
 CONNECTIONS_MAX = 10_000
 MESSAGES_PER_S_MAX = 20.0
 JOBS_WAITING_MAX = 10_000
@@ -50,7 +55,12 @@ class Harbor:
         self.fleet = fleet = Fleet(service="harbor")
         fleet.migrations(HOME / "migrations", seeds=HOME / "seeds")
         self.server = fleet.realtime(
-            payload_bytes_max=MESSAGE_BYTES_MAX, connections_max=CONNECTIONS_MAX, messages_per_s_max=MESSAGES_PER_S_MAX
+            adapter="streams",
+            stream_maxlen=STREAM_EVENTS_MAX,
+            recovery_s=RECOVERY_S,
+            payload_bytes_max=MESSAGE_BYTES_MAX,
+            connections_max=CONNECTIONS_MAX,
+            messages_per_s_max=MESSAGES_PER_S_MAX,
         )
         self.fence = Fence()
         self.registry = Registry(fleet, self.fence)
@@ -60,7 +70,7 @@ class Harbor:
         self.sessions = Sessions(fleet, config)
         self.latest = Latest(fleet)
         self.history = History(fleet)
-        self.broadcast = Broadcast(self.server, self.grants)
+        self.broadcast = Broadcast(self.server, self.registry, self.grants)
         self.heard = Heard(fleet, silent_s=config.silent_s)
         self.ingest = Ingest(
             fleet,
@@ -83,13 +93,18 @@ class Harbor:
             tap=self.tap,
             broadcast=self.broadcast,
         )
-        self.board = Board(fleet, per_second=lambda: self.persister.per_second, jobs=lambda: self.geofences.running)
+        self.board = Board(
+            fleet,
+            per_second=lambda: self.persister.per_second,
+            jobs=lambda: self.geofences.running,
+            viewers=lambda: self.server.stats.people.sockets,
+        )
         self.sockets = Sockets(fleet, self.server, self.sessions, self.board)
         registry = self.registry
         self._mirrors = (registry.devices_mirror, registry.credentials_mirror, self.grants.mirror, self.areas.mirror)
         fleet.on_start(self._open)
         fleet.on_stop(self._close)
-        for task in (self.persister.run, self.tap.run, self.board.beat, self.sockets.sweep, self._keep_mirrors):
+        for task in (self.persister.run, self.tap.run, self.board.beat, self._keep_mirrors):
             fleet.background(task)
 
     async def _open(self) -> None:

@@ -69,7 +69,7 @@ export class AreaDesk {
     this.changed();
   }
 
-  /** The whole picture: after every connection, and when sharing has changed. The newest call wins. */
+  /** The whole picture: when the page loads it, and when sharing has changed. The newest call wins. */
   async load(): Promise<void> {
     const call = ++this.loading;
     const [{ areas }, alerts] = await Promise.all([this.api.areas(), this.api.alerts()]);
@@ -79,13 +79,14 @@ export class AreaDesk {
     this.changed();
   }
 
-  /** Areas were drawn, changed or deleted, here or elsewhere. */
-  async loadAreas(): Promise<void> {
+  /** Areas were drawn, changed or deleted, here or elsewhere. False: they could not be read now. */
+  async loadAreas(): Promise<boolean> {
     const call = ++this.loading;
     const { areas } = await this.api.areas().catch(() => ({ areas: null }));
-    if (areas === null || call !== this.loading) return; // what could not be read now comes with the next connection
+    if (areas === null || call !== this.loading) return areas !== null;
     this.areas.setAreas(areas);
     this.changed();
+    return true;
   }
 
   alert(alert: Alert): void {

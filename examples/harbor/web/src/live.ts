@@ -1,5 +1,9 @@
-// The live connection: Socket.IO over WebSocket. It reconnects by itself, to whichever instance answers; after every
-// connection the page loads the whole picture once, then only changes arrive.
+// The live connection: Socket.IO. It reconnects by itself, to whichever instance answers. If the service still knew this
+// page, everything that it missed has arrived before `hello`; else the page loads the whole picture once. Then only
+// changes arrive.
+//
+// WebSocket first: after a lost instance that is one request until events flow again, where polling and the upgrade are
+// five. Polling is there for networks that let no WebSocket through.
 
 import { io, type Socket } from "socket.io-client";
 import type { Alert, ClientEvents, DeviceInfo, Hello, PositionTuple, ServerEvents, StatusAnswer } from "./contract";
@@ -11,7 +15,8 @@ export type LiveState = "offline" | "connecting" | "live" | "reconnecting";
 
 export interface LiveEvents {
   state(state: LiveState): void;
-  hello(hello: Hello): void;
+  /** A connection stands. complete: nothing has been missed since the last one. */
+  hello(hello: Hello, complete: boolean): void;
   positions(batch: PositionTuple[]): void;
   devices(devices: DeviceInfo[]): void;
   sharing(): void;
@@ -33,7 +38,8 @@ export class Live {
     this.close();
     this.enter("connecting");
     const socket: Socket<ServerEvents, ClientEvents> = io({
-      transports: ["websocket"],
+      transports: ["websocket", "polling"],
+      tryAllTransports: true,
       auth: (answer) => answer({ token: token() }),
       reconnectionDelay: 150,
       reconnectionDelayMax: 2_000,
@@ -42,7 +48,7 @@ export class Live {
     });
     socket.on("hello", (hello) => {
       this.enter("live");
-      this.events.hello(hello);
+      this.events.hello(hello, socket.recovered);
       this.askStatus();
     });
     socket.on("positions", (batch) => this.events.positions(batch));
@@ -72,7 +78,7 @@ export class Live {
   private lost(socket: Socket<ServerEvents, ClientEvents>, reason: string): void {
     if (socket !== this.socket) return;
     this.enter("reconnecting");
-    if (reason === "io server disconnect") socket.connect(); // the token ended, or the server wants us elsewhere
+    if (reason === "io server disconnect") socket.connect(); // if it means the account, the answer will say so
   }
 
   /** active: the socket tries again by itself; otherwise the service has refused the token. */

@@ -48,6 +48,8 @@ class Page {
   private readonly desk: AreaDesk;
   private readonly live: Live;
   private loaded = false;
+  /** Vessels, areas and trails: from then on what arrives keeps the picture whole. */
+  private whole = false;
   private loading = 0;
   private problem: string | null = null;
 
@@ -69,9 +71,9 @@ class Page {
     new ThemeSwitch(() => this.map?.setColours(mapColours()));
     this.live = new Live({
       state: (state) => this.connection.state(state),
-      hello: (hello) => {
+      hello: (hello, complete) => {
         this.connection.hello(hello);
-        void this.load();
+        if (!complete || !this.whole) void this.load();
       },
       positions: (batch) => {
         this.store.report(batch, performance.now());
@@ -79,7 +81,7 @@ class Page {
       },
       devices: (devices) => this.store.describe(devices),
       sharing: () => void this.load(),
-      areas: () => void this.desk.loadAreas(),
+      areas: () => void this.desk.loadAreas().then((done) => (this.whole &&= done)), // else with the next connection
       alert: (alert) => this.desk.alert(alert),
       status: (status) => this.connection.status(status),
       refused: () => this.session.end(),
@@ -153,9 +155,11 @@ class Page {
     }
   }
 
-  /** The whole picture: after every connection, and when sharing has changed. The newest call wins. */
+  /** The whole picture: after a connection that may have missed something, and when sharing has changed. The newest
+   *  call wins. */
   private async load(): Promise<void> {
     const call = ++this.loading;
+    this.whole = false;
     try {
       const vessels = await this.api.vessels();
       if (call !== this.loading) return;
@@ -166,7 +170,9 @@ class Page {
       this.refresh();
       await this.desk.load();
       const trails = await this.api.trails();
-      if (call === this.loading) this.store.addTrails(trails);
+      if (call !== this.loading) return;
+      this.store.addTrails(trails);
+      this.whole = true;
     } catch (error) {
       if (call !== this.loading) return;
       this.problem = error instanceof Error ? error.message : "The vessels could not be loaded.";

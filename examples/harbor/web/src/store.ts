@@ -10,6 +10,7 @@ const TRAIL_MAX = 80;
 /** A hole of this length, or a leap of this size, is no track: the trail breaks and the marker jumps. */
 const BREAK_MS = 20 * 60_000;
 const LEAP_NM = 4;
+const EARLY_MAX = 2_000;
 const BACKWARDS_DEG = 120;
 
 export interface TrailPoint extends Point {
@@ -50,6 +51,8 @@ export class Store {
   visible: Vessel[] = [];
   private readonly infos = new Map<string, DeviceInfo>();
   private readonly vessels = new Map<string, Vessel>();
+  /** Reports of vessels that the picture, which is on its way, may bring. */
+  private early: PositionTuple[] = [];
 
   get size(): number {
     return this.vessels.size;
@@ -68,11 +71,14 @@ export class Store {
     const allowed = new Set(answer.devices.map((device) => device.id));
     for (const id of [...this.infos.keys()]) if (!allowed.has(id)) this.forget(id);
     this.describe(answer.devices);
+    this.report(this.early, nowMs);
     this.report(answer.positions, nowMs);
+    this.early = [];
   }
 
   clear(): void {
     for (const id of [...this.infos.keys()]) this.forget(id);
+    this.early = [];
     this.refresh();
   }
 
@@ -84,7 +90,7 @@ export class Store {
     }
   }
 
-  /** Newer reports move their vessels; older ones and those of unknown devices are left out. */
+  /** Newer reports move their vessels; older ones are left out, those of unknown devices wait for the picture. */
   report(batch: readonly PositionTuple[], nowMs: number): void {
     for (const tuple of batch) {
       const vessel = this.vessels.get(tuple[0]);
@@ -138,7 +144,11 @@ export class Store {
   private add(tuple: PositionTuple, nowMs: number): void {
     const [id, timeMs, lat, lon, speedKn, courseDeg, headingDeg] = tuple;
     const info = this.infos.get(id);
-    if (info === undefined) return;
+    if (info === undefined) {
+      this.early.push(tuple);
+      if (this.early.length > EARLY_MAX) this.early.shift();
+      return;
+    }
     const at = project(lat, lon);
     this.vessels.set(id, {
       id, info, timeMs, heardMs: nowMs, lat, lon, speedKn, courseDeg, headingDeg,

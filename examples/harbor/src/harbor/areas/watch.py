@@ -118,7 +118,7 @@ class Geofences:
         for alert in await self._store_stubbornly(crossings):
             area = self._areas.about(alert["area"])
             if area is not None and owner_id is not None:
-                await self._broadcast.alert(owner_id, area["owner"], alert)
+                await self._broadcast.alert(area["owner"], alert)
 
     async def _store_stubbornly(self, crossings: Sequence[Crossing]) -> list[dict[str, Any]]:
         pause_s = RETRY_S_MIN

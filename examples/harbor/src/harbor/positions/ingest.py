@@ -2,12 +2,12 @@
 
 Invariants: one request becomes at most one event of the stream, so it is accepted as a whole or not at all; the latest
 fix is noted only after that, so a repeated request cannot be taken for a duplicate of something that was never added;
-an answer is given only when the stream holds the positions. Every step may run twice.
+an answer is given only when Redis holds the positions and the broadcast. Every step may run twice: what is repeated
+because an instance died is shown again, and pages leave out what they have.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,10 +79,18 @@ class Ingest:
         last = await self._latest.of(own) if own else {}
         decided = plan(reports, last=last, may_report=own.__contains__, limits=self._limits)
         if decided.accepted:
-            await self._accept(reporter.account_id, decided.accepted)
+            await self._add(decided.accepted)
+        if decided.shown:
+            await self._show(reporter.account_id, decided.shown)
         return Outcome(len(decided.accepted), decided.duplicates, decided.refused)
 
-    async def _accept(self, owner_id: int, fixes: list[Fix]) -> None:
+    async def _add(self, fixes: list[Fix]) -> None:
+        """After this a page that opens finds them."""
         await self.stream.add(EVENT, fixes_to_wire(fixes))
-        await asyncio.gather(self._latest.update(fixes), self._heard.note({fix.device for fix in fixes}))
+        await self._latest.update(fixes)
+
+    async def _show(self, owner_id: int, fixes: list[Fix]) -> None:
+        """To the pages that are open. Sending does not wait for Redis; the note goes over the same connection, behind
+        it, so Redis has both when this returns."""
         await self._broadcast.positions(owner_id, fixes)
+        await self._heard.note({fix.device for fix in fixes})

@@ -55,8 +55,15 @@ class Plan:
     """What to do with the reports of one request."""
 
     accepted: list[Fix] = field(default_factory=list)
+    repeated: dict[str, Fix] = field(default_factory=dict)
+    """Known fixes, by device, that were reported again: perhaps because the instance that had them died."""
     duplicates: int = 0
     refused: list[Refusal] = field(default_factory=list)
+
+    @property
+    def shown(self) -> list[Fix]:
+        """What pages are told, in the order of time: what is new, and what may not have been told before."""
+        return sorted([*self.accepted, *self.repeated.values()], key=lambda fix: fix.time_ms)
 
 
 class _Wrong(Exception):
@@ -114,6 +121,9 @@ def plan(
             result.refused.append(Refusal(index, "unknown_device", message, report.device))
         elif (report.device, report.time_ms) in seen:
             result.duplicates += 1
+            known = last.get(report.device)
+            if known is not None and known.time_ms == report.time_ms:
+                result.repeated[report.device] = known
         elif (speed_kn := _needed_speed_kn(newest.get(report.device), report)) > limits.speed_kn_max:
             message = f"To be there it would have needed {speed_kn:.0f} knots since its last position."
             result.refused.append(Refusal(index, "impossible_speed", message, report.device))

@@ -1,4 +1,4 @@
-"""Who may see which vessel: shares in PostgreSQL, read on every broadcast from a replicated map.
+"""Who may see which vessel: shares in PostgreSQL, read for every page that a broadcast goes to from a replicated map.
 
 The map's keys are ``fleet:<owner>`` (all vessels of an account) and ``device:<id>`` (one vessel), its values the
 viewers' account ids. Invariants: when `revoke` returns, no instance shows the viewer anything of it any more; while the
@@ -34,14 +34,23 @@ class Grants:
         return not self._viewers.stale
 
     def may_see(self, account_id: int, device_id: str, owner_id: int) -> bool:
-        return account_id == owner_id or account_id in self.audience(device_id, owner_id)
+        return self.may_see_fleet(account_id, owner_id) or account_id in self._viewers_of(_key(owner_id, device_id))
+
+    def may_see_fleet(self, account_id: int, owner_id: int) -> bool:
+        """Whether the account may see every vessel of the owner."""
+        return account_id == owner_id or account_id in self._viewers_of(_key(owner_id, None))
+
+    def shared_alone(self, device_id: str) -> bool:
+        """Whether somebody may see this vessel who need not see the rest of its fleet."""
+        return bool(self._viewers_of(f"device:{device_id}"))
 
     def audience(self, device_id: str, owner_id: int) -> tuple[int, ...]:
         """The accounts that may see the vessel, in a fixed order."""
-        if self._viewers.stale:
-            return (owner_id,)
-        viewers = {owner_id, *self._viewers.get(f"fleet:{owner_id}", ()), *self._viewers.get(f"device:{device_id}", ())}
+        viewers = {owner_id, *self._viewers_of(_key(owner_id, None)), *self._viewers_of(_key(owner_id, device_id))}
         return tuple(sorted(viewers))
+
+    def _viewers_of(self, key: str) -> Collection[int]:
+        return () if self._viewers.stale else self._viewers.get(key, ())
 
     async def shares_of(self, owner_id: int) -> list[dict[str, Any]]:
         rows = await self._fleet.postgres.fetch(

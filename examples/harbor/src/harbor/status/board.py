@@ -26,13 +26,20 @@ _log = structlog.get_logger("harbor.status")
 class Board:
     """What `GET /api/status` answers."""
 
-    def __init__(self, fleet: Fleet, *, per_second: Callable[[], float], jobs: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        per_second: Callable[[], float],
+        jobs: Callable[[], int],
+        viewers: Callable[[], int],
+    ) -> None:
+        """What this instance tells of itself: positions stored per second, jobs, and signed-in pages."""
         self._fleet = fleet
         self._entries = fleet.map("harbor:instances", codec=JSON)
         self._per_second = per_second
         self._jobs = jobs
-        self.viewers = 0
-        """Signed-in pages that are connected to this instance; `Sockets` counts them."""
+        self._viewers = viewers
         self._alive = Alive()
         self._started = time.monotonic()
         self._beats = 0
@@ -53,7 +60,7 @@ class Board:
         entry = {
             "pid": self._fleet.instance.pid,
             "uptime_s": round(time.monotonic() - self._started, 1),
-            "viewers": self.viewers,
+            "viewers": self._viewers(),
             "jobs": self._jobs(),
             "per_second": round(self._per_second(), 2),
             "beat": self._beats,
