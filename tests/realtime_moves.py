@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, NamedTuple
 
 from flotta.realtime import Server
 from flotta.realtime.engine.request import Request
@@ -172,3 +173,63 @@ async def turn(redis: Redis) -> None:
     for _ in range(2):
         await redis.ping()
         await asyncio.sleep(0)
+
+
+class World(NamedTuple):
+    servers: list[Server]
+    gates: list[Gate]
+    clients: list[Redis]
+    heard: list[Any]
+    """What handlers were called with, of all servers."""
+
+    async def turn(self) -> None:
+        for client in self.clients:
+            if not client.link.closed:
+                await turn(client)
+
+    def relay(self, number: int) -> Any:
+        return self.servers[number].stats.relay
+
+
+@asynccontextmanager
+async def world(url: str, prefix: str, count: int = 3, **options: Any) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        made = World([], [], [], [])
+        for number in range(count):
+            redis = await Redis.from_url(url).connect()
+            stack.push_async_callback(redis.aclose)
+            gate = Gate(redis)
+            sio = Server(redis, channel_prefix=prefix, instance=f"ins{number}", **options)
+            register(sio, number, made.heard)
+            await sio.start()
+            stack.push_async_callback(sio.aclose)
+            made.servers.append(sio)
+            made.gates.append(gate)
+            made.clients.append(redis)
+        yield made
+        for gate in made.gates:
+            gate.open()
+
+
+def register(sio: Server, number: int, heard: list[Any]) -> None:
+    @sio.event
+    async def connect(sid: str, environ: dict[str, Any]) -> None:
+        await sio.save_session(sid, {"by": number})
+
+    @sio.event
+    async def said(sid: str, what: Any) -> Any:
+        heard.append(("said", number, what))
+        return what
+
+    @sio.event
+    def disconnect(sid: str, reason: str) -> None:
+        heard.append(("disconnect", number, reason))
+
+
+async def move(made: World, wanderer: Wanderer, to: int = 1) -> None:
+    """Upgrade there, gates open, until the session is there."""
+    wanderer.upgrade_at(made.servers[to])
+    await until(lambda: wanderer.websocket.got == ["3probe"])
+    wanderer.switch()
+    await until(lambda: made.relay(to).moved_here == 1 and made.relay(to).tunnels == 0)
+    await until(lambda: wanderer.websocket.is_read)

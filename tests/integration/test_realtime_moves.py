@@ -8,79 +8,16 @@ import contextlib
 import json
 import os
 import random
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from flotta.realtime import Server
 from flotta.realtime.relay import leases
-from flotta.redis import Redis
 from realtime_fixtures import until
-from realtime_moves import Gate, Wanderer, turn
+from realtime_moves import Wanderer, World, move, world
 
 ROUNDS = int(os.environ.get("FLOTTA_TEST_MOVE_ROUNDS", "25"))
-
-
-class World(NamedTuple):
-    servers: list[Server]
-    gates: list[Gate]
-    clients: list[Redis]
-    heard: list[Any]
-    """What handlers were called with, of all servers."""
-
-    async def turn(self) -> None:
-        for client in self.clients:
-            if not client.link.closed:
-                await turn(client)
-
-    def relay(self, number: int) -> Any:
-        return self.servers[number].stats.relay
-
-
-@asynccontextmanager
-async def world(url: str, prefix: str, count: int = 3, **options: Any) -> AsyncIterator[World]:
-    async with AsyncExitStack() as stack:
-        made = World([], [], [], [])
-        for number in range(count):
-            redis = await Redis.from_url(url).connect()
-            stack.push_async_callback(redis.aclose)
-            gate = Gate(redis)
-            sio = Server(redis, channel_prefix=prefix, instance=f"ins{number}", **options)
-            _register(sio, number, made.heard)
-            await sio.start()
-            stack.push_async_callback(sio.aclose)
-            made.servers.append(sio)
-            made.gates.append(gate)
-            made.clients.append(redis)
-        yield made
-        for gate in made.gates:
-            gate.open()
-
-
-def _register(sio: Server, number: int, heard: list[Any]) -> None:
-    @sio.event
-    async def connect(sid: str, environ: dict[str, Any]) -> None:
-        await sio.save_session(sid, {"by": number})
-
-    @sio.event
-    async def said(sid: str, what: Any) -> Any:
-        heard.append(("said", number, what))
-        return what
-
-    @sio.event
-    def disconnect(sid: str, reason: str) -> None:
-        heard.append(("disconnect", number, reason))
-
-
-async def _move(made: World, wanderer: Wanderer, to: int = 1) -> None:
-    """Upgrade there, gates open, until the session is there."""
-    wanderer.upgrade_at(made.servers[to])
-    await until(lambda: wanderer.websocket.got == ["3probe"])
-    wanderer.switch()
-    await until(lambda: made.relay(to).moved_here == 1 and made.relay(to).tunnels == 0)
-    await until(lambda: wanderer.websocket.is_read)
 
 
 async def test_moved_session_keeps_ids_rooms_data_request_and_forgets_its_first_instance(
@@ -92,7 +29,7 @@ async def test_moved_session_keeps_ids_rooms_data_request_and_forgets_its_first_
         await wanderer.join("r1", "r2")
         sid = wanderer.socket_sid
         await home.save_session(sid, {"by": 0, "raw": b"\x00\xff", "list": [1, 2.5, None]})
-        await _move(made, wanderer)
+        await move(made, wanderer)
         assert home.stats.connections == home.stats.sockets == home.stats.rooms == 0
         assert there.stats.connections == 1
         assert there.rooms(sid) == sorted([sid, "r1", "r2"])
@@ -264,7 +201,7 @@ async def test_acknowledgement_that_was_asked_for_before_the_move_reaches_who_as
         sid = wanderer.socket_sid
         first = asyncio.create_task(home.call("question", 1, to=sid))
         second = asyncio.create_task(home.call("question", 2, to=sid, timeout_s=30.0))
-        await _move(made, wanderer)
+        await move(made, wanderer)
         assert '421["question",1]' in wanderer.websocket.got
         wanderer.send('431["reply",{"n":1}]')
         assert await first == ("reply", {"n": 1})
@@ -284,7 +221,7 @@ async def test_moved_session_can_be_recovered_with_what_it_missed(valkey_url: st
         await wanderer.join("room")
         ids = json.loads(next(packet for packet in wanderer.polled if packet.startswith("40"))[2:])
         await home.set_user(ids["sid"], "ada")
-        await _move(made, wanderer)
+        await move(made, wanderer)
         await home.emit("n", 1, room="room")
         await until(lambda: len(wanderer.events) == 1)
         offset = wanderer.events[0][-1]
@@ -387,7 +324,7 @@ async def test_junk_and_messages_of_nobody_on_the_relay_channels_are_counted_and
         ]
         for payload in junk + nobodys:
             await made.clients[0].publish(channel, payload)
-        await _move(made, wanderer)
+        await move(made, wanderer)
         assert made.relay(1).junk == len(junk) + 1  # `received` has five parts
 
 

@@ -168,26 +168,27 @@ class Core(Engine[Client]):
 
     def detach(self, client: Client) -> dict[Socket, frozenset[str]]:
         """Serve a client no more, without a word to it or to handlers. Gives its sockets' rooms; the adapter listens to
-        them until `release_rooms`."""
+        them, and their namespaces stay, until `release_rooms`."""
         rooms = {}
         for socket in client.sockets.values():
-            held = self.spaces[socket.namespace].rooms
-            rooms[socket] = held.rooms_of(socket.sid)
-            on_gone, held.on_gone = held.on_gone, _ignore
-            held.remove(socket.sid)
-            held.on_gone = on_gone
+            space = self.spaces[socket.namespace]
+            rooms[socket] = space.rooms.rooms_of(socket.sid)
+            if space.gate is not None:
+                space.gate.come()
+            for name in rooms[socket]:
+                self.delivery.hold_room(space.name, name)
+            space.rooms.remove(socket.sid)
         self._leave(client)
         return rooms
 
-    def release_rooms(self, namespace: str, names: Iterable[str]) -> None:
-        """Let the adapter forget those of these rooms that nobody here is in."""
-        space = self.spaces.get(namespace)
-        if space is not None:
+    def release_rooms(self, rooms: Mapping[Socket, Iterable[str]]) -> None:
+        """Undo what `detach` has done for those of its sockets' rooms that nobody here is in. Once."""
+        for socket, names in rooms.items():
             for name in names:
-                if name not in space.rooms:
-                    space.rooms.on_gone(name)
-            if space.gate is not None:
-                self.namespaces.check_empty(space)
+                self.delivery.release_room(socket.namespace, name)
+            gate = self.spaces[socket.namespace].gate
+            if gate is not None:
+                gate.go()
 
     def _farewell(self, client: Client, reconnect_in_ms: int) -> None:
         """The hint of `ServerOptions.drain_event`."""
@@ -236,7 +237,3 @@ class Core(Engine[Client]):
         self.dispatcher.left(leaving, space)
         if space.gate is not None:
             self.namespaces.check_empty(space)
-
-
-def _ignore(_room: str) -> None:
-    """Told later."""

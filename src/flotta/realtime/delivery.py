@@ -83,6 +83,7 @@ class Delivery:
         self._full_told = False
         self._unportable_told = False
         self._on_rooms: OnRooms | None = None
+        self._holds: dict[tuple[str, str], int] = {}
 
     def watch_rooms(self, on_rooms: OnRooms) -> None:
         """Tell of every socket that joins or leaves a room while it is here."""
@@ -107,8 +108,30 @@ class Delivery:
         space.rooms.on_changed = self._on_rooms
         if self._adapter is not None:
             space.rooms.on_made = partial(self._adapter.room_made, space.name)
-            space.rooms.on_gone = partial(self._adapter.room_gone, space.name)
+            space.rooms.on_gone = partial(self._room_gone, space.name)
             space.rooms.tells_own = self._adapter.wants_own_rooms
+
+    # --- rooms that the adapter listens to for somebody who is not in them yet, or no longer (`relay`) ---
+
+    def hold_room(self, namespace: str, room: str) -> None:
+        """Let the adapter listen to a room, whoever comes and goes, until as many `release_room`."""
+        key = namespace, room
+        self._holds[key] = self._holds.get(key, 0) + 1
+        if self._adapter is not None:
+            self._adapter.room_made(namespace, room)
+
+    def release_room(self, namespace: str, room: str) -> None:
+        """Undo one `hold_room`."""
+        key = namespace, room
+        left = self._holds.pop(key) - 1
+        if left:
+            self._holds[key] = left
+        elif not self.has_room(namespace, room):
+            self._room_gone(namespace, room)
+
+    def _room_gone(self, namespace: str, room: str) -> None:
+        if self._adapter is not None and (namespace, room) not in self._holds:
+            self._adapter.room_gone(namespace, room)
 
     def namespaces(self) -> list[str]:
         """The namespaces that exist."""

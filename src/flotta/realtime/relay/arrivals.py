@@ -68,25 +68,33 @@ class Arrivals:
         self.log = logger
         self.count = 0
         self._coming: dict[str, _Arrival] = {}
-        self._preparing: set[asyncio.Task[None]] = set()
+        self._preparing: dict[str, asyncio.Task[bool]] = {}
 
     def freeze_asked(self, near: Near, rooms: dict[str, list[str]]) -> None:
-        """The holder asks whether the session may come."""
+        """The holder asks whether the session may come: answered once, whatever happens meanwhile."""
         name = f"relay prepare {near.tunnel}"
-        task = asyncio.get_running_loop().create_task(self._prepare(near, rooms), name=name)
-        self._preparing.add(task)
-        task.add_done_callback(self._preparing.discard)
+        task = asyncio.get_running_loop().create_task(self._prepare(rooms), name=name)
+        self._preparing[near.tunnel] = task
+        task.add_done_callback(lambda _: self._prepared(near, rooms, task))
 
-    async def _prepare(self, near: Near, rooms: dict[str, list[str]]) -> None:
+    async def _prepare(self, rooms: dict[str, list[str]]) -> bool:
+        """Whether everything is ready; if so, it is to be released."""
         try:
-            ready = self._welcome and await self.ground.prepare(rooms) and self._welcome
+            return self._welcome and await self.ground.prepare(rooms)
         except FlottaError as error:  # Redis is away: the holder asks again
             self.log.info("nothing is ready for a session that would come", reason=str(error))
-            ready = False
-        if ready and not near.over and near.tunnel not in self._coming:
+            return False
+
+    def _prepared(self, near: Near, rooms: dict[str, list[str]], task: asyncio.Task[bool]) -> None:
+        wanted = self._preparing.get(near.tunnel) is task
+        if wanted:
+            del self._preparing[near.tunnel]
+        done = not task.cancelled() and task.result()
+        ready = done and wanted and self._welcome and not near.over
+        if ready:
             self._coming[near.tunnel] = _Arrival(self, near, rooms)
             self.ground.listen_to_own(on=True)
-        else:
+        elif done:
             self.ground.release(rooms)
         near.answer_freeze(ready=ready)
 
@@ -100,6 +108,12 @@ class Arrivals:
         arrival = self._coming.get(near.tunnel)
         if arrival is not None:
             self.drop(arrival)
+        self._forget_preparing(near)
+
+    def _forget_preparing(self, near: Near) -> None:
+        task = self._preparing.pop(near.tunnel, None)
+        if task is not None:
+            task.cancel()
 
     def on_cut(self, tunnel: str) -> None:
         """The cut of one of them was heard."""
@@ -126,6 +140,7 @@ class Arrivals:
         arrival = self._coming.get(near.tunnel)
         if arrival is not None and not arrival.is_here:
             self.drop(arrival)
+        self._forget_preparing(near)
 
     def drop(self, arrival: _Arrival) -> None:
         """It is here for good, or does not come."""
@@ -142,7 +157,7 @@ class Arrivals:
         """No more of it."""
         for arrival in list(self._coming.values()):
             arrival.stop()
-        for task in self._preparing:
+        for task in self._preparing.values():
             task.cancel()
 
 

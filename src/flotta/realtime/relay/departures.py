@@ -43,6 +43,8 @@ class _Step(Enum):
     WAITING = auto()
     """Not asked, or asked and not quiet."""
     ASKED = auto()
+    THAWED = auto()
+    """Thawed before it answered: until it has, nothing is asked anew."""
     CUTTING = auto()
     GONE = auto()
 
@@ -158,6 +160,8 @@ class _Departure:
         self._step = _Step.WAITING
         self._retry_s = RETRY_S_MIN
         self.rooms: dict[Socket, set[str]] = {}
+        self._asked: dict[str, list[str]] = {}
+        self._detached: dict[Socket, frozenset[str]] = {}
         self._timer = self._later(0.0, self._ask)
 
     def _later(self, delay_s: float, do: Callable[[], None]) -> asyncio.TimerHandle:
@@ -179,11 +183,19 @@ class _Departure:
             self._wait()
             return
         self._step = _Step.ASKED
-        self._timer = self._later(STEP_TIMEOUT_S, self._not_now)
+        self._timer = self._later(STEP_TIMEOUT_S, self._give_up_asking)
+        self._asked = self._rooms_now()
+        self._far.freeze(self._asked)
+
+    def _rooms_now(self) -> dict[str, list[str]]:
         spaces = self._all.core.spaces
-        self._far.freeze(
-            {name: sorted(spaces[name].rooms.rooms_of(socket.sid)) for name, socket in self._client.sockets.items()}
-        )
+        return {name: sorted(spaces[name].rooms.rooms_of(socket.sid)) for name, socket in self._client.sockets.items()}
+
+    @property
+    def _is_as_asked(self) -> bool:
+        """The other instance listens to every room of the session: it has joined none since that one was asked."""
+        now = self._rooms_now()
+        return all(name in self._asked and set(rooms).issubset(self._asked[name]) for name, rooms in now.items())
 
     def _packable(self) -> bool:
         try:
@@ -199,28 +211,29 @@ class _Departure:
         self._timer = self._later(self._retry_s, self._ask)
         self._retry_s = min(2 * self._retry_s, RETRY_S_MAX)
 
-    def _not_now(self) -> None:
+    def _give_up_asking(self) -> None:
+        self._step = _Step.THAWED
         self._far.thaw()
-        self._wait()
 
     def on_frozen(self, *, ready: bool) -> None:
-        """The client is read no further, there."""
+        """The client is read no further, there. Every asking is answered once."""
+        if self._step is _Step.THAWED:
+            self._wait()
         if self._step is not _Step.ASKED:
-            if ready:
-                self._far.thaw()  # it came too late, and is read again
             return
         self._timer.cancel()
-        if not ready:
-            self._wait()
-        elif not self._quiet or not self._packable():
-            self._not_now()
-        else:
+        if ready and self._quiet and self._is_as_asked and self._packable():
             self._cut()
+            return
+        if ready:
+            self._far.thaw()
+        self._wait()
 
     def _cut(self) -> None:
         self._step = _Step.CUTTING
         self._timer = self._later(STEP_TIMEOUT_S, self._fail)
-        self.rooms = {socket: set(rooms) for socket, rooms in self._all.core.detach(self._client).items()}
+        self._detached = self._all.core.detach(self._client)
+        self.rooms = {socket: set(rooms) for socket, rooms in self._detached.items()}
         self._all.tap.leavers[self._far.tunnel] = self
         self._all.moves.cut(self._far.near, self._far.tunnel, self._fail)
 
@@ -271,14 +284,13 @@ class _Departure:
         self._timer.cancel()
         self._step = _Step.GONE
         self._all.tap.leavers.pop(self._far.tunnel, None)
-        for socket, rooms in self.rooms.items():
-            self._all.core.release_rooms(socket.namespace, rooms)
+        self._all.core.release_rooms(self._detached)
 
     def _fail(self) -> None:
         """The session can neither stay nor go: its connection ends."""
         if self._step is _Step.CUTTING:
-            self._finish()
             self._give_back(self._client)
+            self._finish()
             self._client.close(Reason.TRANSPORT_ERROR, 1012)
 
     def _not_arrived(self, client: Client) -> None:
@@ -297,5 +309,5 @@ class _Departure:
         """The WebSocket is gone, or the session has gone through."""
         self._timer.cancel()
         if self._step is _Step.CUTTING:
-            self._finish()
             self._give_back(self._client)
+            self._finish()

@@ -4,6 +4,8 @@
 `TTL_S`. It is claimed before the first session is opened, so no two living processes give out the same first
 characters.
 
+``<prefix>-instance#adapter`` names the adapter of the instances, so that one that has another can say so.
+
 An instance counts as gone when its key is gone, its value is another one, or nobody listens on its channel any more.
 The last is noticed first: the server knows of a killed process' closed socket at once.
 """
@@ -59,9 +61,13 @@ class Leases:
         channel: Callable[[str], str],
         watched: Callable[[], Iterable[str]],
         on_gone: Callable[[str], None],
+        adapter: str,
         logger: Any,
     ) -> None:
         self.instance = ""
+        self._adapter = adapter.encode()
+        self._differing = 0
+        self._differing_told = False
         self._redis = redis
         self._prefix = prefix
         self._channel = channel
@@ -143,6 +149,24 @@ class Leases:
             await asyncio.sleep(BEAT_S)
             await self._refresh()
             await self._look()
+            await self._compare()
+
+    async def _compare(self) -> None:
+        """Servers whose adapters differ do not hear each other, and nothing else would say so: a key names what those
+        use that were there first. Nobody refreshes the key of the dead: what is there for longer is somebody's."""
+        key = self._key("adapter")
+        with contextlib.suppress(RedisError):
+            used = await self._redis.link.call("GET", key)
+            if used is None or used == self._adapter:
+                await self._redis.link.call("SET", key, self._adapter, "PX", round(TTL_S * 1000))
+                self._differing = 0
+                return
+            self._differing += 1
+            if self._differing * BEAT_S > TTL_S and not self._differing_told:
+                self._differing_told = True
+                what = "other servers with this channel_prefix use another adapter: events do not reach each other"
+                cure = "the same adapter everywhere, or another channel_prefix"
+                self._log.error(what, here=self._adapter.decode(), there=used.decode(errors="replace"), cure=cure)
 
     async def _look(self) -> None:
         watched = sorted(set(self._watched()))

@@ -111,21 +111,25 @@ class Moves:
             asyncio.get_running_loop().call_soon(on_unheard)
 
     async def prepare(self, rooms: dict[str, list[str]]) -> bool:
-        """Make the namespaces, listen for the rooms. False: a namespace is not one of this server's."""
+        """Make the namespaces, listen for the rooms until `release`. False: a namespace is not one of this server's;
+        then nothing is to be released."""
         for namespace in rooms:
             if not await self._core.namespaces.make_ready(namespace):
                 return False
         for namespace, name in _each(rooms):
-            self._adapter.room_made(namespace, name)
-        for namespace, name in _each(rooms):
-            await self._adapter.room_heard(namespace, name)
+            self._core.delivery.hold_room(namespace, name)
+        try:
+            for namespace, name in _each(rooms):
+                await self._adapter.room_heard(namespace, name)
+        except BaseException:
+            self.release(rooms)
+            raise
         return True
 
     def release(self, rooms: dict[str, list[str]]) -> None:
         """Listen no longer for those of these rooms that nobody here is in."""
         for namespace, name in _each(rooms):
-            if not self._core.delivery.has_room(namespace, name):
-                self._adapter.room_gone(namespace, name)
+            self._core.delivery.release_room(namespace, name)
 
     def listen_to_own(self, *, on: bool) -> None:
         """What this server sends comes back to it, or no longer."""

@@ -95,7 +95,7 @@ class Post:
         publish = [("PUBLISH", self.channel(instance), payload) for instance in (one, other)]
         # A transaction and no script: one that the server did not know would be sent anew, behind later broadcasts.
         reply = self._link.call_many([("MULTI",), *publish, ("EXEC",)])
-        self._follow(reply, lambda replies: replies[-1] == [1, 1], on_unheard, None)
+        self._follow(reply, _both_heard, on_unheard, None)
 
     def _follow(
         self, reply: Any, is_heard: Callable[[Any], bool], on_unheard: Unheard, on_sent: Callable[[], None] | None
@@ -168,6 +168,11 @@ class _Ear:
 
     def on_restored(self) -> None:
         self._post.restore(self._channel)
+
+
+def _both_heard(replies: list[Any]) -> bool:
+    heard = replies[-1]  # a monitor that listens to every channel is counted too
+    return isinstance(heard, list) and len(heard) == 2 and all(isinstance(count, int) and count for count in heard)
 
 
 def _both(on_unheard: Unheard, on_sent: Callable[[], None] | None) -> None:

@@ -76,7 +76,8 @@ class RelayStats(NamedTuple):
 class Relay:
     """The `Elsewhere` of a core."""
 
-    def __init__(self, core: Core, redis: Redis, adapter: Adapter, *, prefix: str, logger: Any) -> None:
+    def __init__(self, core: Core, redis: Redis, adapter: Adapter, *, kind: str, prefix: str, logger: Any) -> None:
+        """``kind``: what must be the same at all instances, in words."""
         self._core = core
         self._post = Post(redis.link, getattr(adapter, "hub", redis.hub), prefix=prefix, logger=logger)
         self._leases = Leases(
@@ -85,6 +86,7 @@ class Relay:
             channel=self._post.channel,
             watched=self._watched,
             on_gone=lambda instance: self._on_gone(instance, Refused.SESSION_UNKNOWN),
+            adapter=kind,
             logger=logger,
         )
         self._asks = Asks(core, self._post)

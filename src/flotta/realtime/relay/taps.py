@@ -316,6 +316,6 @@ def _ask(socket: Socket, args: list[Any], on_ack: OnAck) -> None:
 
 def _disconnect(socket: Socket, *, close: bool) -> None:
     if close:
-        socket.client.close(Reason.SERVER_DISCONNECT)
+        socket.client.expel(Reason.SERVER_DISCONNECT)
     else:
         socket.client.leave(socket)

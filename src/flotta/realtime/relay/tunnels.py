@@ -222,6 +222,8 @@ class Near:
     def _take_move(self, message: Along) -> None:
         if type(message) is Freeze and self._state is _State.RELAYED:
             self._owner.freeze_asked(self, message.rooms)
+        elif type(message) is Thaw and self._state is _State.RELAYED:
+            self._owner.thawed(self)  # the holder has not waited for the answer, which is no from now on
         elif type(message) is Thaw and self._state is _State.FROZEN:
             self._state = _State.RELAYED
             self._owner.thawed(self)
