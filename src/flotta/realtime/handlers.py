@@ -68,7 +68,15 @@ class Table:
         self.filters: dict[str, MaySee] = {}
 
     def add(self, event: str, handler: Handler) -> None:
-        """Set the handler of ``event``; a second one replaces the first."""
+        """Set the handler of ``event``; a second one replaces the first.
+
+        Raises:
+            TypeError: it cannot be called with the arguments that a handler gets.
+        """
+        if not callable(handler):
+            raise TypeError(f"the handler of {event!r} must be a function, not {handler!r}")
+        if positional_count(handler) == 0:
+            raise TypeError(f"the handler of {event!r} takes no argument: its first one is the session id, sid")
         self._methods.discard(event)
         if event == ALL_EVENTS:
             self.catch_all = handler

@@ -13,7 +13,7 @@ import structlog
 
 from flotta.errors import Closed
 from flotta.realtime.adapters import Adapter, AdapterStats
-from flotta.realtime.adapters.making import make_adapter
+from flotta.realtime.adapters.making import kind_of, make_adapter
 from flotta.realtime.adapters.memory import MemoryAdapter
 from flotta.realtime.api.cluster import Cluster
 from flotta.realtime.api.familiar import Familiar
@@ -119,6 +119,8 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
             raise TypeError("give either options= or single options")
         if redis is not None and not isinstance(redis, (str, Redis)):
             raise TypeError(f"redis is a URL or a Redis, not {redis!r}")
+        if adapter is not None and not isinstance(adapter, str) and not hasattr(adapter, "publish"):
+            raise TypeError(f"adapter is the name of one, or an object with the methods of Adapter, not {adapter!r}")
         if isinstance(logger, bool):
             raise TypeError("logger is a structlog logger; leave it out for the default one")
         check_option_names(single_options, (field.name for field in fields(ServerOptions)))
@@ -171,6 +173,9 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
 
     async def _make_adapter(self, redis: str | Redis | None) -> Adapter:
         if redis is None:
+            if self.options.adapter != "classic":
+                cure = "give the server a Redis: Server('redis://...')"
+                self._log.warning("no Redis: this process is alone", adapter=self.options.adapter, cure=cure)
             return MemoryAdapter()
         if isinstance(redis, str):
             self._redis_owned = redis = await Redis.from_url(redis).connect()
@@ -181,7 +186,8 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
         if not self.options.relay or not isinstance(redis, Redis):
             return None
         prefix = redis.key(self.options.channel_prefix)
-        self._relay = Relay(self._core, redis, adapter, prefix=prefix, logger=self._log)
+        kind = kind_of(self.options) if self._adapter is None else type(adapter).__name__
+        self._relay = Relay(self._core, redis, adapter, kind=kind, prefix=prefix, logger=self._log)
         return self._relay
 
     def _make_registry(self, redis: str | Redis | None) -> Registry:

@@ -14,7 +14,7 @@ from flotta.realtime.options import AdapterName, ServerOptions
 from flotta.realtime.recovery.plan import keep_s_of
 from flotta.redis import Redis
 
-__all__ = ["make_adapter"]
+__all__ = ["kind_of", "make_adapter"]
 
 _Make: TypeAlias = Callable[[Redis, ServerOptions, Any], Adapter]
 
@@ -25,6 +25,12 @@ def make_adapter(redis: Redis, options: ServerOptions, logger: Any) -> Adapter:
     if make is None:
         raise ConfigError("adapter", options.adapter, f"one of {tuple(_MAKERS)}", source="realtime.ServerOptions")
     return make(redis, options, logger)
+
+
+def kind_of(options: ServerOptions) -> str:
+    """What every server of a cluster must say alike."""
+    beside = {"sharded": f", {options.sharded_mode}", "streams": f", stream {options.stream_name}"}
+    return options.adapter + beside.get(options.adapter, "")
 
 
 def _classic(redis: Redis, options: ServerOptions, logger: Any) -> Adapter:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from flotta.errors import NotStarted, RealtimeError
+from flotta.errors import NotStarted, RealtimeError, StateError
 from flotta.realtime.adapters import Adapter
 from flotta.realtime.client import Socket
 from flotta.realtime.core import Core, State
@@ -37,11 +38,21 @@ class Base:
         adapter = self._core.adapter
         if adapter is None:
             raise NotStarted("the realtime server")
+        self._check_loop()
         return adapter
+
+    def _check_loop(self) -> None:
+        """Raises StateError in another event loop, which would write to connections beside the one that reads them."""
+        if asyncio.get_running_loop() is not self._core.loop:
+            raise StateError(
+                "the realtime server",
+                "the realtime server belongs to another event loop: from other threads use emit_sync",
+            )
 
     async def _settled(self) -> None:
         """What was sent before is sent before anything changes."""
         if self._core.adapter is not None:
+            self._check_loop()
             await self._core.adapter.settled()
 
     @asynccontextmanager

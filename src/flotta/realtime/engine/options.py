@@ -110,7 +110,7 @@ class EngineOptions:
     def _check_positive(self, names: tuple[str, ...]) -> None:
         for name in names:
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not (isinstance(value, (int, float)) and value > 0):
                 raise self._wrong(name, "a number above 0")
 
     def _wrong(self, name: str, allowed: str, value: object = None) -> ConfigError:

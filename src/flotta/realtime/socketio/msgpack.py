@@ -58,7 +58,7 @@ def _plain(value: object) -> str | float:
             return float(value)
         except OverflowError as error:
             raise ValueError("an integer that no client can hold") from error
-    raise TypeError(f"a {type(value).__name__} cannot travel: neither JSON nor bytes")
+    raise TypeError(f"{type(value).__name__} cannot travel: send what JSON and bytes can carry")
 
 
 @final

@@ -1,0 +1,68 @@
+"""What a realtime server says of mistakes: the cause and the cure, where the mistake is made."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from flotta.errors import ConfigError, StateError
+from flotta.realtime import Server
+
+
+@pytest.mark.parametrize("adapter", [dict, "stream"])
+def test_a_wrong_adapter_is_refused_at_birth(adapter: Any) -> None:
+    with pytest.raises((TypeError, ConfigError), match="adapter"):
+        Server("redis://127.0.0.1", adapter=adapter)
+
+
+@pytest.mark.parametrize("value", ["100", 0, -1, (5,)])
+def test_a_number_that_is_none_is_refused_by_its_name(value: Any) -> None:
+    with pytest.raises(ConfigError, match=re.escape("connections_max (realtime.ServerOptions)")):
+        Server(connections_max=value)
+
+
+def test_a_handler_that_cannot_be_called_is_refused_where_it_is_registered() -> None:
+    sio = Server()
+    with pytest.raises(TypeError, match="handler of 'chat' must be a function, not 'later'"):
+        sio.on("chat", "later")  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"handler of 'connect' takes no argument.* sid"):
+
+        @sio.event
+        def connect() -> None: ...
+
+
+async def test_another_event_loop_is_told_of_emit_sync_and_sends_nothing() -> None:
+    async with Server() as sio:
+        calls = (
+            lambda: sio.emit("chat", "hello"),
+            lambda: sio.call("chat", to="nobody"),
+            lambda: sio.enter_room("nobody", "room"),
+            lambda: sio.save_session("nobody", {}),
+            lambda: sio.disconnect("nobody"),
+        )
+        for call in calls:
+            with pytest.raises(StateError, match=r"another event loop.*emit_sync"):
+                await asyncio.to_thread(lambda call=call: asyncio.run(call()))
+        await asyncio.to_thread(sio.emit_sync, "chat", "hello")
+
+
+async def test_an_adapter_without_a_redis_is_told_at_the_start() -> None:
+    with capture_logs() as lines:
+        async with Server(adapter="streams"):
+            pass
+        async with Server():
+            pass
+    (line,) = [line for line in lines if "no Redis" in line["event"]]
+    assert line["adapter"] == "streams"
+    assert "Server('redis://...')" in line["cure"]
+
+
+@pytest.mark.parametrize("value", [object(), {"a": {1, 2}}, [1j]])
+async def test_what_cannot_travel_says_its_type_and_what_can(value: Any) -> None:
+    async with Server() as sio:
+        with pytest.raises(TypeError, match=r"^(object|set|complex) cannot travel: send what JSON and bytes can carry"):
+            await sio.emit("chat", value)
