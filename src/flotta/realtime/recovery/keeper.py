@@ -58,6 +58,7 @@ BATCH = 100
 """Packets after which others get their turn."""
 CLOSE_TRY_AGAIN: Final = 1013
 ACK_ID_MAX = 2**31
+_NOWHERE: Final[Position] = (0, 0)
 _KEPT_REASONS: Final = frozenset(
     {
         Reason.TRANSPORT_CLOSE,
@@ -179,6 +180,8 @@ class Keeper:
                 self._log.warning("a session was not restored in time", namespace=socket.namespace)
                 if self._store.reachable:  # this instance is too slow: the client tries again, perhaps elsewhere
                     socket.client.close(Reason.TRANSPORT_CLOSE, CLOSE_TRY_AGAIN)
+            except Exception:  # noqa: BLE001 - our bug, or what lies in Redis; the client must get an answer
+                self._log.exception("restoring a session failed: the client begins anew", namespace=socket.namespace)
         if not _is_current(socket) or socket.kept is None:
             return False
         self.refused += wanted is not None and not socket.kept.recovered
@@ -194,28 +197,31 @@ class Keeper:
         self._owned[kept.owner] = socket
 
     async def _restore(self, socket: Socket, wanted: Asked) -> None:
+        owners: set[str] = set()
         while True:
             try:
-                await self._claim_and_enter(socket, wanted)
+                await self._claim_and_enter(socket, wanted, owners)
             except (RedisError, Closed):
                 await asyncio.sleep(RETRY_S)  # until it is back, or the time is over
             else:
                 return
 
-    async def _claim_and_enter(self, socket: Socket, wanted: Asked) -> None:
-        claimed = await self._claim(socket, wanted)
+    async def _claim_and_enter(self, socket: Socket, wanted: Asked, owners: set[str]) -> None:
+        claimed = await self._claim(socket, wanted, owners)
         if claimed is None:
             return
         session, begin = claimed
         older = await self._stream.archive.older(begin)
         if older is None:
-            await self._store.forget(session.pid, session.owner)
+            await self._store.forget(session.pid, session.owner, self._live_ttl_s)
         elif _is_current(socket):
             self._enter(socket, session, begin, older)
         else:
             await self._store.save([Saved.of(session._replace(live=False), self._window_s)])
 
-    async def _claim(self, socket: Socket, wanted: Asked) -> tuple[Session, Position] | None:
+    async def _claim(self, socket: Socket, wanted: Asked, owners: set[str]) -> tuple[Session, Position] | None:
+        """``owners`` gets those that may still hold the client: an attempt whose answer was lost may be the one that has
+        taken it from them."""
         for _ in range(CLAIMS_MAX):
             loaded = await self._store.load(wanted.pid)
             found = None if loaded is None else self._checked(socket, wanted, loaded)
@@ -228,9 +234,11 @@ class Keeper:
             mine = session._replace(
                 owner=secrets.token_urlsafe(OWNER_BYTES), namespace=socket.namespace, seen=begin, live=True
             )
+            if session.live:
+                owners.add(session.owner)
             if await self._store.claim(loaded, mine, self._live_ttl_s):
-                if session.live:
-                    self._tell_owner(session)
+                for owner in owners:
+                    self._tell_owner(owner)
                 return mine, begin
         return None
 
@@ -246,13 +254,13 @@ class Keeper:
         begin = begins(session, wanted.offset)
         return None if begin is None or not is_complete(begin, loaded.stream) else (session, begin)
 
-    def _tell_owner(self, session: Session) -> None:
-        """Its last owner may still hold the connection that the client has left."""
-        here = self._owned.get(session.owner)
+    def _tell_owner(self, owner: str) -> None:
+        """The last owner of a session may still hold the connection that the client has left."""
+        here = self._owned.get(owner)
         if here is not None:
             self._lose(here)
         else:
-            self._saver.run(self._publish(session.owner), "realtime recovery claimed")
+            self._saver.run(self._publish(owner), "realtime recovery claimed")
 
     async def _publish(self, owner: str) -> None:
         try:
@@ -328,7 +336,7 @@ class Keeper:
             return
         socket.flow()
         # A ping that was sent before says nothing of this.
-        socket.client.mark = socket.client.heard = None
+        socket.client.mark, socket.client.heard = _NOWHERE if socket.client.pinged else None, None
 
     async def _write(self, socket: Socket, due: Iterator[Outgoing]) -> bool:
         """Write each packet in the tick in which it is found to be due: what was revoked before is not. False: the
@@ -371,10 +379,10 @@ class Keeper:
             return
         if joined:
             kept.joined(room, self._stream.position)
+        elif socket.connecting and kept.recovered:
+            kept.revoke(room)
         else:
             kept.quit(room, self._stream.position)
-            if socket.connecting and kept.recovered:
-                kept.revoked.add(room)
         self._save_if_in(socket)
 
     def _save_if_in(self, socket: Socket) -> None:
@@ -391,8 +399,9 @@ class Keeper:
         if not client.pinged:
             if client.mark is not None:
                 client.heard, client.mark = client.mark, None
-        elif client.mark is None and not any(socket.holding for socket in client.sockets.values()):
-            client.mark = self._stream.position
+        elif client.mark is None:  # now or never: of the same ping this is called again when its deadline moves
+            holds = any(socket.holding for socket in client.sockets.values())
+            client.mark = _NOWHERE if holds else self._stream.position
 
     def _saved_of(self, socket: Socket) -> Saved | None:
         kept = socket.kept
@@ -406,7 +415,7 @@ class Keeper:
         try:
             return Saved.of(session, self._live_ttl_s if live else self._window_s)
         except (TypeError, ValueError) as error:
-            self._saver.run(self._forget(kept.pid, kept.owner), "realtime recovery forget")
+            self._saver.run(self._forget(kept, grave_s=0.0), "realtime recovery forget")
             if not kept.unsavable:
                 kept.unsavable = True
                 self._log.warning(
@@ -437,7 +446,7 @@ class Keeper:
         if socket.connecting and not kept.recovered:
             return  # nobody knows of it
         if reason not in _KEPT_REASONS:
-            self._saver.run(self._forget(kept.pid, kept.owner), "realtime recovery forget")
+            self._saver.run(self._forget(kept, grave_s=self._live_ttl_s), "realtime recovery forget")
         elif (saved := self._pack(socket, kept, live=False)) is not None:
             self._saver.run(self._save_last(saved), "realtime recovery save")
 
@@ -447,9 +456,9 @@ class Keeper:
         except (RedisError, Closed) as error:
             self._log.warning("a session could not be saved", reason=str(error))
 
-    async def _forget(self, pid: str, owner: str) -> None:
+    async def _forget(self, kept: Kept, *, grave_s: float) -> None:
         try:
-            await self._store.forget(pid, owner)
+            await self._store.forget(kept.pid, kept.owner, grave_s)
         except (RedisError, Closed) as error:
             self._log.warning("a session that has ended could not be deleted", reason=str(error))
 

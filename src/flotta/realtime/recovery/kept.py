@@ -59,6 +59,12 @@ class Kept:
         if len(self.left) > LEFT_MAX:
             del self.left[0]
 
+    def revoke(self, room: str) -> None:
+        """The socket may not be in ``room``, and gets nothing of it any more, whenever it was sent."""
+        self.revoked.add(room)
+        self.after.pop(room, None)
+        self.left = [stay for stay in self.left if stay.room != room]
+
     def settle(self, seen: Position | None) -> None:
         """The client has got everything up to ``seen``: what only mattered before is forgotten."""
         if seen is not None and seen > self.base:

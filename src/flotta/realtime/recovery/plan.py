@@ -7,8 +7,9 @@ later of the two; after that, nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
-from typing import Any, NamedTuple, final
+from typing import Any, Final, NamedTuple, final
 
 from flotta.realtime.adapters import Target
 from flotta.realtime.recovery.session import Position, Session, Stay, read_position
@@ -25,7 +26,8 @@ __all__ = [
     "revoked",
 ]
 
-PID_LENGTH_MAX = 64
+_PID: Final = re.compile("[A-Za-z0-9_-]{1,64}")
+"""Private ids as servers give them, Node's too."""
 REFRESH_S_MAX = 30.0
 
 
@@ -62,7 +64,7 @@ def asked(auth: Any) -> Asked | None:
     if not isinstance(auth, dict):
         return None
     pid, offset = auth.get("pid"), auth.get("offset")
-    if not isinstance(pid, str) or not 0 < len(pid) <= PID_LENGTH_MAX:
+    if not isinstance(pid, str) or _PID.fullmatch(pid) is None:
         return None
     if offset is None:
         return Asked(pid, None)

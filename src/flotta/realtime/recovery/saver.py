@@ -19,6 +19,8 @@ __all__ = ["Saver"]
 
 WAIT_S = 1.0
 SWEEP_S = 1.0
+BATCH_MAX = 200
+"""Sessions that are saved with one write."""
 CATCH_UP = 1.5
 """How much faster than evenly a bunch of sessions that fall due together is saved again."""
 
@@ -127,6 +129,13 @@ class Saver:
         return due
 
     async def _save(self, sockets: Iterable[Socket]) -> None:
+        """In pieces, each packed right before it leaves: what was packed earlier could be older than what is said of
+        the same socket meanwhile, or bring back what has ended."""
+        waiting = list(sockets)
+        for at in range(0, len(waiting), BATCH_MAX):
+            await self._save_some(waiting[at : at + BATCH_MAX])
+
+    async def _save_some(self, sockets: list[Socket]) -> None:
         now_s = asyncio.get_running_loop().time()
         batch: list[tuple[Socket, Saved]] = []
         for socket in sockets:

@@ -1,7 +1,8 @@
 """The keys of sessions in Redis: loaded, saved, claimed and forgotten in one atomic step each.
 
 Invariant: a session has one owner, the last who claimed it. Whoever was it before finds out at the next save, and
-changes nothing any more.
+changes nothing any more. What has ended stays ended: an empty value is left in its place for as long as an instance that
+was stopped, or is late, may come and save it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,6 @@ from flotta.realtime.recovery.session import Session, mark, write_session
 from flotta.redis import Effect, Redis, Script
 
 __all__ = ["Loaded", "Saved", "Store"]
-
-BATCH_MAX = 200
-"""Saves that leave in one write."""
 
 
 def _load(name: str, effect: Effect) -> Script:
@@ -74,7 +72,7 @@ class Store:
         for reply in (value, facts):
             if isinstance(reply, CommandError) and "no such key" not in str(reply):
                 raise reply
-        if value is None or isinstance(facts, CommandError):
+        if not value or isinstance(facts, CommandError):
             return None
         return Loaded(value, read_facts(facts))
 
@@ -87,25 +85,25 @@ class Store:
         return bool(await _CLAIM(self._redis.link, keys=[self._key_prefix + session.pid], args=arguments))
 
     async def save(self, sessions: Sequence[Saved]) -> list[bool]:
-        """Save sessions. False in its place: it has another owner now. Raises what `Link.call` raises."""
-        saved: list[bool] = []
-        for at in range(0, len(sessions), BATCH_MAX):
-            saved += await self._save(sessions[at : at + BATCH_MAX])
-        return saved
-
-    async def _save(self, sessions: Sequence[Saved]) -> list[bool]:
-        commands = [
-            ("EVALSHA", _SAVE.sha, 1, self._key_prefix + saved.pid, mark(saved.owner), saved.value, _ms(saved.ttl_s))
-            for saved in sessions
-        ]
-        replies = await self._redis.link.call_many(commands)
-        if any(isinstance(reply, CommandError) and reply.code == "NOSCRIPT" for reply in replies):
-            _, *replies = await self._redis.link.call_many([("SCRIPT", "LOAD", _SAVE.source), *commands])
+        """Save sessions, with one write. False in its place: it has another owner now, or has ended. Raises what
+        `Link.call` raises."""
+        if not sessions:
+            return []
+        # The first one brings the script along: nothing may have to be sent a second time, when it would be older than
+        # what was said since.
+        scripts = (("EVAL", _SAVE.source), *(("EVALSHA", _SAVE.sha),) * (len(sessions) - 1))
+        replies = await self._redis.link.call_many(
+            [
+                (*script, 1, self._key_prefix + saved.pid, mark(saved.owner), saved.value, _ms(saved.ttl_s))
+                for script, saved in zip(scripts, sessions, strict=True)
+            ]
+        )
         return [_checked(reply) for reply in replies]
 
-    async def forget(self, pid: str, owner: str) -> None:
-        """Delete the session, if it is still its owner's. Raises what `Link.call` raises."""
-        await _FORGET(self._redis.link, keys=[self._key_prefix + pid], args=[mark(owner)])
+    async def forget(self, pid: str, owner: str, grave_s: float) -> None:
+        """End the session, if it is still its owner's; for ``grave_s`` it cannot be saved again, by anybody. Raises what
+        `Link.call` raises."""
+        await _FORGET(self._redis.link, keys=[self._key_prefix + pid], args=[mark(owner), round(grave_s * 1000)])
 
 
 def _ms(seconds: float) -> int:

@@ -1,8 +1,8 @@
--- Save a session, unless it is another owner's.
+-- Save a session, unless it is another owner's, or has ended.
 -- KEYS[1] the session. ARGV: the beginning of every value of the owner, the value, its time to live in ms.
--- Gives 1, or 0: somebody else has claimed it. A session that is gone is made anew.
-local held = redis.call("GETRANGE", KEYS[1], 0, #ARGV[1] - 1)
-if held ~= "" and held ~= ARGV[1] then
+-- Gives 1, or 0: somebody else has claimed it, or it is empty (forget.lua). One that is gone is made anew.
+local held = redis.call("GET", KEYS[1])
+if held and string.sub(held, 1, #ARGV[1]) ~= ARGV[1] then
   return 0
 end
 redis.call("SET", KEYS[1], ARGV[2], "PX", ARGV[3])

@@ -1,0 +1,198 @@
+"""Recovery where clients, other instances and the order of things are against it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from flotta.errors import CommandError
+from flotta.realtime import Server
+from flotta.realtime.engineio import session as engine
+from flotta.realtime.recovery.store import Store
+from flotta.redis import Redis
+from realtime_fixtures import until
+from realtime_recovery_places import Place, gone, place
+from realtime_recovery_stage import Raw
+
+
+@pytest.fixture(autouse=True)
+async def connections() -> AsyncIterator[None]:
+    """Close what the test has opened."""
+    yield
+    opened, Raw.opened[:] = list(Raw.opened), []
+    for raw in opened:
+        raw.cut()
+        await raw.connection.wait_closed()
+
+
+@pytest.fixture
+async def one(valkey_url: str, unique: str) -> AsyncIterator[Place]:
+    async with place(valkey_url, unique) as made:
+        yield made
+
+
+@pytest.fixture
+async def two(valkey_url: str, unique: str) -> AsyncIterator[Place]:
+    async with place(valkey_url, unique) as made:
+        yield made
+
+
+@pytest.fixture
+def store(redis: Redis, unique: str) -> Store:
+    return Store(redis, key_prefix=f"{unique}:session:", stream=unique)
+
+
+# --- hostile clients ---
+
+
+@pytest.mark.parametrize("pid", ["\ud800" * 20, "a\0b", "ä" * 20, "*", "x" * 64, "../../x"])
+async def test_a_private_id_that_no_server_gives_is_answered_with_a_new_session(one: Place, pid: str) -> None:
+    client = await Raw.join(one.port, {"pid": pid, "offset": "1-1"})
+    assert client.ids["pid"] != pid
+
+
+async def test_a_connection_whose_session_was_claimed_in_one_namespace_may_go_on_talking(
+    valkey_url: str, unique: str
+) -> None:
+    """A copied private id, or a client whose new connection is quicker than its old one's end."""
+
+    def more(sio: Server) -> None:
+        sio.on("connect", lambda sid, environ, auth: None, namespace="/more")
+        sio.on("hear", lambda sid: "heard", namespace="/more")
+
+    async with place(valkey_url, unique, prepare=more) as one, place(valkey_url, unique, prepare=more) as two:
+        client = await Raw.join(one.port)
+        await client.connection.send("40/more,")
+        await client.next()
+        mine = client.ids
+        await Raw.join(two.port, client.back(None))
+        await until(lambda: not one.sio.is_connected(mine["sid"]))
+        for text in ('42["hear"]', '421["hear"]', "431[]", '42/more,7["hear"]'):
+            await client.connection.send(text)
+        assert await client.next() == '43/more,7["heard"]'
+
+
+# --- what ends stays ended ---
+
+
+async def test_a_room_that_the_handler_took_away_stays_away_when_the_client_comes_a_third_time(
+    one: Place, two: Place
+) -> None:
+    client = await Raw.join(one.port, {"rooms": ["secret", "open"]})
+    await gone(one, client)
+    await one.sio.emit("n", 1, room="secret")
+    await one.sio.emit("n", 2, room="open")
+    second = await Raw.join(two.port, {**client.back(None), "leave": ["secret"]})
+    await gone(two, second)  # it has not read what it missed
+    third = await Raw.join(one.port, {**client.back(None), "leave": ["secret"]})
+    await one.sio.emit("end")
+    assert [event[:2] for event in await third.events_until("end")] == [["n", 2]]
+
+
+async def test_a_session_that_has_ended_elsewhere_is_not_made_anew_by_a_late_owner(
+    one: Place, two: Place, store: Store
+) -> None:
+    client = await Raw.join(one.port)
+    pid, sid = client.ids["pid"], client.ids["sid"]
+    await one.sio._core.keeper._subscription.aclose()  # type: ignore[union-attr]  # as if stopped: it hears of nothing
+    again = await Raw.join(two.port, client.back(None))
+    await again.connection.send("41")
+    await until(lambda: not two.sio.is_connected(sid))
+    await two.sio._core.keeper._saver.aclose()  # type: ignore[union-attr]
+    await one.sio.save_session(sid, {"late": True})
+    assert await store.load(pid) is None
+    assert not one.sio.is_connected(sid)
+
+
+async def test_a_refresh_on_its_way_does_not_bring_back_what_ends_meanwhile(
+    one: Place, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many sessions are saved in several writes; what waits for its write may end before."""
+    monkeypatch.setattr("flotta.realtime.recovery.saver.BATCH_MAX", 1)
+    clients = [await Raw.join(one.port) for _ in range(3)]
+    last = clients[-1]
+    keeper = one.sio._core.keeper
+    assert keeper is not None
+    saver = keeper._saver
+    sockets = [one.sio._core.spaces["/"].rooms.get(client.ids["sid"]) for client in clients]
+    saving = asyncio.create_task(saver._save([socket for socket in sockets if socket is not None]))
+    await asyncio.sleep(0)  # the first write has left
+    await one.sio.disconnect(last.ids["sid"])
+    await saving
+    await saver.aclose()
+    assert await store.load(last.ids["pid"]) is None
+
+
+async def test_data_that_can_be_stored_again_brings_the_recovery_back(one: Place, two: Place) -> None:
+    client = await Raw.join(one.port)
+    sid = client.ids["sid"]
+    await one.sio.save_session(sid, {"no": object()})
+    await one.sio.save_session(sid, {"yes": 1})
+    assert one.sio.is_connected(sid)
+    await gone(one, client)
+    again = await Raw.join(two.port, client.back(None))
+    assert again.ids == client.ids
+    assert await two.sio.get_session(sid) == {"yes": 1}
+
+
+# --- what a pong says ---
+
+
+async def test_a_pong_says_nothing_of_what_was_sent_after_its_ping(one: Place) -> None:
+    client = await Raw.join(one.port)
+    socket = one.sio._core.spaces["/"].rooms.get(client.ids["sid"])
+    keeper = one.sio._core.keeper
+    assert socket is not None
+    assert keeper is not None
+    held, socket._held = socket._held, []  # it holds: what it missed goes first
+    later_s = one.sio._core.now() + 1e6
+    socket.client._perform(socket.client._session.on_event(engine.Tick(), later_s))
+    keeper.beat(socket.client)
+    assert socket.client.pinged
+    socket._held = held
+    await one.sio.emit("n", 1)
+    await until(lambda: one.position != "0-0")
+    keeper.beat(socket.client)  # its deadline was moved, for whatever reason
+    socket.client.receive("3")
+    assert (socket.client.heard or (0, 0)) == (0, 0)
+
+
+# --- failures inside ---
+
+
+async def test_a_failure_that_nobody_thought_of_still_answers_the_client(
+    one: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await Raw.join(one.port)
+    await gone(one, client)
+
+    async def broken(*_: Any) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Store, "load", broken)
+    again = await Raw.join(one.port, client.back(None))
+    assert again.ids["pid"] != client.ids["pid"]
+
+
+async def test_who_is_the_owner_is_told_though_the_first_answer_to_the_claim_was_lost(
+    one: Place, two: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await Raw.join(one.port)
+    sid = client.ids["sid"]
+    claim, calls = Store.claim, 0
+
+    async def ambiguous(self: Store, *args: Any) -> bool:
+        nonlocal calls
+        calls += 1
+        found = await claim(self, *args)
+        if calls == 1:
+            raise CommandError("ERR the answer is lost")
+        return found
+
+    monkeypatch.setattr(Store, "claim", ambiguous)
+    again = await Raw.join(two.port, client.back(None))
+    assert again.ids == client.ids
+    await until(lambda: not one.sio.is_connected(sid))
