@@ -129,13 +129,14 @@ class Stage:
     # --- Socket.IO ---------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def page(self, session: str) -> AsyncIterator[PageSocket]:
-        """A connection as the page makes it."""
+    async def page(self, session: str, *, back: PageSocket | None = None) -> AsyncIterator[PageSocket]:
+        """A connection as the page makes it. ``back``: its earlier one, whose session it wants again."""
         url = self.url.replace("http", "ws", 1) + "/socket.io/?EIO=4&transport=websocket"
         async with websockets.connect(url, proxy=None) as connection:
             page = PageSocket(connection)
             reading = asyncio.create_task(page.read(), name="read page socket")
-            await connection.send("40" + json.dumps({"token": session}))
+            known = {} if back is None else {"pid": back.pid, "offset": back.offset}
+            await connection.send("40" + json.dumps({"token": session, **known}))
             try:
                 yield page
             finally:
@@ -148,6 +149,10 @@ class PageSocket:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self.events: list[tuple[str, Any]] = []
+        self.pid: str | None = None
+        """The private id of its session."""
+        self.offset: str | None = None
+        """The last event of the stream that it got."""
         self.refusal: str | None = None
         self.closed = asyncio.Event()
         self.answer: Any = None
@@ -161,6 +166,9 @@ class PageSocket:
                 elif message.startswith("42"):
                     name, *data = json.loads(message[2:])
                     self.events.append((name, data[0] if data else None))
+                    self.offset = data[-1] if data and isinstance(data[-1], str) else self.offset
+                elif message.startswith("40"):
+                    self.pid = json.loads(message[2:])["pid"]
                 elif message.startswith("431"):
                     self.answer = json.loads(message[3:])
                 elif message.startswith("44"):

@@ -54,6 +54,42 @@ async def test_a_share_shows_a_fleet_and_its_end_shows_nothing_from_then_on(harb
     assert harbor.ask("GET", f"/api/vessels/{device}/track", token=viewer).status_code == 404
 
 
+async def test_who_was_away_gets_nothing_of_what_was_revoked_meanwhile_and_misses_nothing_else(harbor: Stage) -> None:
+    (_, owner), (_, other) = harbor.account("Owner"), harbor.account("Other")
+    email, viewer = harbor.account("Viewer")
+    kept, _ = harbor.device(owner)
+    ended, _ = harbor.device(owner)
+    fleet, fleet_token = harbor.device(other)
+    gateway = harbor.ask("POST", "/api/gateways", {"label": "both"}, token=owner).json()["token"]
+    for session, share in ((owner, {"device": kept}), (owner, {"device": ended}), (other, {})):
+        assert harbor.ask("POST", "/api/shares", {"viewer": email, **share}, token=session).status_code == 201
+
+    def sail(numbers: range) -> None:
+        for n in numbers:
+            both = {"positions": [position(ago_s=100 - n, device=device) for device in (kept, ended)]}
+            assert harbor.ask("POST", "/api/positions/batch", both, token=gateway).json()["accepted"] == 2
+            assert harbor.ask("POST", "/api/positions", position(ago_s=100 - n), token=fleet_token).status_code == 202
+
+    async with harbor.page(viewer) as page:
+        await page.hello()
+        sail(range(3))
+        await page.wait(lambda page: len(page.fixes(fleet)) == 3, "what is shared")
+        assert len(page.fixes(ended)) == len(page.fixes(kept)) == 3
+    sail(range(3, 10))
+    for session, share in ((owner, {"device": ended}), (other, {})):
+        assert harbor.ask("DELETE", "/api/shares", {"viewer": email, **share}, token=session).status_code == 200
+    sail(range(10, 12))
+    async with harbor.page(viewer, back=page) as again:
+        await again.hello()
+        assert again.pid == page.pid, "it has its session back"
+        assert [fix[1] for fix in again.fixes(kept)] == sorted({fix[1] for fix in again.fixes(kept)})
+        await again.wait(lambda page: len(page.fixes(kept)) == 9, "all that was missed")
+        assert [name for name, _ in again.events].count("sharing") == 2, "so the page loads what it may see now"
+        sail(range(12, 14))
+        await again.wait(lambda page: len(page.fixes(kept)) == 11, "what comes now")
+        assert again.fixes(ended) == again.fixes(fleet) == []
+
+
 async def test_one_device_can_be_shared_alone(harbor: Stage) -> None:
     _, owner = harbor.account("Owner")
     viewer_email, viewer = harbor.account("Viewer")
