@@ -28,7 +28,9 @@ __all__ = ["node", "node_modules", "start_node"]
 
 KILLS = int(os.environ.get("HARBOR_TRAILS_KILLS", "4"))
 SEED = int(os.environ.get("HARBOR_CHAOS_SEED", str(time.time_ns() % 1_000_000)))
-VESSELS = 20
+GATEWAYS = 4
+VESSELS = 5
+"""Of each gateway."""
 STEP_S = 0.05
 STEPS_BETWEEN = 10
 WAIT_S = 40.0
@@ -41,10 +43,10 @@ CLIENTS = {**dict.fromkeys(PAGES, PAGE), **{f"default {n}": DEFAULTS for n in ra
 
 
 class Feed:
-    """Reports a step of every vessel again and again; says what was accepted."""
+    """Ships of one gateway, each batch a step of all of them; says what was accepted."""
 
-    def __init__(self, harbor: Stage, token: str) -> None:
-        self.devices = [f"liner:{n}" for n in range(VESSELS)]
+    def __init__(self, harbor: Stage, token: str, number: int) -> None:
+        self.devices = [f"liner:{number}:{n}" for n in range(VESSELS)]
         self.accepted: list[int] = []
         """The told times in ms; each is of every vessel."""
         self.repeated = 0
@@ -69,7 +71,8 @@ class Feed:
             assert gateway.rejected == 0
 
     async def told(self, steps: int) -> None:
-        """Return when so many steps have been accepted."""
+        """Return when so many more steps have been accepted."""
+        steps += len(self.accepted)
         await until(lambda: len(self.accepted) >= steps, WAIT_S)
 
     def stop(self) -> None:
@@ -127,26 +130,31 @@ async def test_a_killed_instance_leaves_no_gap_in_a_trail(
             auth = {"token": viewer if number % 2 else owner}
             await node.connect(name, urlsplit(harbor.url).port or 0, auth=auth, **options)
             await node.wait_event(name, "hello")
-        feed = Feed(harbor, token)
-        sailing = asyncio.create_task(feed.sail(), name="sail")
+        feeds = [Feed(harbor, token, number) for number in range(GATEWAYS)]
+        sailing = asyncio.gather(*(feed.sail() for feed in feeds))
         await until(lambda: all(reports(node, name) for name in CLIENTS), WAIT_S)
         for _ in range(KILLS):
-            await feed.told(len(feed.accepted) + STEPS_BETWEEN)
+            await asyncio.gather(*(feed.told(STEPS_BETWEEN) for feed in feeds))
             await kill_the_one_that_serves(harbor, node, chance.choice(PAGES))
-        await feed.told(len(feed.accepted) + STEPS_BETWEEN)
-        feed.stop()
+        await asyncio.gather(*(feed.told(STEPS_BETWEEN) for feed in feeds))
+        for feed in feeds:
+            feed.stop()
         await sailing
-        await until(lambda: all(reports(node, name)[-1][1] == feed.accepted[-1] for name in CLIENTS), WAIT_S)
+        lasts = {(feed.devices[-1], feed.accepted[-1]) for feed in feeds}
+        await until(lambda: all(lasts <= {(fix[0], fix[1]) for fix in reports(node, name)} for name in CLIENTS), WAIT_S)
+    repeated = sum(feed.repeated for feed in feeds)
     for name in CLIENTS:
         came = reports(node, name)
-        for device in feed.devices:
-            assert trail(came, device) == feed.accepted, (name, device)
-        assert len(came) - VESSELS * len(feed.accepted) <= VESSELS * feed.repeated, "told twice without a reason"
+        for feed in feeds:
+            for device in feed.devices:
+                assert trail(came, device) == feed.accepted, (name, device)
+        positions = sum(VESSELS * len(feed.accepted) for feed in feeds)
+        assert len(came) - positions <= VESSELS * repeated, "told twice without a reason"
         offsets = [tuple(map(int, args[-1].split("-"))) for args in node.events(name, "positions")]
         assert offsets == sorted(set(offsets)), f"{name}: an event came twice, or out of order"
         connects = node.seen(name, "connect")
         assert all(recovered for _, _, recovered in connects[1:]), f"{name} had to begin anew: {connects}"
         assert len(node.events(name, "hello")) == len(connects), f"{name}: an old hello was told again"
     returns = sum(len(node.seen(name, "connect")) - 1 for name in CLIENTS)
-    print(f"{len(feed.accepted)} steps, {feed.repeated} requests repeated, {returns} times a client came back")
+    print(f"{positions} positions, {repeated} requests repeated, {returns} times a client came back")
     assert returns >= KILLS

@@ -283,3 +283,17 @@ def test_a_persister_killed_between_commit_and_ack_leaves_every_row_once(
         wait_until(lambda: harbor.rows(duplicates)[0][0] > 0, "what the dead one had stored came again", 20)
         assert harbor.stored(device) == sent
         assert harbor.rows("SELECT sum(stored) FROM persisted")[0][0] == sent
+
+
+async def test_a_repeated_report_is_shown_again_as_it_was_accepted(harbor: Stage) -> None:
+    """The instance that had it may have died between accepting and showing it."""
+    _, session = harbor.account()
+    _, token = harbor.device(session)
+    said = position(lat=40.65)
+    async with harbor.page(session) as page:
+        await page.hello()
+        for lat in (40.65, 40.66):
+            assert harbor.ask("POST", "/api/positions", {**said, "lat": lat}, token=token).status_code == 202
+        await page.wait(lambda page: [name for name, _ in page.events].count("positions") == 2, "both")
+        first, second = (fixes for name, fixes in page.events if name == "positions")
+        assert first == second
