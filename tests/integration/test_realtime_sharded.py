@@ -446,9 +446,10 @@ async def test_on_one_of_several_nodes_the_start_is_refused_with_the_cure(unique
         with pytest.raises(ConfigError, match=r'"classic" on a Redis Cluster of several nodes \(this one has 2\)'):
             await sio.start()
         await sio.aclose()
-        classic = Server(server.url, adapter="classic", channel_prefix=unique, relay=False)
-        await classic.start()
-        await classic.aclose()
+        for _ in range(4):  # the lease's key may belong to either node
+            classic = Server(server.url, adapter="classic", channel_prefix=unique)
+            await classic.start()
+            await classic.aclose()
 
 
 @pytest.mark.parametrize(

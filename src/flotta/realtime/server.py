@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, final
 
 import structlog
 
-from flotta.errors import Closed
+from flotta.errors import Closed, CommandError
 from flotta.realtime.adapters import Adapter, AdapterStats
 from flotta.realtime.adapters.making import kind_of, make_adapter
 from flotta.realtime.adapters.memory import MemoryAdapter
@@ -155,8 +155,9 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
             adapter = self._adapter or await self._make_adapter(redis)
             relay = self._make_relay(adapter, redis)
             try:
-                if relay is not None:
-                    await relay.claim()
+                if relay is not None and not await self._claim(relay):
+                    await relay.aclose()
+                    relay = None
                 await self._core.start(adapter, self._make_registry(redis), relay)
             except BaseException:
                 if relay is not None:
@@ -180,6 +181,18 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
         if isinstance(redis, str):
             self._redis_owned = redis = await Redis.from_url(redis).connect()
         return make_adapter(redis, self.options, self._log)
+
+    async def _claim(self, relay: Relay) -> bool:
+        """Claim a name in Redis. False: it is one of several nodes of a cluster, and the lease belongs to another."""
+        try:
+            await relay.claim()
+        except CommandError as error:
+            if not error.text.startswith("MOVED"):
+                raise
+            cure = "route by session id, or let clients begin with WebSocket; relay=False says that you know"
+            self._log.warning("on one of several nodes of a Redis Cluster nothing is relayed", cure=cure)
+            return False
+        return True
 
     def _make_relay(self, adapter: Adapter, redis: str | Redis | None) -> Relay | None:
         redis = self._redis_owned or redis
