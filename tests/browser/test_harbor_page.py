@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import time
 from typing import Any
 
+import httpx
 import pytest
 
 from harbor_stage import Stage, position
 from harbor_visit import PHONE, SIDEWAYS, SMALL_PHONE, SMALL_SIDEWAYS, WIDE
+from supervisor_service import wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -45,6 +48,48 @@ def test_a_killed_instance_leaves_the_map_going_on(visits: Any, harbor: Stage) -
     visit.page.wait_for_function("() => document.querySelector('#counts').textContent === '295 vessels'")
     visit.changes(12)
     assert [text for text in visit.complaints if not LOST_INSTANCE.fullmatch(text)] == []
+
+
+def test_a_killed_instance_leaves_no_hole_in_a_trail_and_the_picture_is_not_loaded_again(
+    visits: Any, harbor: Stage
+) -> None:
+    _, owner = harbor.account("Owner")
+    _, token = harbor.device(owner, "Steady Tug")
+    told = itertools.count()
+
+    def report(times: int) -> None:
+        for number in itertools.islice(told, times):
+            said = position(40.65, -74.10 + 0.002 * number, ago_s=6_000 - 60 * number, speed=6.0, heading=90.0)
+            assert stubbornly(lambda said=said: harbor.ask("POST", "/api/positions", said, token=token)) == 202
+
+    report(1)
+    visit = visits(session=owner)
+    visit.state("live")
+    visit.frame("true")
+    loads: list[str] = []
+    visit.page.on("request", lambda request: loads.append(request.url) if "/api/vessels" in request.url else None)
+    report(4)
+    for _ in range(2):
+        first = visit.serving_pid()
+        wait_until(lambda: len(harbor.instances()) == 3, "three instances", 20)
+        harbor.kill(first)
+        report(8)  # some before the page notices, some while it is away, some when it is back
+        visit.page.locator(f'#connection[data-state="live"]:not([data-pid="{first}"])').wait_for()
+    report(4)
+    pieces = 1 + 4 + 2 * 8 + 4 - 1
+    frame = visit.frame(f"frame.trail.length === {pieces}")
+    lengths = [piece[1]["x"] - piece[0]["x"] for piece in frame["trail"][:-1]]  # the last one is still growing
+    assert lengths == pytest.approx([lengths[0]] * (pieces - 1), rel=0.02)
+    assert loads == []
+    assert [text for text in visit.complaints if not LOST_INSTANCE.fullmatch(text)] == []
+
+
+def stubbornly(ask: Any) -> int:
+    """The status of an answer; the request is repeated when its instance is killed, as a device does it."""
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if (status := int(ask().status_code)) != 503:
+                return status
 
 
 def test_a_session_of_an_earlier_start_gives_way_to_a_new_one(visits: Any) -> None:
