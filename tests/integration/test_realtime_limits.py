@@ -247,8 +247,15 @@ async def test_too_many_attachments_end_the_connection(transport: str, announced
         await until(lambda: got == [2])
 
 
-async def test_too_large_a_message_ends_the_connection(transport: str) -> None:
-    await _ends(Server(payload_bytes_max=10_000), transport, '42["e","' + "x" * 10_000 + '"]')
+@pytest.mark.parametrize("filler", ["x" * 10_000, "ü" * 5_000])  # bytes count, not characters
+async def test_too_large_a_message_ends_the_connection_and_the_log_says_why(
+    transport: str, filler: str, logger: Any, log: io.StringIO
+) -> None:
+    sio = Server(payload_bytes_max=10_000, logger=logger)
+    await _ends(sio, transport, f'42["e","{filler}"]')
+    assert sio.stats.ended["parse error"] == 1
+    (told,) = [line for line in lines(log) if "too large" in line["event"]]
+    assert (told["payload_bytes_max"], told["cure"]) == (10_000, "send less at once, or the option payload_bytes_max")
 
 
 async def test_rooms_of_a_socket_are_bounded_and_only_the_server_puts_it_into_one(transport: str) -> None:

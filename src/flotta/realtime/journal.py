@@ -26,6 +26,11 @@ _TOLD: Final[Mapping[Refused, str]] = {
     Refused.FORBIDDEN: "clients are refused: their page's origin is not allowed",
 }
 """What an operator may have to do something about. The rest is counted only: scanners and late clients."""
+_CURES: Final[Mapping[Refused, str]] = {
+    Refused.AT_CAPACITY: "more instances, or the option connections_max",
+    Refused.CROWDED: "the option connections_per_ip_max, if these are many people",
+    Refused.FORBIDDEN: "list it in cors_origins, if it is yours; a proxy must pass Host on",
+}
 
 
 @final
@@ -47,13 +52,21 @@ class Journal:
         if told is None or count & (count - 1):
             return
         origin = None if facts.origin is None else facts.origin[:ORIGIN_SHOWN]
-        self._log.warning(told, so_far=count, address=facts.address, origin=origin, transport=facts.transport)
+        cure = _CURES[refusal.reason]
+        self._log.warning(
+            told, so_far=count, address=facts.address, origin=origin, transport=facts.transport, cure=cure
+        )
 
     def sampled(self, event: str, **facts: Any) -> None:
         """A warning of which there may be many."""
         count = self._samples[event] = self._samples.get(event, 0) + 1
         if not count & (count - 1):
             self._log.warning(event, so_far=count, **facts)
+
+    def too_large(self, size_max: int) -> None:
+        """A client has sent more at once than it may: its connection ends, and the client is not told why."""
+        cure = "send less at once, or the option payload_bytes_max"
+        self.sampled("a client's message is too large: its connection ends", payload_bytes_max=size_max, cure=cure)
 
     def opened(self, sid: str, transport: str, address: str) -> None:
         """A session has begun."""

@@ -57,19 +57,24 @@ async def serve_websocket(core: AnyEngine, scope: Scope, receive: Receive, send:
     if packet is not None:
         transport.write_control(packet)
     try:
-        await _serve(client, transport, receive, core.options.payload_bytes_max)
+        await _serve(core, client, transport, receive)
     except asyncio.CancelledError:
         if not transport.gave_up:
             raise
         transport.task.uncancel()
 
 
-async def _serve(client: Receiver, transport: _ASGITransport, receive: Receive, payload_bytes_max: int) -> None:
+async def _serve(core: AnyEngine, client: Receiver, transport: _ASGITransport, receive: Receive) -> None:
     try:
-        await _read(client, transport, receive, payload_bytes_max)
+        await _read(core, client, transport, receive)
     finally:
         client.lost(Reason.TRANSPORT_CLOSE)
         await transport.finish()
+
+
+def _size_of(data: str | bytes) -> int:
+    """Bytes on the wire."""
+    return len(data) if isinstance(data, bytes) or data.isascii() else len(data.encode())
 
 
 async def _refuse(scope: Scope, refusal: Refusal, send: Send) -> None:
@@ -82,7 +87,8 @@ async def _refuse(scope: Scope, refusal: Refusal, send: Send) -> None:
     await send({"type": "websocket.http.response.body", "body": refusal.body})
 
 
-async def _read(client: Receiver, transport: _ASGITransport, receive: Receive, payload_bytes_max: int) -> None:
+async def _read(core: AnyEngine, client: Receiver, transport: _ASGITransport, receive: Receive) -> None:
+    payload_bytes_max = core.options.payload_bytes_max
     for number in itertools.count(1):
         if number % MESSAGES_PER_TURN == 0:
             await asyncio.sleep(0)  # what waits is given without a pause for others
@@ -97,7 +103,8 @@ async def _read(client: Receiver, transport: _ASGITransport, receive: Receive, p
         data = message.get("text")
         if data is None:
             data = message.get("bytes") or b""
-        if len(data) > payload_bytes_max:
+        if _size_of(data) > payload_bytes_max:
+            core.journal.too_large(payload_bytes_max)
             client.close(Reason.PARSE_ERROR, 1009)
             return
         client.receive(data)

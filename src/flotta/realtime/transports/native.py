@@ -31,6 +31,7 @@ from flotta.realtime.transports.websocket import (
     OP_PING,
     OP_PONG,
     OP_TEXT,
+    TOO_BIG,
     FrameReader,
     WebSocketError,
     accept_key,
@@ -336,8 +337,12 @@ class NativeTransport(asyncio.Protocol):
             self._open = self._clear = False
             self._transport.write(close_frame(error.code, error.reason))
         self._hang_up()
-        if self._client is not None:
-            self._client.lost(Reason.TRANSPORT_ERROR)
+        if self._client is None:
+            return
+        too_large = error.code == TOO_BIG
+        if too_large:
+            self._core.journal.too_large(self._core.options.payload_bytes_max)
+        self._client.lost(Reason.PARSE_ERROR if too_large else Reason.TRANSPORT_ERROR)
 
     def _hang_up(self) -> None:
         """Close once everything is written; a peer that does not read cannot hold the connection for long."""

@@ -272,7 +272,8 @@ async def _post(
         async with asyncio.timeout(options.ping_interval_s + options.ping_timeout_s):  # longer no session is silent
             body = await read_body(receive, options.payload_bytes_max)
         if body is None:
-            client.close(Reason.TRANSPORT_ERROR)
+            core.journal.too_large(options.payload_bytes_max)
+            client.close(Reason.PARSE_ERROR)
             await answer.refuse(Refusal(Refused.BAD_REQUEST), status=413)
             return
         await _receive(client, transport, body.decode())
