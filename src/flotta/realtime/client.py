@@ -107,7 +107,8 @@ class Client(EngineClient):
     # --- what Engine.IO reports ---
 
     def _deliver(self, data: str | bytes) -> None:
-        self._perform_connection(self._connection.on_event(sio.Message(data), self._owner.now()))
+        now_s = self._owner.now() if self._connection.is_limited else 0.0
+        self._perform_connection(self._connection.on_event(sio.Message(data), now_s))
 
     def _switched(self) -> None:
         for socket in self.sockets.values():

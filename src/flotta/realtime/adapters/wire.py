@@ -8,17 +8,16 @@ written. Junk that is read raises `WireError` and nothing else.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, TypeGuard
 
 import msgpack  # type: ignore[import-untyped]  # it has no types
-import msgspec
 
 from flotta.errors import WireError
 from flotta.realtime.adapters import Broadcast, SocketFacts, Target
+from flotta.realtime.socketio import json_text
 from flotta.realtime.socketio.packet import PacketType, iso_time
 
 __all__ = [
@@ -107,45 +106,14 @@ def _json_value(value: object) -> str:
     raise TypeError(f"a {type(value).__name__} cannot travel: neither JSON nor bytes")
 
 
-def _constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_FORM: dict[str, Any] = {"separators": (",", ":"), "allow_nan": False, "default": _json_value}
-_dump = json.JSONEncoder(**_FORM, ensure_ascii=False).encode
-_dump_ascii = json.JSONEncoder(**_FORM).encode
-_load = json.JSONDecoder(parse_constant=_constant).decode
-
-
-_encode_plain = msgspec.json.Encoder().encode
-_decode_plain = msgspec.json.Decoder().decode
-_LEAVES = frozenset({str, int, bool, type(None)})
-
-
-def _is_plain(value: Any) -> bool:
-    """Nothing in it but what JSON holds, in its own types: then the quick encoder says what the careful one says."""
-    kind = type(value)
-    if kind is dict:
-        for key in value:
-            if type(key) is not str:
-                return False
-        value = value.values()
-    elif kind is not list and kind is not tuple:
-        return kind in _LEAVES or (kind is float and math.isfinite(value))
-    for item in value:  # noqa: SIM110 - a generator costs twice as much; leaves without a call for each
-        if type(item) not in _LEAVES and not _is_plain(item):
-            return False
-    return True
+_dump = json.JSONEncoder(**json_text.FORM, default=_json_value).encode
+_dump_ascii = json.JSONEncoder(**{**json_text.FORM, "ensure_ascii": True}, default=_json_value).encode
 
 
 def write_json(value: Any) -> bytes:
     """``value`` in JSON. Raises `Binary` for bytes, TypeError or ValueError for what cannot travel."""
-    try:
-        if _is_plain(value):
-            return _encode_plain(value)
-    except (ValueError, OverflowError, RecursionError):
-        pass  # a lone surrogate, a large integer
-    return _write_json_carefully(value)
+    written = json_text.dump_quickly(value)
+    return _write_json_carefully(value) if written is None else written
 
 
 def _write_json_carefully(value: Any) -> bytes:
@@ -160,14 +128,7 @@ def _write_json_carefully(value: Any) -> bytes:
 def load_json(payload: bytes | str) -> Any:
     """Read JSON. Raises WireError."""
     try:
-        return _decode_plain(payload)
-    except (ValueError, RecursionError):
-        return _load_json_carefully(payload)  # an escaped lone surrogate, a number too large for a double; or junk
-
-
-def _load_json_carefully(payload: bytes | str) -> Any:
-    try:
-        return _load(payload if isinstance(payload, str) else payload.decode())
+        return json_text.load_json(payload if isinstance(payload, str) else payload.decode())
     except (ValueError, RecursionError) as error:
         raise WireError("adapter message", "no JSON", payload) from error
 

@@ -124,6 +124,10 @@ class EngineClient(ABC):
 
     def receive(self, data: str | bytes) -> None:
         """A whole message came in."""
+        payload = self._session.message(data)
+        if payload is not None:
+            self._deliver(payload)
+            return
         due_s = self._session.due_s
         self._perform(self._session.on_event(engine.Received(data), self._owner.now()))
         if self._session.due_s != due_s:

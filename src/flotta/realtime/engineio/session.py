@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Final, NamedTuple, TypeAlias, final
 
 from flotta.errors import PacketError
-from flotta.realtime.engineio.packet import PING, PacketType, decode
+from flotta.realtime.engineio.packet import MESSAGE, PING, PacketType, decode
 
 __all__ = [
     "Action",
@@ -127,6 +127,15 @@ class Session:
             return self._end(event.reason, None)
         assert type(event) is Close
         return self._end(event.reason, event.code)
+
+    def message(self, data: str | bytes) -> str | bytes | None:
+        """The payload, if ``data`` is a message: what `Received` gives as `Deliver`, without their making. It changes
+        nothing. None: ask `on_event`."""
+        if self._state is State.ENDED:
+            return None
+        if isinstance(data, bytes):
+            return data
+        return data[1:] if data[:1] == MESSAGE else None
 
     def _received(self, data: str | bytes, now_s: float) -> tuple[Action, ...]:
         try:

@@ -9,7 +9,7 @@ just left is not a fault: it crossed our DISCONNECT on the wire, and is dropped.
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, Final, NamedTuple, TypeAlias, final
 
 from flotta.errors import PacketError
@@ -40,7 +40,7 @@ NAMESPACES_MAX: Final = 64
 """Namespaces that one client may ask for, connected or not."""
 
 
-class State(Enum):
+class State(StrEnum):
     """A namespace as one client sees it."""
 
     ABSENT = "absent"
@@ -154,7 +154,7 @@ _TABLE: dict[tuple[PacketType, State], _Move] = {
 class Connection:
     """The machine of one client. ``rate_max`` is messages per second, with a burst of one second's worth."""
 
-    __slots__ = ("_aborted", "_decoder", "_namespaces", "_rate", "encode", "is_whole")
+    __slots__ = ("_aborted", "_decoder", "_namespaces", "_rate", "encode", "is_limited", "is_whole")
 
     def __init__(
         self, now_s: float, *, attachments_max: int, rate_max: float | None = None, parser: Parser = JSON
@@ -166,6 +166,8 @@ class Connection:
         """No packet waits for its attachments."""
         self._namespaces: dict[str, State] = {}
         self._rate = None if rate_max is None else Rate(rate_max, now_s)
+        self.is_limited = rate_max is not None
+        """The time of a `Message` counts."""
         self._aborted = False
 
     def state(self, namespace: str) -> State:

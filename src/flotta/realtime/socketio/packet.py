@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Any, Final, NamedTuple, NoReturn, TypeAlias, final
+from typing import Any, Final, NamedTuple, TypeAlias, final
 
 from flotta.errors import PacketError
+from flotta.realtime.socketio.json_text import FORM, dump_json, load_json, refuse_constant
 
 __all__ = [
     "ACK_ID_MAX",
@@ -74,9 +75,6 @@ _TYPES = {str(int(kind)): kind for kind in PacketType}
 _BINARY = {PacketType.EVENT: PacketType.BINARY_EVENT, PacketType.ACK: PacketType.BINARY_ACK}
 _PLAIN = {PacketType.BINARY_EVENT: PacketType.EVENT, PacketType.BINARY_ACK: PacketType.ACK}
 
-_FORM: dict[str, Any] = {"separators": (",", ":"), "ensure_ascii": False, "allow_nan": False}
-_dump = json.JSONEncoder(**_FORM).encode
-
 
 def encode(packet: Packet) -> Encoded:
     """Put a packet on the wire.
@@ -95,7 +93,7 @@ def _encode(packet: Packet) -> Encoded:
     if packet.data is None:
         return Encoded(_head(packet, packet.type, 0))
     try:
-        return Encoded(_head(packet, packet.type, 0) + _dump(packet.data))
+        return Encoded(_head(packet, packet.type, 0) + dump_json(packet.data))
     except TypeError:
         if packet.type not in _BINARY:  # only events and their answers carry more than JSON
             raise
@@ -105,11 +103,11 @@ def _encode(packet: Packet) -> Encoded:
         if isinstance(value, datetime):
             return iso_time(value)
         if not isinstance(value, (bytes, bytearray, memoryview)):
-            raise TypeError(f"a {type(value).__name__} cannot travel: neither JSON nor bytes")
+            raise TypeError(f"{type(value).__name__} cannot travel: send what JSON and bytes can carry")
         attachments.append(bytes(value))
         return {"_placeholder": True, "num": len(attachments) - 1}
 
-    body = json.JSONEncoder(**_FORM, default=lift).encode(packet.data)
+    body = json.JSONEncoder(**FORM, default=lift).encode(packet.data)
     kind = _BINARY[packet.type] if attachments else packet.type
     return Encoded(_head(packet, kind, len(attachments)) + body, tuple(attachments))
 
@@ -117,7 +115,7 @@ def _encode(packet: Packet) -> Encoded:
 def iso_time(value: datetime) -> str:
     """A date as JavaScript writes it: UTC, milliseconds, ``Z``. A naive one is refused: it names no instant."""
     if value.tzinfo is None:
-        raise TypeError("a datetime without a time zone cannot travel")
+        raise TypeError("a datetime without a time zone cannot travel: give it one, as datetime.now(UTC) has")
     return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -155,6 +153,8 @@ class Decoder:
             return self._add_attachment(data)
         if self._waiting is not None:
             raise _error("text where an attachment is due", data)
+        if (packet := _read_event(data)) is not None:
+            return packet
         head, attachments = _read_head(data, self._attachments_max)
         if attachments:
             self._waiting, self._missing = head, attachments
@@ -170,6 +170,22 @@ class Decoder:
             return None
         parts, self._parts, self._waiting = self._parts, [], None
         return _read_body(head, parts)
+
+
+def _read_event(text: str) -> Packet | None:
+    """The common packet, an event of the main namespace, in one step. None: another one, or a malformed one; whoever
+    reads step by step says which."""
+    at = text.find("[", 1, 2 + ACK_ID_DIGITS_MAX)
+    digits = text[1:at]
+    if at < 1 or text[0] != "2" or (digits and not (digits.isascii() and digits.isdigit())):
+        return None
+    try:
+        data = load_json(text[at:])
+    except (ValueError, RecursionError):
+        return None
+    if not data or type(data[0]) is not str or data[0] in RESERVED_EVENTS:
+        return None
+    return Packet(PacketType.EVENT, "/", data, int(digits) if digits else None)
 
 
 def _read_head(text: str, attachments_max: int) -> tuple[_Head, int]:
@@ -224,21 +240,14 @@ def _read_id(text: str, at: int) -> tuple[int | None, int]:
     return (int(text[at:end]), end) if end > at else (None, at)
 
 
-def _constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_decode = json.JSONDecoder(parse_constant=_constant).decode
-
-
 def _load(body: str, parts: list[bytes] | None) -> Any:
     """The data; ``parts`` go where their placeholders stand. None: placeholders are data like any other."""
     if not body:
         return None
     try:
         if parts is None:
-            return _decode(body)
-        return json.JSONDecoder(parse_constant=_constant, object_hook=_Filling(parts).fill).decode(body)
+            return load_json(body)
+        return json.JSONDecoder(parse_constant=refuse_constant, object_hook=_Filling(parts).fill).decode(body)
     except (ValueError, RecursionError) as error:
         if isinstance(error, PacketError):
             raise
