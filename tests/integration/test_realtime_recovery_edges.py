@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,9 +11,15 @@ import pytest
 
 from flotta.errors import CommandError
 from flotta.realtime import Server
+from flotta.realtime.adapters.streams_wire import Read
 from flotta.realtime.engineio import session as engine
+from flotta.realtime.recovery.history import History, Past
+from flotta.realtime.recovery.past import Archive
+from flotta.realtime.recovery.replay import Replay
+from flotta.realtime.recovery.session import Position, Session
 from flotta.realtime.recovery.store import Store
 from flotta.redis import Redis
+from flotta.streaming.event import parse_id
 from realtime_fixtures import until
 from realtime_recovery_places import Place, gone, place
 from realtime_recovery_stage import Raw
@@ -43,6 +50,12 @@ async def two(valkey_url: str, unique: str) -> AsyncIterator[Place]:
 @pytest.fixture
 def store(redis: Redis, unique: str) -> Store:
     return Store(redis, key_prefix=f"{unique}:session:", stream=unique)
+
+
+async def positions(redis: Redis, stream: str) -> list[Position]:
+    """Of all entries."""
+    entries: Any = await redis.xrange(stream)
+    return [parse_id(entry) for entry, _ in entries]
 
 
 # --- hostile clients ---
@@ -196,3 +209,66 @@ async def test_who_is_the_owner_is_told_though_the_first_answer_to_the_claim_was
     again = await Raw.join(two.port, client.back(None))
     assert again.ids == client.ids
     await until(lambda: not one.sio.is_connected(sid))
+
+
+# --- crowds ---
+
+
+async def test_what_does_not_fit_into_memory_is_read_once_for_all_who_ask_together(
+    one: Place, redis: Redis, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        await one.sio.emit("n", number)
+    entries = await positions(redis, unique)
+    history = History(entries[-1], count_max=5, bytes_max=10_000)
+    archive = Archive(redis, unique, history)
+    pages = 0
+    page = Archive._page
+
+    async def counted(self: Archive, after: Position, until: Position) -> list[Read]:
+        nonlocal pages
+        pages += 1
+        return await page(self, after, until)
+
+    monkeypatch.setattr(Archive, "_page", counted)
+    begins = [entries[number % 20] for number in range(200)]
+    found = await asyncio.gather(*(archive.older(begin) for begin in begins))
+    for begin, older in zip(begins, found, strict=True):
+        assert older is not None
+        rest = history.after(max(older.upto, history.floor))
+        assert [past.position for past in (*older.events, *rest)] == [at for at in entries[1:] if at > begin]
+    assert pages <= 3
+    await redis.xtrim(unique, maxlen=10, approximate=False)
+    least = (await positions(redis, unique))[0]
+    short = Archive(redis, unique, History(entries[-1], count_max=5, bytes_max=10_000))
+    found = await asyncio.gather(*(short.older(begin) for begin in entries[:-1]))
+    assert [older is not None for older in found] == [begin >= least for begin in entries[:-1]]
+
+
+async def test_the_loop_turns_while_many_look_for_what_they_missed(redis: Redis) -> None:
+    """Work for a second or so, if it were done at once."""
+    archive = Archive(redis, "unused", History((0, 0), count_max=20_000, bytes_max=2**24))
+    data = b'{"opts":{"rooms":["r"],"except":[],"flags":{}},"packet":{"type":2,"data":["n"],"nsp":"/"}}'
+    for number in range(1, 5_001):
+        archive.history.append(Past((number, 0), "/", data))
+    replay = Replay(archive, pace_bytes=1)
+    session = Session("s", "p", ("r",), {}, "o" * 18, "/")
+    longest_s, last_s = 0.0, time.perf_counter()
+
+    async def look() -> None:
+        missed = await replay.missed(session, "/", (0, 0))
+        assert missed is not None
+        assert len(replay.complete(missed)) == 5_000
+
+    async def watch() -> None:
+        nonlocal longest_s, last_s
+        while True:
+            await asyncio.sleep(0)
+            longest_s, last_s = max(longest_s, time.perf_counter() - last_s), time.perf_counter()
+
+    watching = asyncio.create_task(watch())
+    begun_s = time.perf_counter()
+    await asyncio.gather(*(look() for _ in range(100)))
+    whole_s = time.perf_counter() - begun_s
+    watching.cancel()
+    assert longest_s < max(0.1, whole_s / 4)

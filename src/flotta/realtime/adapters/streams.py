@@ -247,6 +247,7 @@ class StreamsAdapter(ClusterAdapter):
         """Trim by time, and look how far behind the reader is."""
         while True:
             await asyncio.sleep(UPKEEP_S * random.uniform(0.75, 1.25))  # noqa: S311 - jitter, no secret
+            self._history.rest()
             try:
                 await self._keep_up()
             except RedisError as error:

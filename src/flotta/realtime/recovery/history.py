@@ -47,7 +47,7 @@ def _position(past: Past) -> Position:
 class History:
     """See the module."""
 
-    __slots__ = ("_bytes", "_bytes_max", "_count_max", "_events", "floor", "head")
+    __slots__ = ("_bytes", "_bytes_max", "_count_max", "_events", "_in_use", "floor", "head")
 
     def __init__(self, floor: Position, *, count_max: int, bytes_max: int) -> None:
         self.floor = floor
@@ -56,6 +56,7 @@ class History:
         self._bytes = 0
         self._count_max = count_max
         self._bytes_max = bytes_max
+        self._in_use = False
 
     def move(self, position: Position) -> None:
         """The reader has come to ``position``, which is no event for clients."""
@@ -107,7 +108,15 @@ class History:
     def after(self, position: Position) -> list[Past]:
         """Every event behind ``position``, which must not be below `floor`."""
         assert position >= self.floor, "asked for what is not here"
+        self._in_use = True
         return self._events[bisect_right(self._events, position, key=_position) :]
+
+    def rest(self) -> None:
+        """Forget what was made of the events for clients that came back: it is much larger than they are."""
+        if self._in_use:
+            self._in_use = False
+            for past in self._events:
+                past.broadcast = past.packet = None
 
     def __len__(self) -> int:
         return len(self._events)

@@ -17,7 +17,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import itertools
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, final
@@ -30,13 +29,13 @@ from flotta.realtime.recovery.kept import Kept
 from flotta.realtime.recovery.past import Archive, broadcast_of
 from flotta.realtime.recovery.plan import (
     Asked,
-    Membership,
     asked,
     begins,
     is_complete,
     refresh_s_of,
     revoked,
 )
+from flotta.realtime.recovery.replay import Missed, Replay, is_current
 from flotta.realtime.recovery.saver import Saver
 from flotta.realtime.recovery.session import Position, Session, User, read_session
 from flotta.realtime.recovery.store import Loaded, Saved, Store
@@ -53,9 +52,6 @@ RESTORE_S = 10.0
 RETRY_S = 0.2
 CLAIMS_MAX = 5
 """Attempts at a session that changes while it is claimed."""
-PACE_S = 0.01
-BATCH = 100
-"""Packets after which others get their turn."""
 CLOSE_TRY_AGAIN: Final = 1013
 ACK_ID_MAX = 2**31
 _NOWHERE: Final[Position] = (0, 0)
@@ -124,7 +120,7 @@ class Keeper:
         self._people = people
         self._window_s = window_s
         self._skips_connect = skips_connect
-        self._pace_bytes = pace_bytes
+        self._replay = Replay(stream.archive, pace_bytes=pace_bytes)
         self._log = logger
         self._owned: dict[str, Socket] = {}
         self._subscription: Any = None
@@ -182,7 +178,7 @@ class Keeper:
                     socket.client.close(Reason.TRANSPORT_CLOSE, CLOSE_TRY_AGAIN)
             except Exception:  # noqa: BLE001 - our bug, or what lies in Redis; the client must get an answer
                 self._log.exception("restoring a session failed: the client begins anew", namespace=socket.namespace)
-        if not _is_current(socket) or socket.kept is None:
+        if not is_current(socket) or socket.kept is None:
             return False
         self.refused += wanted is not None and not socket.kept.recovered
         return True
@@ -211,17 +207,17 @@ class Keeper:
         if claimed is None:
             return
         session, begin = claimed
-        older = await self._stream.archive.older(begin)
-        if older is None:
+        missed = await self._replay.missed(session, socket.namespace, begin)
+        if missed is None:
             await self._store.forget(session.pid, session.owner, self._live_ttl_s)
-        elif _is_current(socket):
-            self._enter(socket, session, begin, older)
+        elif is_current(socket):
+            self._enter(socket, session, begin, missed)
         else:
             await self._store.save([Saved.of(session._replace(live=False), self._window_s)])
 
     async def _claim(self, socket: Socket, wanted: Asked, owners: set[str]) -> tuple[Session, Position] | None:
-        """``owners`` gets those that may still hold the client: an attempt whose answer was lost may be the one that has
-        taken it from them."""
+        """``owners`` gets those that may still hold the client: an attempt whose answer was lost may be the one that
+        has taken it from them."""
         for _ in range(CLAIMS_MAX):
             loaded = await self._store.load(wanted.pid)
             found = None if loaded is None else self._checked(socket, wanted, loaded)
@@ -229,7 +225,7 @@ class Keeper:
                 return None
             session, begin = found
             await self._stream.reached(begin)
-            if not _is_current(socket):
+            if not is_current(socket):
                 return None
             mine = session._replace(
                 owner=secrets.token_urlsafe(OWNER_BYTES), namespace=socket.namespace, seen=begin, live=True
@@ -268,7 +264,7 @@ class Keeper:
         except (RedisError, Closed) as error:  # it finds out when it saves
             self._log.info("a claim could not be announced", reason=str(error))
 
-    def _enter(self, socket: Socket, session: Session, begin: Position, older: list[Past]) -> None:
+    def _enter(self, socket: Socket, session: Session, begin: Position, missed: Missed) -> None:
         """Nothing waits in here: what is missed ends where what is held begins."""
         rooms = self._delivery.spaces[socket.namespace].rooms
         zombie = rooms.get(session.sid)
@@ -285,13 +281,7 @@ class Keeper:
         for room in session.rooms:
             rooms.join(session.sid, room)
         kept = Kept.of(session, session.owner, begin)
-        membership = Membership(session)
-        events = [*older, *self._stream.archive.history.after(max(begin, self._stream.archive.history.floor))]
-        kept.missed = [
-            past
-            for past in events
-            if past.namespace == socket.namespace and membership.gets(broadcast_of(past).target, past.position)
-        ]
+        kept.missed = self._replay.complete(missed)
         self._own(socket, kept)
         self.restored += 1
 
@@ -327,7 +317,7 @@ class Keeper:
             return
         missed, kept.missed = kept.missed, []
         due: Iterator[Outgoing] = (self._packet(past) for past in missed if self._may_get(socket, kept, past))
-        while await self._write(socket, due):
+        while await self._replay.write(socket, due):
             held = socket.take_held()
             if not held:
                 break
@@ -337,26 +327,6 @@ class Keeper:
         socket.flow()
         # A ping that was sent before says nothing of this.
         socket.client.mark, socket.client.heard = _NOWHERE if socket.client.pinged else None, None
-
-    async def _write(self, socket: Socket, due: Iterator[Outgoing]) -> bool:
-        """Write each packet in the tick in which it is found to be due: what was revoked before is not. False: the
-        client is gone."""
-        for number in itertools.count(1):
-            await self._until_read(socket)
-            if not _is_current(socket):
-                return False
-            packet = next(due, None)
-            if packet is None:
-                break
-            socket.client.transport.write(packet)
-            if number % BATCH == 0:
-                await asyncio.sleep(0)
-        return True
-
-    async def _until_read(self, socket: Socket) -> None:
-        """Return when little enough waits for the client to read, or it is gone."""
-        while socket.client.transport.unsent_bytes > self._pace_bytes and _is_current(socket):  # noqa: ASYNC110 - no
-            await asyncio.sleep(PACE_S)  # transport says when it is read
 
     def _may_get(self, socket: Socket, kept: Kept, past: Past) -> bool:
         broadcast = broadcast_of(past)
@@ -405,7 +375,7 @@ class Keeper:
 
     def _saved_of(self, socket: Socket) -> Saved | None:
         kept = socket.kept
-        if kept is None or not _is_current(socket):
+        if kept is None or not is_current(socket):
             return None
         return self._pack(socket, kept, live=True)
 
@@ -479,10 +449,6 @@ class Keeper:
             self._owned.pop(kept.owner, None)
         self._saver.forget(socket)
         socket.client.abandon(socket)
-
-
-def _is_current(socket: Socket) -> bool:
-    return not socket.client.over and socket.client.sockets.get(socket.namespace) is socket
 
 
 @final

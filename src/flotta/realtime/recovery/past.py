@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, final
+from bisect import bisect_right
+from typing import Final, NamedTuple, final
 
 from flotta.errors import WireError
 from flotta.realtime.adapters import Broadcast
@@ -15,7 +16,7 @@ from flotta.realtime.recovery.session import Position
 from flotta.redis import Redis
 from flotta.streaming.event import format_id
 
-__all__ = ["BROADCASTS", "Archive", "broadcast_of", "past_of"]
+__all__ = ["BROADCASTS", "Archive", "Older", "broadcast_of", "past_of"]
 
 BROADCASTS: Final = frozenset({MessageType.BROADCAST, MessageType.FILTERED})
 PAGE = 500
@@ -44,6 +45,52 @@ def broadcast_of(past: Past) -> Broadcast:
     return past.broadcast
 
 
+class Older(NamedTuple):
+    """All events behind a position, up to another."""
+
+    events: list[Past]
+    upto: Position
+
+
+class _Found(NamedTuple):
+    """What one reading has brought."""
+
+    events: list[Past]
+    upto: Position
+    lost: Position | None
+    """Before this, entries may be missing."""
+    facts: StreamFacts
+
+    def whole_after(self, begin: Position) -> Position | None:
+        """The least position from ``begin`` on behind which nothing is missing; None: there is none."""
+        if not is_complete(begin, self.facts):
+            if self.facts.first is None or self.facts.first < begin:
+                return None
+            begin = self.facts.first
+        return begin if self.lost is None else max(begin, self.lost)
+
+    def after(self, begin: Position) -> Older | None:
+        """What one client gets; None: not all that it needs."""
+        if self.whole_after(begin) != begin:
+            return None
+        return Older(self.events[bisect_right(self.events, begin, key=_position) :], self.upto)
+
+
+@final
+class _Turn:
+    """One reading, for all that ask before it begins."""
+
+    __slots__ = ("begin", "found")
+
+    def __init__(self, begin: Position) -> None:
+        self.begin = begin
+        self.found: _Found | None = None
+
+
+def _position(past: Past) -> Position:
+    return past.position
+
+
 @final
 class Archive:
     """Over a `History` that the reader feeds."""
@@ -53,30 +100,45 @@ class Archive:
         self._redis = redis
         self._stream = stream
         self._reading = asyncio.Lock()
+        self._next: _Turn | None = None
 
-    async def older(self, begin: Position) -> list[Past] | None:
-        """The events after ``begin`` that `history` has no room for; the others are in there from now on. None: some
-        of them are gone. Raises what `Link.call` raises."""
-        if begin >= self.history.floor:
-            return []
-        async with self._reading:  # a thousand clients ask at once: the first reads, the others find
-            return [] if begin >= self.history.floor else await self._read(begin)
+    async def older(self, begin: Position) -> Older | None:
+        """The events after ``begin`` that `history` does not have, as far as they were read; it may have taken some of
+        them, and have dropped others meanwhile. None: some of them are gone. Raises what `Link.call` raises.
 
-    async def _read(self, begin: Position) -> list[Past] | None:
+        Of a thousand clients that ask at once the first reads for itself, and the next one for all others.
+        """
+        turn = self._next
+        if turn is None:
+            turn = self._next = _Turn(begin)
+        turn.begin = min(turn.begin, begin)
+        async with self._reading:
+            if turn.found is None and begin >= self.history.floor:
+                return Older([], begin)
+            if turn.found is None:
+                if self._next is turn:
+                    self._next = None
+                turn.found = await self._read(turn.begin)
+        return turn.found.after(begin)
+
+    async def _read(self, begin: Position) -> _Found:
         found: list[Past] = []
-        at = begin
+        at, lost = begin, None
         while at < self.history.floor:  # it may rise while we read
             floor = self.history.floor
             page = await self._page(at, floor)
-            if any(read.entry.get(MARKER) == LOST for read in page):
-                return None
-            found += [past for read in page if (past := past_of(read)) is not None]
+            for read in page:
+                if read.entry.get(MARKER) == LOST:
+                    lost = read.position
+                elif (past := past_of(read)) is not None:
+                    found.append(past)
             at = page[-1].position if len(page) == PAGE else floor
-            # Asked after the reading: whatever was trimmed meanwhile was trimmed from the front.
-            if at == floor and not is_complete(begin, await self._facts()):
-                return None
-        taken = self.history.extend_back(found, begin)
-        return found[: len(found) - taken]
+        # Asked after the reading: whatever was trimmed meanwhile was trimmed from the front.
+        result = _Found(found, at, lost, await self._facts())
+        whole = result.whole_after(begin)
+        if whole is not None and at == self.history.floor and whole < at:
+            self.history.extend_back(found[bisect_right(found, whole, key=_position) :], whole)
+        return result
 
     async def _facts(self) -> StreamFacts:
         return read_facts(await self._redis.link.call("XINFO", "STREAM", self._stream))

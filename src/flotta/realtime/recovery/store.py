@@ -1,8 +1,8 @@
 """The keys of sessions in Redis: loaded, saved, claimed and forgotten in one atomic step each.
 
 Invariant: a session has one owner, the last who claimed it. Whoever was it before finds out at the next save, and
-changes nothing any more. What has ended stays ended: an empty value is left in its place for as long as an instance that
-was stopped, or is late, may come and save it.
+changes nothing any more. What has ended stays ended: an empty value is left in its place for as long as an instance
+that was stopped, or is late, may come and save it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Store:
         return [_checked(reply) for reply in replies]
 
     async def forget(self, pid: str, owner: str, grave_s: float) -> None:
-        """End the session, if it is still its owner's; for ``grave_s`` it cannot be saved again, by anybody. Raises what
+        """End the session, if it is still its owner's; for ``grave_s`` nobody can save it again. Raises what
         `Link.call` raises."""
         await _FORGET(self._redis.link, keys=[self._key_prefix + pid], args=[mark(owner), round(grave_s * 1000)])
 
