@@ -143,7 +143,7 @@ class Core(Engine[Client]):
     # --- sessions that move between instances (`relay`) ---
 
     def take_name(self, instance: str) -> None:
-        """Begin session ids with these characters. Before the start."""
+        """Begin session ids with these characters from now on."""
         self.instance = instance
         self.people.take_name(instance)
 

@@ -85,7 +85,7 @@ class People:
     # --- life ---
 
     def take_name(self, instance: str) -> None:
-        """This instance is called so. Before the start."""
+        """This instance is called so from now on."""
         self._instance = instance
 
     async def start(self, registry: Registry) -> None:

@@ -24,12 +24,15 @@ from flotta.realtime.relay.taps import Tap
 from flotta.realtime.relay.travel import Travelling, Unpackable
 from flotta.realtime.relay.tunnels import Near, request_of
 from flotta.realtime.relay.wire import Acked, Ended, Flush, Moved
-from flotta.realtime.transports import Outgoing
+from flotta.realtime.transports import Outgoing, Transport
 
 __all__ = ["Arrivals", "Ground"]
 
 ARRIVE_TIMEOUT_S: Final = 15.0
 """From the client's being read no further to its session's being here."""
+
+LOST_MAX: Final = 1_000
+"""Tunnels remembered that ended so."""
 
 
 class Ground(Protocol):
@@ -69,6 +72,8 @@ class Arrivals:
         self.count = 0
         self._coming: dict[str, _Arrival] = {}
         self._preparing: dict[str, asyncio.Task[bool]] = {}
+        self._lost: dict[str, bool] = {}
+        """Tunnels that ended while the session might come through any moment, the oldest first."""
 
     def freeze_asked(self, near: Near, rooms: dict[str, list[str]]) -> None:
         """The holder asks whether the session may come: answered once, whatever happens meanwhile."""
@@ -129,6 +134,50 @@ class Arrivals:
         else:
             arrival.on_moved(message)
 
+    def stranded(self, message: Moved) -> None:
+        """A session has come whose WebSocket is gone, and its first instance knows it no more: it ends here, with its
+        handlers."""
+        if self._lost.pop(message.tunnel, False) is False:
+            return  # nobody here has ever waited for it
+        try:
+            client, rooms = self.make(message, _Nowhere(), "")  # who awaits its answers hears it wherever it is
+            self.core.adopt(client, rooms)
+        except WireError as error:
+            self.log.warning("a session that came cannot be read", reason=error.reason)
+            return
+        try:
+            self.arrive(message, rooms)
+        except WireError as error:
+            self.log.warning("a session that came cannot be read", reason=error.reason)
+        client.lost(Reason.TRANSPORT_ERROR)
+
+    def make(self, message: Moved, transport: Transport, holder: str) -> tuple[Client, dict[Socket, frozenset[str]]]:
+        """The client of a session that has come, and its sockets' rooms. Raises WireError."""
+        core = self.core
+        if message.sid in core.clients or any(moved.namespace not in core.spaces for moved in message.sockets):
+            raise WireError("moved session", "it is here already, or its namespace is not")
+        try:
+            client = core.make_moved(message.sid, transport, request_of(message.request), message.namespaces)
+        except ValueError as error:
+            raise WireError("moved session", str(error)) from error
+        rooms: dict[Socket, frozenset[str]] = {}
+        for moved in message.sockets:
+            socket = Socket(moved.sid, moved.namespace, client)
+            socket.resume(
+                self.travelling.unpack_session(moved), moved.last_ack, transport.write, transport.write_volatile
+            )
+            socket.since = moved.since
+            if moved.is_awaited:
+                socket.elder = _Elder(self.post, holder, self.travelling, moved.sid)
+            client.sockets[moved.namespace] = socket
+            rooms[socket] = frozenset(moved.rooms)
+        return client, rooms
+
+    def arrive(self, message: Moved, sockets: Iterable[Socket]) -> None:
+        """What features keep for its sockets goes on here. Raises WireError."""
+        for socket, moved in zip(sockets, message.sockets, strict=True):
+            self.travelling.arrive(socket, moved)
+
     def on_flush(self, tunnel: str) -> None:
         """Everything that was sent before has come back."""
         arrival = self._coming.get(tunnel)
@@ -140,6 +189,9 @@ class Arrivals:
         arrival = self._coming.get(near.tunnel)
         if arrival is not None and not arrival.is_here:
             self.drop(arrival)
+            self._lost[near.tunnel] = True
+            if len(self._lost) > LOST_MAX:
+                del self._lost[next(iter(self._lost))]
         self._forget_preparing(near)
 
     def drop(self, arrival: _Arrival) -> None:
@@ -220,7 +272,10 @@ class _Arrival:
             client = self._settle(message)
         except WireError as error:
             self._all.log.warning("a session that came cannot be read", reason=error.reason)
+            half, self._client = self._client, None
             self.near.broken()
+            if half is not None:
+                half.lost(Reason.TRANSPORT_ERROR)
             return
         self._all.count += 1
         for socket in list(client.sockets.values()):
@@ -231,21 +286,12 @@ class _Arrival:
         self._all.post.send(core.instance, Flush(self.near.tunnel), self.finish)
 
     def _settle(self, message: Moved) -> Client:
-        core, travelling = self._all.core, self._all.travelling
-        client = core.make_moved(message.sid, self.near.transport, request_of(message.request), message.namespaces)
-        rooms: dict[Socket, frozenset[str]] = {}
-        for moved in message.sockets:
-            socket = Socket(moved.sid, moved.namespace, client)
-            socket.resume(travelling.unpack_session(moved), moved.last_ack, self._hold, self._hold_volatile)
-            socket.since = moved.since
-            if moved.is_awaited:
-                socket.elder = _Elder(self._all.post, self.near.holder, travelling, moved.sid)
-            client.sockets[moved.namespace] = socket
-            rooms[socket] = frozenset(moved.rooms)
-        core.adopt(client, rooms)
+        client, rooms = self._all.make(message, self.near.transport, self.near.holder)
+        for socket in rooms:
+            socket.write, socket.write_volatile = self._hold, self._hold_volatile
+        self._all.core.adopt(client, rooms)
         self._client = client
-        for socket, moved in zip(list(rooms), message.sockets, strict=True):
-            travelling.arrive(socket, moved)
+        self._all.arrive(message, rooms)
         self.near.settle(client)
         return client
 
@@ -276,6 +322,39 @@ class _Arrival:
         for socket in client.sockets.values():
             socket.rebind()
         self.near.read_on()
+
+
+@final
+class _Nowhere:
+    """The `Transport` of a client that has none any more."""
+
+    name = "websocket"
+    unsent_bytes = 0
+
+    def write(self, packet: Outgoing) -> None:
+        """Nobody gets it."""
+
+    def write_volatile(self, packet: Outgoing) -> bool:  # noqa: ARG002 - a Transport's
+        """Nobody gets it."""
+        return False
+
+    def write_control(self, text: str) -> None:
+        """Nobody gets it."""
+
+    def release_polls(self, *, on: bool) -> None:
+        """There are none."""
+
+    def hand_over(self, successor: Transport) -> None:
+        """Nothing waits."""
+
+    def pause(self) -> None:
+        """Nothing is read."""
+
+    def resume(self) -> None:
+        """Nothing is read."""
+
+    def close(self, code: int, reason: str) -> None:
+        """It is."""
 
 
 @final

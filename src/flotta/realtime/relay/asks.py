@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, Protocol, TypeAlias, final
 
 from flotta.realtime.engine.client import Reason
 from flotta.realtime.engine.request import Request
 from flotta.realtime.engine.sessions import AnyEngine
-from flotta.realtime.engineio.handshake import Facts, Refusal, Refused
+from flotta.realtime.engineio.handshake import INSTANCE_LENGTH, Facts, Refusal, Refused
 from flotta.realtime.engineio.packet import PacketType
+from flotta.realtime.relay.budget import Budget
 from flotta.realtime.relay.post import Post
 from flotta.realtime.relay.wire import Answer, Ask, Left, Release, Seen
 from flotta.realtime.transports.polling import PollingTransport, client_left, read_body, serve_http
@@ -25,6 +27,8 @@ __all__ = ["AskStats", "Asks", "HttpAnswer", "seen"]
 
 PENDING_MAX = 50_000
 """Requests that wait here for other instances, and those of others that wait here."""
+BODIES_BYTES_MAX = 4_194_304
+"""Bodies on their way to one other instance and not answered yet; more wait."""
 GRACE_S = 2.0
 HEADERS_ASKED = frozenset({b"origin", b"host"})
 
@@ -83,6 +87,7 @@ class Asks:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sent = self._served = 0
         self._releasing = False
+        self._budget = Budget(BODIES_BYTES_MAX)
 
     @property
     def stats(self) -> AskStats:
@@ -103,17 +108,20 @@ class Asks:
         options = self._engine.options
         limit_s = options.ping_interval_s + options.ping_timeout_s
         body: bytearray | None = bytearray()
-        if facts.method == "POST":
-            try:
+        found: Answer | Refused | None
+        try:
+            async with AsyncExitStack() as sending:
                 async with asyncio.timeout(limit_s):
-                    body = await read_body(receive, options.payload_bytes_max)
-            except TimeoutError:
-                await answer.refuse(Refusal(Refused.BAD_REQUEST), status=408)
-                return
-            if body is None:
-                await answer.refuse(Refusal(Refused.BAD_REQUEST), status=413)
-                return
-        found = await self._ask(facts, request, bytes(body or b""), receive, limit_s + GRACE_S)
+                    if facts.method == "POST":
+                        body = await read_body(receive, options.payload_bytes_max)
+                    if body is None:
+                        await answer.refuse(Refusal(Refused.BAD_REQUEST), status=413)
+                        return
+                    await sending.enter_async_context(self._budget.spend(facts.sid[:INSTANCE_LENGTH], len(body)))
+                found = await self._ask(facts, request, bytes(body), receive, limit_s + GRACE_S)
+        except TimeoutError:
+            await answer.refuse(Refusal(Refused.BAD_REQUEST), status=408)
+            return
         if isinstance(found, Answer):
             await answer.send(found.status, found.body, kind=found.kind)
         elif found is not None:
@@ -123,7 +131,7 @@ class Asks:
         self, facts: Facts, request: Request, body: bytes, receive: Receive, limit_s: float
     ) -> Answer | Refused | None:
         """What the holder answers, or why it does not; None: the client has gone."""
-        owner, ask_id = facts.sid[:4], secrets.token_urlsafe(9)
+        owner, ask_id = facts.sid[:INSTANCE_LENGTH], secrets.token_urlsafe(9)
         waiting: asyncio.Future[Answer | Refused] = asyncio.get_running_loop().create_future()
         self._pending[ask_id] = _Pending(owner, waiting)
         self._sent += 1
@@ -172,7 +180,7 @@ class Asks:
 
     def on_ask(self, ask: Ask) -> None:
         """Another instance got a request of a session that should be here."""
-        if len(self._serving) >= PENDING_MAX:
+        if len(self._serving) >= PENDING_MAX or ask.id in self._serving:
             self._refuse(ask, Refused.AT_CAPACITY)
             return
         served = self._serving[ask.id] = _Served(ask)

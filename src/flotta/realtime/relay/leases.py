@@ -6,8 +6,8 @@ characters.
 
 ``<prefix>-instance#adapter`` names the adapter of the instances, so that one that has another can say so.
 
-An instance counts as gone when its key is gone, its value is another one, or nobody listens on its channel any more.
-The last is noticed first: the server knows of a killed process' closed socket at once.
+An instance counts as gone when its key is gone for two beats, its value is another one, or nobody listens on its
+channel any more. The last is noticed first: the server knows of a killed process' closed socket at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, final
 
 from flotta.errors import ConfigError, RedisError
@@ -61,6 +61,7 @@ class Leases:
         channel: Callable[[str], str],
         watched: Callable[[], Iterable[str]],
         on_gone: Callable[[str], None],
+        on_lost: Callable[[], Awaitable[None]],
         adapter: str,
         logger: Any,
     ) -> None:
@@ -73,11 +74,13 @@ class Leases:
         self._channel = channel
         self._watched = watched
         self._on_gone = on_gone
+        self._on_lost = on_lost
         self._log = logger
         self._incarnation = secrets.token_urlsafe(9)
         self._known: dict[str, bytes] = {}
+        self._missing: set[str] = set()
+        """Watched ones whose leases were not there a beat ago."""
         self._beating: asyncio.Task[None] | None = None
-        self._lost_told = False
 
     def _key(self, instance: str) -> str:
         return f"{self._prefix}-instance#{instance}"
@@ -137,10 +140,13 @@ class Leases:
             held = await self._try(self.instance)
         except RedisError:
             return  # the link says when Redis is away
-        if not held and not self._lost_told:
-            self._lost_told = True
-            cure = "restart one of the two, or give each its own"
-            self._log.error("another instance has these first characters too", instance=self.instance, cure=cure)
+        if held:
+            return
+        old = self.instance
+        with contextlib.suppress(RedisError):  # then at the next beat
+            await self._on_lost()
+            why = "this process slept for longer than its lease, and another one took the name"
+            self._log.error("the instance goes on under another name", was=old, now=self.instance, reason=why)
 
     # --- the others ---
 
@@ -187,7 +193,10 @@ class Leases:
             self._log.error("the instances' leases cannot be read", leases=str(leases), listening=str(listening))
             return
         counts = listening[1::2] if isinstance(listening, list) else list(listening.values())
+        missed, self._missing = self._missing, set()
         for instance, value, count in zip(watched, leases, counts, strict=True):
-            if value is None or not count or self._known.setdefault(instance, value) != value:
+            if value is None and count and instance not in missed:
+                self._missing.add(instance)  # Redis may have lost it: who lives claims it again within a beat
+            elif value is None or not count or self._known.setdefault(instance, value) != value:
                 self._known.pop(instance, None)
                 self._on_gone(instance)

@@ -163,6 +163,10 @@ class Moves:
         """It has come."""
         self._arrivals.moved(near, moved)
 
+    def stranded(self, moved: Moved) -> None:
+        """A session has come whose tunnel has ended."""
+        self._arrivals.stranded(moved)
+
     def near_over(self, near: Near) -> None:
         """A tunnel has ended."""
         self._arrivals.near_over(near)

@@ -59,6 +59,15 @@ class Post:
             self._subscriptions.append(await self._hub.subscribe(channel, ear))
         await self._link.call("PUBLISH", self.channel(""), encode(Deaf(instance)))
 
+    async def rename(self, instance: str) -> None:
+        """Listen as ``instance`` instead. Raises LinkUnavailable; then nothing has changed."""
+        channel = self.channel(instance)
+        subscription = await self._hub.subscribe(channel, _Ear(self, channel.encode()))
+        old, self._subscriptions[0] = self._subscriptions[0], subscription
+        await old.aclose()
+        self._deaf.discard(self.channel(self._instance).encode())
+        self._instance = instance
+
     async def aclose(self) -> None:
         """Stop listening and let what is in flight end. Idempotent."""
         subscriptions, self._subscriptions = self._subscriptions, []
@@ -118,15 +127,13 @@ class Post:
         """A message came in. Junk is counted and dropped; said the 1st, 2nd, 4th, 8th... time."""
         assert self._reader is not None
         try:
-            message = decode(payload)
+            self._reader.on_message(decode(payload))
         except WireError as error:
             self.junk += 1
             if self.junk & (self.junk - 1) == 0:
                 self._log.warning(
                     "junk on a relay channel", channel=channel[:128], reason=error.reason, so_far=self.junk
                 )
-            return
-        self._reader.on_message(message)
 
     def lose(self, channel: bytes) -> None:
         """Messages may be missed from here on."""

@@ -86,6 +86,7 @@ class Relay:
             channel=self._post.channel,
             watched=self._watched,
             on_gone=lambda instance: self._on_gone(instance, Refused.SESSION_UNKNOWN),
+            on_lost=self._rename,
             adapter=kind,
             logger=logger,
         )
@@ -125,6 +126,23 @@ class Relay:
         await self._post.start(self._core.instance, self)
         await self._moves.start()
         self._leases.start()
+
+    async def _rename(self) -> None:
+        """Another instance has this one's name, because this one was suspended for longer than its lease: it goes on
+        under a new one. Sessions that poll are reached here only; what is between it and others ends.
+
+        Raises:
+            RedisError: not now; nothing has changed.
+        """
+        old = self._leases.instance
+        new = await self._leases.claim(None)
+        try:
+            await self._post.rename(new)
+        except BaseException:
+            self._leases.instance = old
+            raise
+        self._core.take_name(new)
+        self.on_deaf()
 
     @property
     def node(self) -> Node:
@@ -174,6 +192,8 @@ class Relay:
         core = self._core
         if core.state is not State.RUNNING:
             return Refusal(Refused.DRAINING)
+        if core.addresses.is_full(facts.address):
+            return Refusal(Refused.CROWDED)
         full = len(core.clients) + len(self._near) >= core.connections_max or len(self._near) >= TUNNELS_MAX
         return Refusal(Refused.AT_CAPACITY) if full else None
 
@@ -186,6 +206,7 @@ class Relay:
         holder = facts.sid[:INSTANCE_LENGTH]
         near = Near(self, transport, self._core.options, self._post, holder)
         self._near[near.tunnel] = near
+        self._core.addresses.enter(near.tunnel, facts.address)
         asked = seen(request, HEADERS_ASKED)
         self._post.send(holder, Open(near.tunnel, self._core.instance, asked), near.broken)
         return near
@@ -198,6 +219,8 @@ class Relay:
             end = self._near.get(message.tunnel) or self._far.get(message.tunnel)
             if end is not None:
                 end.take(message)
+            elif isinstance(message, Moved):
+                self._moves.stranded(message)
             return
         self._takers[type(message)](message)
 
@@ -252,13 +275,14 @@ class Relay:
         self._post.send(message.asker, Broken(message.tunnel), lambda: None)
 
     def _on_broken(self, message: Broken) -> None:
-        near = self._near.get(message.tunnel)
-        if near is not None:
-            near.broken()
+        end = self._near.get(message.tunnel) or self._far.get(message.tunnel)
+        if end is not None:
+            end.broken()
 
     def near_over(self, near: Near) -> None:
         """A tunnel has ended."""
         self._near.pop(near.tunnel, None)
+        self._core.addresses.leave(near.tunnel)
         self._moves.near_over(near)
 
     def far_over(self, far: Far) -> None:

@@ -25,6 +25,7 @@ from flotta.realtime.engine.request import Request
 from flotta.realtime.relay.post import Post
 from flotta.realtime.relay.wire import (
     Along,
+    Broken,
     Close,
     Control,
     Freeze,
@@ -81,6 +82,10 @@ class _Line:
                 on_sent()
 
         self._post.send(self.to, make(self.tunnel, self._seq), on_unheard or self._on_unheard, sent)
+
+    def say_broken(self) -> None:
+        """Tell the other end that this one is gone."""
+        self._post.send(self.to, Broken(self.tunnel), _nothing)
 
 
 class NearOwner(Protocol):
@@ -272,9 +277,10 @@ class Near:
     # --- the end ---
 
     def broken(self) -> None:
-        """The holder cannot be reached, or something was lost on the way."""
+        """The holder cannot be reached, or something was lost on the way. It is told, in case it can hear."""
         if self._state in {_State.RELAYED, _State.FROZEN}:
             self._end()
+            self._line.say_broken()
             self.transport.close(CLOSE_RESTART, "the session cannot be reached")
 
     def _end(self) -> None:
@@ -408,9 +414,10 @@ class Far:
     # --- the end ---
 
     def broken(self) -> None:
-        """The near end cannot be reached, or something was lost on the way."""
+        """The near end cannot be reached, or something was lost on the way. It is told, in case it can hear."""
         if self._open:
             self.end()
+            self._line.say_broken()
             if self.receiver is not None:
                 self.receiver.lost(Reason.TRANSPORT_ERROR)
 
@@ -437,3 +444,7 @@ def request_of(seen: Any) -> Request:
             "client": seen.client,
         }
     )
+
+
+def _nothing() -> None:
+    pass

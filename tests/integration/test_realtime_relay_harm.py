@@ -1,0 +1,206 @@
+"""What clients, other programs on the Redis and bad luck may do to relaying, and what they cannot."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from test_realtime_relay import pair
+
+from flotta.errors import WireError
+from flotta.realtime import Server
+from flotta.realtime.engine.request import Request
+from flotta.realtime.engineio.handshake import Refused
+from flotta.realtime.relay import asks, leases
+from flotta.redis.embedded import EmbeddedRedis
+from realtime_fixtures import until
+from realtime_moves import SCOPE, Wanderer, World, move, world
+
+
+def _relay(made: World, number: int) -> Any:
+    return made.servers[number]._relay
+
+
+async def _cut_here(made: World) -> Wanderer:
+    """A session that has left instance 0 and has not reached instance 1, which hears nothing."""
+    wanderer = Wanderer(made.servers[0])
+    await wanderer.join("room")
+    made.heard.clear()
+    wanderer.upgrade_at(made.servers[1])
+    await until(lambda: wanderer.websocket.got == ["3probe"])
+    made.gates[0].is_open = False
+    wanderer.switch()
+    await until(lambda: made.gates[0].held)
+    made.gates[0].let()
+    await until(lambda: _relay(made, 1)._moves._arrivals._coming and made.gates[0].held)
+    made.gates[1].is_open = False
+    made.gates[0].open()
+    await until(lambda: made.relay(0).moved_away == 1)
+    for _ in range(2):
+        await made.turn()
+    return wanderer
+
+
+async def test_session_whose_tunnel_ends_while_it_travels_ends_where_it_arrives_with_its_handlers(
+    valkey_url: str, unique: str
+) -> None:
+    async with world(valkey_url, unique, 2) as made:
+        wanderer = await _cut_here(made)
+        wanderer.near.broken()
+        assert wanderer.websocket.closed is not None
+        assert wanderer.websocket.closed[0] == 1012
+        made.gates[1].open()
+        await until(lambda: made.heard)
+        assert made.heard == [("disconnect", 1, "transport error")]
+        assert made.servers[1].stats.connections == made.servers[1].stats.sockets == 0
+        moved = _relay(made, 1)._moves._arrivals._lost
+        assert not moved
+
+
+async def test_session_that_cannot_be_read_ends_where_it_arrives(
+    valkey_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(valkey_url, unique, 2) as made:
+        wanderer = await _cut_here(made)
+
+        def unreadable(*_: Any) -> None:
+            raise WireError("moved session", "no user")
+
+        monkeypatch.setattr(_relay(made, 1)._moves.travelling, "arrive", unreadable)
+        made.gates[1].open()
+        await until(lambda: made.heard)
+        assert made.heard == [("disconnect", 1, "transport error")]
+        assert wanderer.websocket.closed is not None
+        assert made.servers[1].stats.connections == made.servers[1].stats.sockets == 0
+        assert not made.servers[1]._core.delivery._holds
+
+
+@pytest.mark.parametrize("end", ["near", "far"])
+async def test_end_that_breaks_a_tunnel_tells_the_other(valkey_url: str, unique: str, end: str) -> None:
+    async with world(valkey_url, unique, 2) as made:
+        wanderer = Wanderer(made.servers[0])
+        await wanderer.join()
+        await made.servers[0].save_session(wanderer.socket_sid, {"stays": object()})
+        made.heard.clear()
+        wanderer.upgrade_at(made.servers[1])
+        await until(lambda: wanderer.websocket.got == ["3probe"])
+        wanderer.switch()
+        await until(lambda: wanderer.client.transport.name == "websocket")
+        [far] = _relay(made, 0)._far.values()
+        (wanderer.near if end == "near" else far).broken()
+        await until(lambda: wanderer.websocket.closed and made.heard)
+        assert made.heard == [("disconnect", 0, "transport error")]
+        assert made.relay(0).tunnels == made.relay(1).tunnels == 0
+
+
+async def test_limit_per_address_holds_for_sessions_that_move(valkey_url: str, unique: str) -> None:
+    async with world(valkey_url, unique, 2, connections_per_ip_max=2) as made:
+        there = made.servers[1]
+        for number in range(2):
+            wanderer = Wanderer(made.servers[0])
+            await wanderer.join()
+            wanderer.upgrade_at(there)
+            await until(lambda got=wanderer.websocket.got: got == ["3probe"])
+            wanderer.switch()
+            await until(lambda count=number + 1: made.relay(1).moved_here == count)
+        third = Wanderer(made.servers[0])  # at the first instance there is room again
+        await third.join()
+        query = f"EIO=4&transport=websocket&sid={third.sid}".encode()
+        facts = Request(scope={**SCOPE, "type": "websocket", "query_string": query}).facts()
+        refusal = there._core.admit(facts)
+        assert refusal is not None
+        assert refusal.reason is Refused.CROWDED
+        wanderer.near.lost("transport close")
+        await until(lambda: there._core.admit(facts) is None)
+        third.upgrade_at(there)
+        third.near.lost("transport close")  # a WebSocket that comes to nothing is counted off too
+        await until(lambda: made.relay(1).tunnels == 0)
+        assert there._core.addresses._counts == {"192.0.2.7": 1}
+
+
+async def test_bodies_on_their_way_to_one_instance_are_bounded_and_none_is_lost(
+    valkey_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asks, "BODIES_BYTES_MAX", 250_000)
+    async with pair(valkey_url, unique) as two:
+        spent: list[int] = []
+        relay: Any = two.there._relay
+        ask = relay._asks._ask
+
+        async def noting(*args: Any) -> Any:
+            spent.append(relay._asks._budget.spent_bytes)
+            return await ask(*args)
+
+        relay._asks._ask = noting
+        sids = [await two.join() for _ in range(12)]
+        spent.clear()
+        body = '42["none","' + "x" * 100_000 + '"]'
+        answers = await asyncio.gather(*(two.post(sid, body) for sid in sids))
+        assert [answer.text for answer in answers] == ["ok"] * 12
+        assert 100_000 < max(spent) <= 250_000
+        assert relay._asks._budget.spent_bytes == 0
+
+
+async def test_junk_inside_a_message_is_counted_like_junk_outside(valkey_url: str, unique: str) -> None:
+    async with world(valkey_url, unique, 2) as made:
+        home = made.servers[0]
+        wanderer = Wanderer(home)
+        await wanderer.join()
+        asking = asyncio.create_task(home.call("question", 1, to=wanderer.socket_sid))
+        sid = wanderer.socket_sid
+        await move(made, wanderer)
+        channel = _relay(made, 0)._post.channel("ins0")
+        await made.clients[1].publish(channel, b"\x94\xa5acked\xb4" + sid.encode() + b"\x01\xc4\x01\x01")
+        await until(lambda: made.relay(0).junk == 1)
+        wanderer.send('431["reply"]')
+        assert await asking == "reply"
+
+
+async def test_lease_that_redis_lost_is_claimed_again_and_nobody_is_given_up(valkey_url: str, unique: str) -> None:
+    async with pair(valkey_url, unique) as two:
+        home, there = two.home._relay, two.there._relay
+        assert home is not None
+        assert there is not None
+        for relay in (home, there):
+            assert relay._leases._beating is not None
+            relay._leases._beating.cancel()  # the test beats
+        sid = await two.join()
+        waiting = asyncio.create_task(two.get(sid))
+        await until(lambda: there.stats.waiting == 1)
+        lost = ("DEL", home._leases._key("home"))
+        for _ in range(2):
+            await two.clients[0].link.call(*lost)
+            await there._leases._look()
+            await home._leases._refresh()
+            await there._leases._look()
+        assert not waiting.done()
+        await two.clients[0].link.call(*lost)
+        await there._leases._look()
+        await there._leases._look()  # it is not claimed again: nobody lives there
+        assert (await waiting).json()["code"] == 1
+
+
+async def test_instance_that_slept_while_another_took_its_name_goes_on_under_a_new_one(
+    own_valkey: EmbeddedRedis, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "BEAT_S", 0.1)
+    monkeypatch.setattr(leases, "TTL_S", 0.4)
+    async with pair(own_valkey.url, unique) as two:
+        sid = await two.join()
+        home: Any = two.home._relay
+        home._leases._beating.cancel()  # it sleeps
+        await asyncio.sleep(0.6)
+        newcomer = Server(own_valkey.url, channel_prefix=unique, instance="home")
+        await newcomer.start()
+        try:
+            home._leases.start()
+            await until(lambda: two.home.stats.instance != "home")
+            assert newcomer.stats.instance == "home"
+            assert (await two.get(sid)).json()["code"] == 1  # nobody knows where it is
+            await two.home.emit("here")
+            assert (await two.http.get(f"{two.home_url}&sid={sid}")).text == '42["here"]'
+            fresh = await two.join()  # opened there under the new name, asked for elsewhere
+            assert fresh.startswith(two.home.stats.instance)
+        finally:
+            await newcomer.aclose()
