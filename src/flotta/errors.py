@@ -541,12 +541,14 @@ class UserFull(ConnectRefused):
 
 
 class AckTimeout(RealtimeError):
-    """``event`` was not acknowledged within ``waited_s`` seconds."""
+    """``event`` was not acknowledged within ``waited_s`` seconds. ``gone``: its client has left, or was never there."""
 
-    def __init__(self, event: str, waited_s: float) -> None:
+    def __init__(self, event: str, waited_s: float, *, gone: bool = False) -> None:
         self.event = event
         self.waited_s = waited_s
-        super().__init__(f"{event!r} was not acknowledged within {waited_s:g} s")
+        self.gone = gone
+        why = "its client has left, or its session id is nobody's" if gone else f"nothing came within {waited_s:g} s"
+        super().__init__(f"{event!r} was not acknowledged: {why}")
 
 
 class ClusterTimeout(RealtimeError, TimeoutError):

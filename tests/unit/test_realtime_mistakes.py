@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from flotta.errors import ConfigError, StateError
+from flotta.errors import AckTimeout, ConfigError, StateError
 from flotta.realtime import Server
 
 
@@ -66,3 +66,19 @@ async def test_what_cannot_travel_says_its_type_and_what_can(value: Any) -> None
     async with Server() as sio:
         with pytest.raises(TypeError, match=r"^(object|set|complex) cannot travel: send what JSON and bytes can carry"):
             await sio.emit("chat", value)
+
+
+@pytest.mark.parametrize(
+    "target", [{"user": 7}, {"user": ["ada", 7]}, {"room": 7}, {"to": [None]}, {"skip_sid": 7}, {"room": b"harbour"}]
+)
+async def test_a_target_that_is_no_text_is_refused_and_not_taken_for_an_empty_room(target: dict[str, Any]) -> None:
+    async with Server() as sio:
+        with pytest.raises(TypeError, match=r"names no room, user or session id: names are text, such as str\("):
+            await sio.emit("chat", "hello", **target)
+
+
+async def test_asking_a_client_that_is_nowhere_says_so() -> None:
+    async with Server() as sio:
+        with pytest.raises(AckTimeout, match="its client has left, or its session id is nobody's") as raised:
+            await sio.call("chat", to="nobody")
+    assert raised.value.gone

@@ -15,14 +15,23 @@ Names: TypeAlias = str | Iterable[str] | None
 
 
 def names_of(*given: Names) -> tuple[str, ...]:
-    """Every name in ``given``, in order."""
+    """Every name in ``given``, in order. Raises TypeError for what is no text."""
     names: list[str] = []
     for one in given:
         if isinstance(one, str):
             names.append(one)
         elif one is not None:
-            names.extend(one)
+            names.extend(_checked(one))
     return tuple(names)
+
+
+def _checked(given: Any) -> list[str]:
+    """Several names. A number would be a room in which nobody is: users of a database have such ids."""
+    names = list(given) if isinstance(given, Iterable) else [given]
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"{name!r} names no room, user or session id: names are text, such as str({name!r})")
+    return names
 
 
 def target_of(namespace: str, to: Names, room: Names, user: Names, skip_sid: Names) -> Target | None:

@@ -64,7 +64,7 @@ class Asking(Base):
         except TimeoutError:
             raise AckTimeout(event, timeout_s) from None
         if found is None:
-            raise AckTimeout(event, loop.time() - began_s)
+            raise AckTimeout(event, loop.time() - began_s, gone=True)
         return value_of(found)
 
     async def _ask_elsewhere(
