@@ -11,6 +11,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from flotta.realtime import Server
 from flotta.realtime.adapters.streams import StreamsAdapter
@@ -20,6 +21,8 @@ from flotta.streaming.event import parse_id
 from flotta.testing import FaultProxy
 from realtime_fixtures import serving, until
 from realtime_recovery_stage import Raw
+
+EVENT = '{"opts":{"rooms":[],"except":[],"flags":{}},"packet":{"type":2,"data":["other"],"nsp":"/"}}'
 
 
 @pytest.fixture(autouse=True)
@@ -208,3 +211,101 @@ async def test_stats_say_where_the_reader_is_and_how_far_behind(valkey_url: str,
         assert (stats.position, stats.lag_s) == (last.decode(), 0.0)
         adapter_of(sio)._newest = (parse_id(last)[0] + 1_500, 0)
         assert adapter_of(sio).stats.lag_s == 1.5
+
+
+async def test_entries_that_were_trimmed_before_they_were_read_are_noticed_and_clients_told(
+    valkey_url: str, unique: str, redis: Redis
+) -> None:
+    """An instance that was stopped for longer than the stream keeps."""
+    async with place(valkey_url, unique, stream_maxlen=50) as (sio, port), place(valkey_url, unique) as (other, there):
+        client, elsewhere = await Raw.join(port), await Raw.join(there)
+        await other.emit("n", 0)
+        offset = (await client.event())[-1]
+        reader = adapter_of(sio)._reader
+        reader._task.cancel()  # type: ignore[union-attr]
+        for number in range(1, 20):
+            await other.emit("n", number)
+        await adapter_of(other).settled()
+        await redis.xtrim(unique, maxlen=5, approximate=False)
+        reader._looked_s -= 10.0
+        reader._task = asyncio.create_task(reader._run())
+        with pytest.raises(ConnectionClosed):
+            await client.next()
+        assert adapter_of(sio).stats.gaps == 1
+        again = await Raw.join(port, client.back(offset))
+        assert again.ids["pid"] != client.ids["pid"]
+        await other.emit("end")
+        assert await again.events_until("end") == []
+        assert [event[1] for event in await elsewhere.events_until("end")] == list(range(20))
+        await other.emit("end")
+        await again.events_until("end")
+        assert adapter_of(sio).stats.gaps == 1
+
+
+async def test_a_burst_does_not_outrun_the_own_reader(valkey_url: str, unique: str) -> None:
+    async with place(valkey_url, unique, stream_maxlen=200) as (sio, port):
+        client = await Raw.join(port)
+        for number in range(3_000):
+            await sio.emit("n", number)
+        await sio.emit("end")
+        assert [event[1] for event in await client.events_until("end")] == list(range(3_000))
+        assert adapter_of(sio).stats.gaps == 0
+
+
+async def test_a_lost_end_of_the_stream_is_noticed_though_others_have_gone_on(
+    valkey_url: str, unique: str, redis: Redis
+) -> None:
+    """As after a failover: what was read is gone, and what came later stands in its place."""
+    async with place(valkey_url, unique) as (sio, port):
+        client = await Raw.join(port)
+        await sio.emit("n", 1)
+        await sio.emit("n", 2)
+        offset = [await client.event() for _ in range(2)][-1][-1]
+        reader = adapter_of(sio)._reader
+        reader._task.cancel()  # type: ignore[union-attr]
+        await redis.xdel(unique, offset)
+        entry = {"uid": "u", "nsp": "/", "type": "3", "data": EVENT}
+        await redis.xadd(unique, entry)
+        reader._reads_well = False
+        reader._task = asyncio.create_task(reader._run())
+        assert (await client.event())[0] == "other"
+        await until(lambda: adapter_of(sio).stats.gaps == 1)
+        client.cut()
+        await until(lambda: not sio.is_connected(client.ids["sid"]))
+        again = await Raw.join(port, client.back(offset))
+        assert again.ids["pid"] != client.ids["pid"]
+
+
+async def test_ids_go_on_behind_what_was_read_though_redis_and_its_clock_are_others(unique: str) -> None:
+    """Otherwise a client from before the loss is taken for one who has everything, once the clock has come as far."""
+    async with EmbeddedRedis() as valkey, place(valkey.url, unique) as (sio, port):
+        client = await Raw.join(port)
+        adapter = adapter_of(sio)
+        read = adapter._reader.position[0] + 3_600_000, 0
+        adapter._reader.position = adapter._reader._witness = read
+        adapter._reader._reads_well = False
+        adapter._reader._task.cancel()  # type: ignore[union-attr]
+        adapter._reader._task = asyncio.create_task(adapter._reader._run())
+        await until(lambda: adapter.stats.gaps == 1)
+        await sio.emit("n", 1)
+        event = await client.event()
+        assert event[:2] == ["n", 1]
+        assert parse_id(event[2]) > read
+
+
+async def test_what_redis_refuses_the_own_clients_get(unique: str) -> None:
+    logs = Logs()
+    async with EmbeddedRedis() as valkey, place(valkey.url, unique, logger=logs) as (sio, port):
+        client = await Raw.join(port)
+        async with Redis.from_url(valkey.url) as redis:
+            await redis.config_set("maxmemory", 1)
+            for number in range(5):
+                await sio.emit("n", number)
+            await sio.emit("text", "x")
+            assert [(await client.event())[:2] for _ in range(5)] == [["n", number] for number in range(5)]
+            assert len(await client.event()) == 3
+            await redis.config_set("maxmemory", 0)
+        await sio.emit("n", 6)
+        assert len(await client.event()) == 3
+        assert adapter_of(sio).stats.publish_lost == 6
+        assert [level for level, what in logs.said if what == "Redis refuses broadcasts"] == ["error"] * 3

@@ -16,9 +16,10 @@ import asyncio
 import random
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, final
 
-from flotta.errors import RedisError, WireError
+from flotta.errors import CommandError, RedisError, WireError
 from flotta.realtime.adapters import AdapterStats, Broadcast, Node
 from flotta.realtime.adapters import cluster_wire as wire
 from flotta.realtime.adapters.cluster import Census, ClusterAdapter
@@ -63,7 +64,13 @@ class StreamsAdapter(ClusterAdapter):
         self._seat = Seat(redis, self.prefix)
         self._subscriptions: dict[str, list[tuple[Subscription, Ear]]] = {}
         self._reader = StreamReader(
-            redis, self.stream, count=options.stream_read_count, take=self._take, on_lost=self._on_lost, logger=logger
+            redis,
+            self.stream,
+            count=options.stream_read_count,
+            full=min(options.stream_read_count, options.stream_maxlen),
+            take=self._take,
+            on_lost=self._on_lost,
+            logger=logger,
         )
         self._history = History((0, 0), count_max=2 * options.stream_maxlen, bytes_max=HISTORY_BYTES_MAX)
         self.archive = Archive(redis, self.stream, self._history)
@@ -71,11 +78,18 @@ class StreamsAdapter(ClusterAdapter):
         self._upkeep_task: asyncio.Task[None] | None = None
         self._newest: Position = (0, 0)
         self._added: asyncio.Future[Any] | None = None
+        self._ahead = 0
+        """Own entries that were sent and have not come back."""
+        self._ahead_max = max(1, options.stream_maxlen // 4)
+        self._not_far_ahead = asyncio.Event()
+        self._not_far_ahead.set()
         self._cut_told = False
         self.own: Node | None = None
         """Gets this server's own commands as they come back, while it is set; its broadcasts `Node` gets anyway."""
         self.on_cut: Callable[[str], None] | None = None
         """Told of every `cut`, of any server, when it is read."""
+        self.on_missed: Callable[[], None] | None = None
+        """Told when events are gone that the clients of this server, and only they, have not got."""
 
     # --- life ---
 
@@ -179,6 +193,8 @@ class StreamsAdapter(ClusterAdapter):
             return 0
         try:
             message = read_entry(entry)
+            if message.uid == self.uid:
+                self._come_back()
             if message.type in BROADCASTS and message.data.get("requestId") is None:
                 return self._deliver(position, message, entry.get(b"data", b""))
             if message.uid != self.uid:
@@ -208,8 +224,12 @@ class StreamsAdapter(ClusterAdapter):
             return None
         return format_id(position)
 
-    def _on_lost(self, _marker: Position) -> None:
+    def _on_lost(self, only_here: bool) -> None:  # noqa: FBT001 - a callback
         self._history.restart(self._reader.position)
+        self._ahead = 0
+        self._not_far_ahead.set()
+        if only_here and self.on_missed is not None:
+            self.on_missed()
 
     # --- what we say ---
 
@@ -219,8 +239,38 @@ class StreamsAdapter(ClusterAdapter):
         entry = wire.write_entry(message)
         if not self._traffic.send("XADD", self.stream, "MAXLEN", "~", self._maxlen, "*", *entry):
             return False
-        self._added = self._traffic.last
+        self._added = added = self._traffic.last
+        assert added is not None
+        self._ahead += 1
+        if self._ahead > self._ahead_max:
+            self._not_far_ahead.clear()
+        added.add_done_callback(partial(self._on_added, message))
         return True
+
+    def _on_added(self, message: Message, added: asyncio.Future[Any]) -> None:
+        """What Redis refuses (it has no memory left, or is read-only) the own clients get as while it is away."""
+        error = None if added.cancelled() else added.exception()
+        if error is None and not added.cancelled():
+            return
+        self._come_back()
+        if isinstance(error, CommandError) and message.type in BROADCASTS and self._node is not None:
+            broadcast = wire.read_broadcast(message)
+            text_last = self.recovers and isinstance(broadcast.args[-1], str)
+            self._node.deliver(broadcast, offset=format_id(self._reader.position) if text_last else None)
+
+    def _come_back(self) -> None:
+        self._ahead = max(0, self._ahead - 1)
+        if self._ahead <= self._ahead_max:
+            self._not_far_ahead.set()
+
+    async def wait_for_room(self) -> None:
+        """Return when fewer broadcasts are in flight than the limit, and the own reader is not so far behind them that
+        they could be trimmed before it comes to them; the latter for a while only."""
+        await super().wait_for_room()
+        if self._ahead > self._ahead_max and self._reader.connected:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_S):
+                    await self._not_far_ahead.wait()
 
     def _reply(self, uid: str, message: Message) -> None:
         self._traffic.send("PUBLISH", self._channel(message.namespace, uid), pack_message(message))

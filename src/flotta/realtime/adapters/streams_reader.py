@@ -4,8 +4,10 @@ Invariants: `position` is a real id from `start` on (``$`` is asked for once, so
 moves over an entry in the tick in which that entry has been delivered; reads are repeated at will, because reading
 changes nothing, so a lost connection or a restarted Redis costs time and no entry.
 
-What a Redis has lost for good cannot be read: the reader notices (the stream is gone, or ends before `position`), says
-so, and puts a mark into the stream, behind which no client may believe that it has everything.
+What a Redis has lost for good cannot be read: the reader notices (the entry that it read last is gone), says so, and
+puts a mark into the stream, behind which no client may believe that it has everything. A reader that was stopped or too
+slow notices in the same way that what it has not read was trimmed. It looks whenever that may be: after an outage, an
+empty or a full read, or a pause.
 """
 
 from __future__ import annotations
@@ -27,13 +29,17 @@ __all__ = ["StreamReader"]
 BLOCK_S = 5.0
 RETRY_MIN_S = 0.05
 RETRY_MAX_S = 2.0
+PAUSE_S = 1.0
+"""Since the last read: long enough for the stream to be trimmed."""
+SEQUENCE_MAX = 2**64 - 1
 DELIVERIES_PER_TICK = 5_000
 """Packets written for entries before other work of the event loop gets its turn."""
 
 
 @final
 class StreamReader:
-    """Reads ``key``. ``take`` gets each entry, gives how many packets it has written; ``on_lost`` hears of losses."""
+    """Reads ``key``. ``take`` gets each entry, gives how many packets it has written; ``on_lost`` hears of losses:
+    True if what is gone was not read here, and only here. A read of ``full`` entries may have been too late."""
 
     def __init__(
         self,
@@ -42,7 +48,8 @@ class StreamReader:
         *,
         count: int,
         take: Callable[[Position, Entry], int],
-        on_lost: Callable[[Position], None],
+        on_lost: Callable[[bool], None],
+        full: int,
         logger: Any,
     ) -> None:
         self.position: Position = (0, 0)
@@ -53,6 +60,10 @@ class StreamReader:
         self._count = count
         self._take = take
         self._on_lost = on_lost
+        self._full = full
+        self._witness: Position = (0, 0)
+        """The entry that is there as long as everything behind `position` is."""
+        self._looked_s = 0.0
         self._log = logger
         self._link: Link = redis.dedicated("realtime-stream")
         self._task: asyncio.Task[None] | None = None
@@ -66,7 +77,7 @@ class StreamReader:
 
     async def start(self) -> None:
         """Find the stream's end and read on from there. Raises what `Link.call` raises."""
-        self.position = await self._find_end()
+        self.position = self._witness = await self._find_end()
         self._reads_well = True
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"realtime stream {self._key}")
 
@@ -96,6 +107,7 @@ class StreamReader:
             try:
                 if not self._reads_well:
                     await self._check()
+                    self._reads_well = True
                 await self._read()
                 pause_s = 0.0
             except RedisError as error:
@@ -112,14 +124,17 @@ class StreamReader:
         command = ("XREAD", "COUNT", self._count, "BLOCK", round(BLOCK_S * 1000), "STREAMS", self._key)
         limit_s = BLOCK_S + self._redis.options.command_timeout_s
         reply = await self._link.call(*command, format_id(self.position), timeout_s=limit_s)
-        if reply:
-            await self._deliver(read_entries(next(iter(reply.values()))))
+        entries = read_entries(next(iter(reply.values()))) if reply else []
+        asked_s, self._looked_s = self._looked_s, asyncio.get_running_loop().time()
+        surely_whole = 0 < len(entries) < self._full and self._looked_s - asked_s < PAUSE_S
+        if surely_whole or await self._check():
+            await self._deliver(entries)
 
     async def _deliver(self, entries: Iterable[Read]) -> None:
         written = 0
         for position, entry in entries:
             written += self._hand_over(position, entry)
-            self.position = position
+            self.position = self._witness = position
             if self._waiting:
                 self._wake()
             if written >= DELIVERIES_PER_TICK:
@@ -157,24 +172,49 @@ class StreamReader:
 
     async def _find_end(self) -> Position:
         facts = await self.facts()
-        return await self._mark(BEGIN) if facts is None else facts.last
+        return facts.last if facts is not None and await self._is_there(facts.last) else await self._mark(BEGIN)
 
-    async def _mark(self, what: bytes) -> Position:
-        return parse_id(await self._redis.link.call("XADD", self._key, "*", MARKER, what))
+    async def _is_there(self, position: Position) -> bool:
+        at = format_id(position)
+        return bool(await self._redis.link.call("XRANGE", self._key, at, at, "COUNT", 1))
 
-    async def _check(self) -> None:
-        """The connection was lost: has Redis lost entries too?"""
+    async def _mark(self, what: bytes, position: Position | None = None) -> Position:
+        at = "*" if position is None else format_id(position)
+        return parse_id(await self._redis.link.call("XADD", self._key, at, MARKER, what))
+
+    async def _check(self) -> bool:
+        """Whether everything behind `position` is still there. Entries go at the front, by trimming, and at the end,
+        when Redis loses some: so nothing is missing if the entry that was read last is there."""
+        if await self._is_there(self._witness):
+            return True
         facts = await self.facts()
-        if facts is None or facts.last < self.position:
-            self.gaps += 1
-            self._log.error(
-                "Redis has lost events of the stream: clients that come back begin anew",
-                stream=self._key,
-                position=format_id(self.position),
-                end=None if facts is None else format_id(facts.last),
-            )
-            position = await self._mark(LOST)
-            # What others have added since is read; what is left from before the loss was delivered then.
-            self.position = position if facts is None or facts.last > position else facts.last
-            self._on_lost(position)
-        self._reads_well = True
+        cut = facts is not None and facts.first is not None and facts.first > self.position
+        self.gaps += 1
+        self._log.error(
+            "events were trimmed before they were read: clients here begin anew"
+            if cut
+            else "Redis has lost events of the stream: clients that come back begin anew",
+            stream=self._key,
+            position=format_id(self.position),
+            first=None if facts is None or facts.first is None else format_id(facts.first),
+            end=None if facts is None else format_id(facts.last),
+        )
+        if cut:
+            assert facts is not None
+            assert facts.first is not None
+            self._witness, self.position = facts.first, _before(facts.first)
+        else:
+            # Ids go on behind all that were ever read, even if the clock does not: none may come twice.
+            behind = facts is not None and facts.last >= self.position
+            self._witness = await self._mark(LOST, None if behind else _after(self.position))
+        self._on_lost(cut)
+        return False
+
+
+def _before(position: Position) -> Position:
+    ms, sequence = position
+    return (ms, sequence - 1) if sequence else (ms - 1, SEQUENCE_MAX)
+
+
+def _after(position: Position) -> Position:
+    return position[0], position[1] + 1

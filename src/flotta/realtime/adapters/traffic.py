@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, final
 
-from flotta.errors import LinkUnavailable, RedisError, WireError
+from flotta.errors import CommandError, LinkUnavailable, RedisError, WireError
 from flotta.realtime.adapters import AdapterStats
 from flotta.redis import Redis
 
@@ -63,7 +63,7 @@ class Traffic:
         self._has_room = asyncio.Event()
         self._has_room.set()
         self._deaf: set[object] = set()
-        self._published = self._publish_lost = self._junk = self._gaps = 0
+        self._published = self._publish_lost = self._refused = self._junk = self._gaps = 0
 
     # --- out ---
 
@@ -97,7 +97,11 @@ class Traffic:
         if error is None and not future.cancelled():
             return
         self._publish_lost += 1
-        if error is not None and not isinstance(error, RedisError):
+        if isinstance(error, CommandError):
+            self._refused += 1
+            if self._refused & (self._refused - 1) == 0:
+                self._log.error("Redis refuses broadcasts", reason=error.text, so_far=self._refused)
+        elif error is not None and not isinstance(error, RedisError):
             self._log.error("publishing failed", exc_info=error)
 
     async def wait_for_room(self) -> None:

@@ -84,6 +84,9 @@ class Stream(Protocol):
         """Return when everything up to ``position`` has been delivered."""
         ...
 
+    on_missed: Callable[[], None] | None
+    """Told when events are gone that were not delivered here."""
+
 
 class Users(Protocol):
     """What recovery asks of `People`."""
@@ -138,6 +141,7 @@ class Keeper:
         """Hear of sessions that others claim. Raises what subscribing raises."""
         self._subscription = await self._redis.hub.subscribe(self._channel, _Ear(self._on_claimed), kind="channel")
         self._delivery.watch_rooms(self._room_changed)
+        self._stream.on_missed = self._send_back
         self._saver.start()
 
     async def aclose(self) -> None:
@@ -441,6 +445,11 @@ class Keeper:
         socket = self._owned.get(owner.decode("ascii", "replace"))
         if socket is not None:
             self._lose(socket)
+
+    def _send_back(self) -> None:
+        """Events are gone that nobody here has got: who is connected comes back, and is told that it begins anew."""
+        for client in {socket.client for socket in self._owned.values()}:
+            client.close(Reason.TRANSPORT_ERROR, CLOSE_TRY_AGAIN)
 
     def _lose(self, socket: Socket) -> None:
         """Somebody else has the session now: the socket goes, the session stays as it is."""
