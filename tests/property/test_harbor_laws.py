@@ -127,6 +127,18 @@ def test_repeating_the_newest_report_is_a_duplicate_wherever_it_says_it_is(batch
     moved = [Fix(fix.device, fix.time_ms, fix.lat / 2, fix.lon / 2) for fix in newest.values()]
     again = planned(moved, newest)
     assert (again.accepted, again.duplicates, again.refused) == ([], len(moved), [])
+    assert set(again.shown) == set(newest.values()), "as they were accepted"
+
+
+@given(st.lists(fixes, min_size=1, max_size=12))
+def test_a_repeated_request_is_shown_whole_in_the_order_of_time(batch: list[Fix]) -> None:
+    accepted = planned(batch).accepted
+    newest = {fix.device: fix for fix in sorted(accepted, key=lambda fix: fix.time_ms)}
+    again = planned(accepted, newest)
+    refused = {accepted[refusal.index] for refusal in again.refused}
+    assert set(again.shown) == set(accepted) - refused
+    assert len(again.shown) == len(accepted) - len(refused)
+    assert [fix.time_ms for fix in again.shown] == sorted(fix.time_ms for fix in again.shown)
 
 
 def test_a_report_of_a_foreign_device_is_refused() -> None:

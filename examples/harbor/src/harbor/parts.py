@@ -104,7 +104,7 @@ class Harbor:
         self._mirrors = (registry.devices_mirror, registry.credentials_mirror, self.grants.mirror, self.areas.mirror)
         fleet.on_start(self._open)
         fleet.on_stop(self._close)
-        for task in (self.persister.run, self.tap.run, self.board.beat, self._keep_mirrors):
+        for task in (self.persister.run, self.tap.run, self.board.beat, self.broadcast.heal, self._keep_mirrors):
             fleet.background(task)
 
     async def _open(self) -> None:

@@ -126,8 +126,9 @@ class Registering(Base):
     def may_see(self, name: str, *, namespace: NamespaceSpec = "/") -> Callable[[MaySee], MaySee]:
         """Decorator: register a filter for ``emit(..., may_see=name)``; every instance must register it.
 
-        ``filter(sid, session, *data) -> bool`` is called for each recipient on the instance that holds it, when the
-        event is sent; ``session`` is what `save_session` stored. It must be sync and quick (look into a replicated map,
+        ``filter(sid, session, *data) -> bool`` is called for each recipient on the instance that holds it, in the
+        moment in which the event is written to its connection (after what it waited for: its ``connect`` handler, or
+        what it missed); ``session`` is what `save_session` stored. It must be sync and quick (look into a replicated map,
         not into a database). Only True lets the event through: an instance that does not know the filter, or whose
         filter raises, sends to nobody.
         """

@@ -6,11 +6,14 @@ which it is written to a connection, on the instance that has the connection. In
 
 - nothing of a vessel is written to an account that may not see it by the shares that this instance knows then;
 - a broadcast holds one vessel, or vessels that are shared only with their whole fleet: a filter that keeps it back
-  keeps back nothing that the account may see.
+  keeps back nothing that the account may see;
+- while this instance does not know the shares (its connection to Redis was lost), only owners get anything; the pages
+  from which something was kept back load the picture when it knows them again (`heal`).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -22,6 +25,7 @@ from harbor.sharing.grants import Grants
 __all__ = ["Broadcast", "user_of"]
 
 FLEET, VESSEL = "fleet", "vessel"
+HEAL_S = 0.5
 
 
 def user_of(account_id: int) -> str:
@@ -37,6 +41,7 @@ class Broadcast:
         self._server = server
         self._registry = registry
         self._grants = grants
+        self._kept_back: set[str] = set()
         server.may_see(FLEET)(self._may_see_fleet)
         server.may_see(VESSEL)(self._may_see_vessel)
 
@@ -64,6 +69,14 @@ class Broadcast:
         """To the pages of the area's owner, if it may see the vessel then."""
         await self._server.emit("alert", alert, user=user_of(area_owner_id), may_see=VESSEL)
 
+    async def heal(self) -> None:
+        """Runs for ever."""
+        while True:
+            await asyncio.sleep(HEAL_S)
+            if self._kept_back and self._grants.known:
+                sids, self._kept_back = self._kept_back, set()
+                await self._server.emit("sharing", to=sids, local=True)
+
     def _groups(self, device_ids: set[str]) -> list[tuple[set[str], str]]:
         """The devices that go together, and the filter for them: mostly one group."""
         alone = sorted(device_id for device_id in device_ids if self._grants.shared_alone(device_id))
@@ -78,12 +91,17 @@ class Broadcast:
 
     def _may_see_fleet(self, sid: str, _session: Any, data: Any) -> bool:
         account_id, owner_id = self._account(sid), self._registry.owner_of(_vessel_of(data))
-        return owner_id is not None and self._grants.may_see_fleet(account_id, owner_id)
+        return owner_id is not None and self._noted(sid, self._grants.may_see_fleet(account_id, owner_id))
 
     def _may_see_vessel(self, sid: str, _session: Any, data: Any) -> bool:
         device_id = _vessel_of(data)
         account_id, owner_id = self._account(sid), self._registry.owner_of(device_id)
-        return owner_id is not None and self._grants.may_see(account_id, device_id, owner_id)
+        return owner_id is not None and self._noted(sid, self._grants.may_see(account_id, device_id, owner_id))
+
+    def _noted(self, sid: str, allowed: bool) -> bool:  # noqa: FBT001 - an answer on its way
+        if not allowed and not self._grants.known:
+            self._kept_back.add(sid)
+        return allowed
 
     def _account(self, sid: str) -> int:
         user = self._server.user_of(sid)

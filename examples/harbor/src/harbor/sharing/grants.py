@@ -34,23 +34,27 @@ class Grants:
         return not self._viewers.stale
 
     def may_see(self, account_id: int, device_id: str, owner_id: int) -> bool:
-        return self.may_see_fleet(account_id, owner_id) or account_id in self._viewers_of(_key(owner_id, device_id))
+        return self.may_see_fleet(account_id, owner_id) or self._is_viewer(account_id, _key(owner_id, device_id))
 
     def may_see_fleet(self, account_id: int, owner_id: int) -> bool:
         """Whether the account may see every vessel of the owner."""
-        return account_id == owner_id or account_id in self._viewers_of(_key(owner_id, None))
+        return account_id == owner_id or self._is_viewer(account_id, _key(owner_id, None))
 
     def shared_alone(self, device_id: str) -> bool:
         """Whether somebody may see this vessel who need not see the rest of its fleet."""
         return bool(self._viewers_of(f"device:{device_id}"))
 
     def audience(self, device_id: str, owner_id: int) -> tuple[int, ...]:
-        """The accounts that may see the vessel, in a fixed order."""
+        """The accounts that may see the vessel, as far as this instance has heard, in a fixed order: whom to address.
+        Who gets it is for `may_see` to say."""
         viewers = {owner_id, *self._viewers_of(_key(owner_id, None)), *self._viewers_of(_key(owner_id, device_id))}
         return tuple(sorted(viewers))
 
     def _viewers_of(self, key: str) -> Collection[int]:
-        return () if self._viewers.stale else self._viewers.get(key, ())
+        return self._viewers.get(key, ())
+
+    def _is_viewer(self, account_id: int, key: str) -> bool:
+        return self.known and account_id in self._viewers_of(key)
 
     async def shares_of(self, owner_id: int) -> list[dict[str, Any]]:
         rows = await self._fleet.postgres.fetch(
