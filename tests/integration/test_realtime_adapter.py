@@ -87,6 +87,16 @@ async def test_broadcast_for_a_room_without_members_here_is_not_even_read(pair: 
     assert one.stats.adapter.published == 2
 
 
+async def test_url_may_be_given_by_name(valkey_url: str, unique: str) -> None:
+    async with (
+        Server(redis_url=valkey_url, channel_prefix=unique) as one,
+        Server(valkey_url, channel_prefix=unique) as two,
+    ):
+        assert await one.server_count() == await two.server_count() == 2
+    with pytest.raises(TypeError, match="either redis or redis_url="):
+        Server(valkey_url, redis_url=valkey_url)
+
+
 async def test_server_that_shares_a_redis_serves_polling_if_it_relays_or_is_told(redis: Redis, unique: str) -> None:
     polling = Facts("GET", upgrade=False, version="4", transport="polling", sid="", origin=None, host="x")
     for options, allowed in (({"relay": False}, False), ({"transports": ("polling", "websocket")}, True), ({}, True)):

@@ -1,4 +1,5 @@
-"""The overview of realtime tells of every option, with the default that it has, and of every page beside it."""
+"""The overview of realtime tells of every option, with the default that it has, and of every page beside it; no page on
+realtime names a method or a metric that is not there."""
 
 from __future__ import annotations
 
@@ -9,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from flotta.realtime import Server, ServerOptions
+from flotta.realtime.metrics import RealtimeCollector
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+DOCS = REFERENCE.parent
+PAGES = (*REFERENCE.glob("realtime*.md"), *DOCS.glob("howto/*realtime*.md"), *DOCS.glob("howto/moving-from-*.md"))
 PAGE = (REFERENCE / "realtime.md").read_text()
 OPTIONS = PAGE.partition("## Options")[2].partition("## Errors")[0]
 SENDING = PAGE.partition("## Sending")[2].partition("### Who may")[0]
@@ -55,3 +60,19 @@ def test_every_page_of_realtime_is_linked() -> None:
 
 def test_the_overview_stays_one() -> None:
     assert len(PAGE.splitlines()) <= 180
+
+
+def test_methods_that_pages_call_exist() -> None:
+    sio, pages = Server(), [*PAGES, DOCS / "tutorial" / "chat.md"]
+    called = {(page.stem, name) for page in pages for name in re.findall(r"\bsio\.([a-z]\w*)", page.read_text())}
+    assert len({name for _, name in called}) > 30
+    assert {(page, name) for page, name in called if not hasattr(sio, name)} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_metrics_that_a_page_names_exist(page: Path) -> None:
+    registry = CollectorRegistry()
+    registry.register(RealtimeCollector(Server()))
+    found = set(re.findall(r"^# TYPE (\w+)", generate_latest(registry).decode(), re.MULTILINE))
+    named = set(re.findall(r"`(flotta_realtime_\w+|websocket_\w+)[`{]", page.read_text()))
+    assert {name for name in named if name not in found} == set()

@@ -93,6 +93,7 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
 
     Args:
         redis: where other instances are; `start` may give it too. A URL's client is owned and closed by the server.
+        redis_url: the same by its own name, for a URL.
         adapter: the option of that name, or an `Adapter` of your own, which needs no ``redis``.
         options: all options; or give single ones by name (``Server(path="/ws", connections_max=100)``).
         logger: a structlog logger.
@@ -108,6 +109,7 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
         self,
         redis: str | Redis | None = None,
         *,
+        redis_url: str | None = None,
         options: ServerOptions | None = None,
         adapter: AdapterName | Adapter | None = None,
         logger: Any = None,
@@ -117,6 +119,9 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
             single_options["adapter"] = adapter
         if options is not None and single_options:
             raise TypeError("give either options= or single options")
+        if redis is not None and redis_url is not None:
+            raise TypeError("give either redis or redis_url=")
+        redis = redis if redis_url is None else redis_url
         if redis is not None and not isinstance(redis, (str, Redis)):
             raise TypeError(f"redis is a URL or a Redis, not {redis!r}")
         if adapter is not None and not isinstance(adapter, str) and not hasattr(adapter, "publish"):
