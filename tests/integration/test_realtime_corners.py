@@ -13,8 +13,8 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as ws_connect
 
-from flotta.errors import AckTimeout, ConnectRefused
-from flotta.realtime import Namespace, Server
+from flotta.errors import AckTimeout, CommandError, ConnectRefused
+from flotta.realtime import Namespace, Server, SyncEmitter
 from flotta.realtime.adapters.memory import MemoryAdapter
 from flotta.realtime.engine.request import Request
 from flotta.redis import Redis
@@ -258,3 +258,21 @@ def test_header_with_an_underscore_does_not_pass_for_the_one_with_a_hyphen() -> 
     environ = Request(scope=scope).environ()
     assert environ["HTTP_X_REMOTE_USER"] == "ada"
     assert "HTTP_X_REAL_IP" not in environ
+
+
+# --- servers among themselves, and emitters ---
+
+
+@pytest.mark.parametrize("adapter", ["classic", "sharded", "streams"])
+async def test_server_side_answer_that_cannot_travel_is_none_and_keeps_nobody_waiting(
+    redis: Redis, unique: str, adapter: str
+) -> None:
+    names: dict[str, Any] = {"channel_prefix": unique, "stream_name": unique, "recovery_s": None, "adapter": adapter}
+    async with Server(redis, **names) as one, Server(redis, **names) as two:
+        two.on_server_side("odd", object)
+        assert await one.server_side_call("odd", timeout_s=5.0) == [None]
+
+
+def test_database_that_redis_does_not_have_is_an_error_of_ours(valkey_url: str) -> None:
+    with SyncEmitter(valkey_url.rpartition("/")[0] + "/999") as emitter, pytest.raises(CommandError, match="DB index"):
+        emitter.emit("never")

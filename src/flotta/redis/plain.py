@@ -87,7 +87,8 @@ class PlainRedis:
         return reply
 
     def _take(self, command: str) -> Any:
-        """A connection that is up. Raises LinkUnavailable when there is none in time."""
+        """A connection that is up. Raises LinkUnavailable when there is none in time, CommandError when the server does
+        not take what the URL asks for."""
         if self._closed:
             raise Closed("the Redis client")
         ends_at_s = time.monotonic() + self._options.command_timeout_s
@@ -97,6 +98,8 @@ class PlainRedis:
                 return self._pool.get_connection()
             except driver.AuthenticationError as error:
                 raise LinkUnavailable(self._address, str(error), command=command) from error
+            except driver.ResponseError as error:  # the database's number, for one
+                raise CommandError(_text(error), command=command) from error
             except _LOST as error:
                 if time.monotonic() + pause_s > ends_at_s:
                     reason = str(error) or type(error).__name__

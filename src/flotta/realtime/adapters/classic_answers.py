@@ -63,7 +63,8 @@ def _obey(node: Node, request: Request, reply: Reply) -> None:
 
 
 def _serve(node: Node, request: Request, reply: Reply) -> None:
-    """An event for this server; with an id its handler's result is the answer, once."""
+    """An event for this server; with an id its handler's result is the answer, once. One that cannot travel is none,
+    and raises TypeError or ValueError to whom it came from."""
     args, request_id = read_event(request), request.id
     if request_id is None:
         node.server_side(request.target.namespace, args, None)
@@ -72,9 +73,15 @@ def _serve(node: Node, request: Request, reply: Reply) -> None:
 
     def answer_once(value: Any) -> None:
         nonlocal answered
-        if not answered:
-            reply(write_response(request_id, type=int(RequestType.SERVER_SIDE_EMIT), data=value))
-            answered = True
+        if answered:
+            return
+        answered, kind = True, int(RequestType.SERVER_SIDE_EMIT)
+        try:
+            payload = write_response(request_id, type=kind, data=value)
+        except (TypeError, ValueError):
+            reply(write_response(request_id, type=kind, data=None))
+            raise
+        reply(payload)
 
     node.server_side(request.target.namespace, args, answer_once)
 
