@@ -128,8 +128,8 @@ class Registering(Base):
 
         ``filter(sid, session, *data) -> bool`` is called for each recipient on the instance that holds it, in the
         moment in which the event is written to its connection (after what it waited for: its ``connect`` handler, or
-        what it missed); ``session`` is what `save_session` stored. It must be sync and quick (look into a replicated map,
-        not into a database). Only True lets the event through: an instance that does not know the filter, or whose
+        what it missed); ``session`` is what `save_session` stored. It must be sync and quick (look into a replicated
+        map, not into a database). Only True lets the event through: an instance that does not know the filter, or whose
         filter raises, sends to nobody.
         """
         table = self._core.namespaces.table(namespace)
