@@ -1,6 +1,6 @@
 """An application that tests serve by real web servers, each as a process: prints what happens to its clients.
 
-Environment: ``CONNECTIONS_MAX``, ``PING_INTERVAL_S``.
+Environment: ``CONNECTIONS_MAX``, ``PING_INTERVAL_S``; ``REDIS_URL`` and ``CHANNEL_PREFIX`` if there are several.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from flotta.errors import ConnectRefused
 from flotta.realtime import Server
 
 sio = Server(
+    os.environ.get("REDIS_URL"),
+    channel_prefix=os.environ.get("CHANNEL_PREFIX", "socket.io"),
     connections_max=int(os.environ.get("CONNECTIONS_MAX", "100")),
     transports=("polling", "websocket"),
     ping_interval_s=float(os.environ.get("PING_INTERVAL_S", "0.5")),

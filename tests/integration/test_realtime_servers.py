@@ -70,7 +70,7 @@ class Running:
 
 
 @asynccontextmanager
-async def _serve(name: str, **environ: str) -> AsyncIterator[Running]:
+async def serve(name: str, **environ: str) -> AsyncIterator[Running]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command, *arguments = (part.format(port=port) for part in COMMANDS[name])
@@ -104,7 +104,7 @@ async def _serve(name: str, **environ: str) -> AsyncIterator[Running]:
 
 
 async def test_clients_of_every_transport_talk_and_are_sent_away(node: NodePeer, web_server: str) -> None:
-    async with _serve(web_server) as web:
+    async with serve(web_server) as web:
         sids = {}
         for name, transports in TRANSPORTS.items():
             sids[name] = await node.connect(name, web.port, transports=transports)
@@ -135,7 +135,7 @@ async def test_clients_of_every_transport_talk_and_are_sent_away(node: NodePeer,
 
 
 async def test_polling_client_is_drained(node: NodePeer, web_server: str) -> None:
-    async with _serve(web_server) as web:
+    async with serve(web_server) as web:
         sid = await node.connect("poll", web.port, transports=["polling"])
         assert await node.do("ask", name="poll", args=["echo", 1]) == [1]
         web.process.send_signal(signal.SIGTERM)
@@ -147,7 +147,7 @@ async def test_polling_client_is_drained(node: NodePeer, web_server: str) -> Non
 
 
 async def test_refusals_have_their_status(node: NodePeer, web_server: str) -> None:
-    async with _serve(web_server, CONNECTIONS_MAX="1") as web:
+    async with serve(web_server, CONNECTIONS_MAX="1") as web:
         options: dict[str, Any] = {"auth": {"token": "wrong"}, "reconnection": False}
         await node.do("connect", name="wrong", url=f"http://127.0.0.1:{web.port}", options=options)
         assert await node.wait("wrong", "connect_error") == [["unknown token", {"code": 7}]]
