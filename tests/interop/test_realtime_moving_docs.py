@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import socketio
 
 from flotta.realtime import ASGIApp, Server, ServerOptions
+from flotta.redis.embedded import EmbeddedRedis
 from realtime_fixtures import NodePeer, node, node_modules, serving, start_node, until
+from supervisor_service import Service
 
 __all__ = ["node", "node_modules", "start_node"]
 
 pytestmark = pytest.mark.node
 
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "moving-from-python-socketio.md").read_text()
-(PROGRAM,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PROGRAM, FLASK = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 THEIRS = """
 import socketio
 from socketio import ASGIApp, AsyncNamespace as Namespace
@@ -65,6 +70,29 @@ async def test_program_does_the_same_on_both_servers(
         assert len(await node.wait_event("ada", "left")) == 1
         await node.do("close", name="ada")
         await node.do("close", name="test")
+
+
+async def test_a_view_of_the_pages_flask_program_reaches_the_clients_of_every_instance(
+    node: NodePeer, own_valkey: EmbeddedRedis, tmp_path: Path
+) -> None:
+    (tmp_path / "news.py").write_text(FLASK)
+    command = re.search(r"flotta (run news:app -n 3)", FLASK)
+    assert command is not None
+    args = [*command[1].split(), "--port", "0"]
+    with closing(Service(tmp_path, *args, env={"REDIS_URL": own_valkey.url})) as service:
+        url = await asyncio.to_thread(service.url)
+        port = int(url.rpartition(":")[2])
+        names: list[str] = []
+        instances: set[str] = set()
+        while len(instances) < 2 and len(names) < 100:  # the kernel spreads them
+            names.append(f"reader {len(names)}")
+            instances.add((await node.connect(names[-1], port))[:4])
+        async with httpx.AsyncClient() as http:
+            assert (await http.post(f"{url}/news", json={"title": "moored"})).status_code == 204
+        for name in names:
+            assert await node.wait_event(name, "news") == [[{"title": "moored"}]]
+            await node.do("close", name=name)
+        assert len(instances) > 1
 
 
 def test_page_names_every_option_and_method_of_theirs() -> None:
