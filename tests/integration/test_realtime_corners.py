@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as ws_connect
+from websockets.exceptions import ConnectionClosed
 
 from flotta.errors import AckTimeout, CommandError, ConnectRefused
-from flotta.realtime import Namespace, Server, SyncEmitter
+from flotta.realtime import Namespace, Reason, Server, SyncEmitter
 from flotta.realtime.adapters.memory import MemoryAdapter
+from flotta.realtime.client import HELD_MAX
 from flotta.realtime.engine.request import Request
 from flotta.redis import Redis
 from realtime_fixtures import serving, until
@@ -230,6 +232,99 @@ async def test_leaving_that_comes_too_late_does_not_meet_who_has_come_back() -> 
         old.client.leave(old)
         await sio.emit("still", to=sid)
         assert await _next(socket) == '42["still"]'
+
+
+# --- handlers ---
+
+
+async def test_last_handlers_come_after_all_others_and_one_after_the_other() -> None:
+    sio = Server(handlers_max=4)
+    goes_on, told = asyncio.Event(), []
+
+    @sio.event
+    async def work(sid: str) -> None:
+        await goes_on.wait()
+        told.append("work")
+
+    @sio.event
+    async def disconnecting(sid: str) -> None:
+        told.append("disconnecting")
+        await asyncio.sleep(0.01)
+        told.append("still disconnecting")
+
+    @sio.event
+    async def disconnect(sid: str) -> None:
+        told.append("disconnect")
+
+    async with _client(sio) as socket:
+        await _join(socket)
+        await socket.send('42["work"]')
+        await socket.send('42["work"]')
+        await socket.send("41")
+        await until(lambda: not sio.stats.sockets)
+        assert not told
+        goes_on.set()
+        await until(lambda: not sio.stats.handlers_running)
+    assert told == ["work", "work", "disconnecting", "still disconnecting", "disconnect"]
+
+
+async def test_client_that_would_miss_what_is_held_for_it_is_closed() -> None:
+    sio = Server()
+    waits, ended = asyncio.Event(), []
+
+    @sio.event
+    async def connect(sid: str, environ: dict[str, Any]) -> None:
+        for number in range(HELD_MAX + 1):
+            await sio.emit("news", number, to=sid)
+        await waits.wait()
+
+    @sio.event
+    async def disconnect(sid: str, reason: str) -> None:
+        ended.append(reason)
+
+    async with _client(sio) as socket:
+        await socket.send("40")
+        with pytest.raises(ConnectionClosed):
+            await _next(socket)
+        waits.set()
+        await until(lambda: ended)
+        assert ended == [Reason.SLOW_CLIENT]
+
+
+class Failing:
+    """A recovery that has a bug, at one place."""
+
+    def __init__(self, at: str) -> None:
+        self._at = at
+
+    def trusts(self, _socket: Any) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        async def step(*_: Any) -> Any:
+            if name == self._at:
+                raise LookupError(name)
+            return name == "restore" or None
+
+        return step
+
+
+@pytest.mark.parametrize("at", ["restore", "admit", "accepted"])
+async def test_client_is_not_left_in_between_when_its_coming_fails(at: str) -> None:
+    sio = Server()
+    async with serving(sio, native=True) as port:
+        sio._core.dispatcher.recovery = Failing(at)
+        socket = await _open(port)
+        await socket.send("40")
+        if at == "accepted":
+            assert (await _next(socket)).startswith("40{")
+            with pytest.raises(ConnectionClosed):
+                await _next(socket)
+        else:
+            assert await _next(socket) == '44{"message":"internal error"}'
+        await until(lambda: not sio.stats.sockets)
+        assert sio.stats.handlers_failed == 1
+        await socket.close()
 
 
 # --- orders for clients elsewhere ---

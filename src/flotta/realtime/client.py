@@ -30,7 +30,7 @@ from flotta.realtime.transports import Outgoing, Transport
 __all__ = ["Client", "Elder", "Held", "OnAnswer", "Owner", "Reason", "Socket"]
 
 HELD_MAX = 1_000
-"""Packets held for a socket whose ``connect`` handler runs; more are dropped with the socket."""
+"""Packets held for a socket whose ``connect`` handler runs; one more ends the connection: it would be missed."""
 ACKS_MAX = 1_000
 """Acknowledgements that one socket may owe; the oldest is forgotten for the next."""
 
@@ -281,7 +281,7 @@ class Socket:
             return
         if len(self._held) < HELD_MAX:
             self._held.append(Held(packet, passes))
-        elif self.kept is not None:  # what it would miss it gets when it comes back
+        else:
             self.client.close(Reason.SLOW_CLIENT, 1013)
 
     def release(self) -> None:

@@ -20,7 +20,7 @@ from types import CoroutineType
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast, final
 
 from flotta.errors import ConnectRefused, RedisError
-from flotta.realtime.client import Client, Socket
+from flotta.realtime.client import Client, Reason, Socket
 from flotta.realtime.delivery import Leaving, Space
 from flotta.realtime.handlers import UNHANDLED, Handlers
 from flotta.realtime.middleware import finish
@@ -192,6 +192,12 @@ class Dispatcher:
                 left = space.leaving.get(socket.sid)
             elif recovery is not None:
                 await recovery.accepted(socket)
+        except Exception:  # noqa: BLE001 - our bug, or an adapter's: nobody may be left in between
+            self._failure("connect", socket)
+            if socket.connecting:
+                client.turn_away(socket, "internal error")
+            else:
+                client.close(Reason.TRANSPORT_ERROR, 1011)
         finally:
             space.leaving.pop(socket.sid, None)
             if space.gate is not None:
@@ -274,7 +280,8 @@ class Dispatcher:
         self._end_call(socket.client)
 
     def _submit(self, socket: Socket, handlers: Handlers, job: Job, ack_id: int | None) -> None:
-        if socket.running >= self._handlers_max:
+        # The last handlers come after all others, and one after the other.
+        if socket.running >= self._handlers_max or (socket.running and type(job) is Farewell):
             if socket.backlog is None:
                 socket.backlog = deque()
             socket.backlog.append((job, ack_id))
@@ -327,6 +334,8 @@ class Dispatcher:
     def _next(self, socket: Socket, handlers: Handlers) -> Turn | None:
         """Call the handlers that wait until one is left to await."""
         while socket.backlog:
+            if socket.running > 1 and type(socket.backlog[0][0]) is Farewell:
+                return None  # for the one that ends last
             job, ack_id = socket.backlog.popleft()
             self._relieve(socket)
             result = self._call(socket, handlers, job, ack_id)
