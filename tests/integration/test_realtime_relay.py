@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 from websockets.asyncio.client import connect as ws_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -222,8 +223,16 @@ async def test_failed_probe_leaves_the_session_polling(valkey_url: str, unique: 
         await until(lambda: two.there.stats.relay.tunnels == two.home.stats.relay.tunnels == 0)
 
 
-async def test_without_relay_foreign_sessions_are_unknown_as_before(valkey_url: str, unique: str) -> None:
-    async with pair(valkey_url, unique, relay=False, transports=("polling", "websocket")) as two:
-        sid = await two.open()
-        assert (await two.get(sid)).json()["code"] == 1
-        assert two.there.stats.relay is None
+async def test_without_relay_foreign_sessions_are_unknown_and_the_log_says_once_why(
+    valkey_url: str, unique: str
+) -> None:
+    with capture_logs() as told:
+        async with pair(valkey_url, unique, relay=False, transports=("polling", "websocket")) as two:
+            sid = await two.open()
+            for _ in range(2):
+                assert (await two.get(sid)).json()["code"] == 1
+            own = two.there.stats.instance + sid[4:]  # one that has ended: nothing to tell
+            assert (await two.get(own)).json()["code"] == 1
+            assert two.there.stats.relay is None
+    (line,) = [line for line in told if line["log_level"] == "warning" and "another process" in line["event"]]
+    assert "one Redis" in line["cure"]

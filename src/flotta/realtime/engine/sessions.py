@@ -120,7 +120,7 @@ class Engine(ABC, Generic[C]):
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
-        self._told = False
+        self._explained: set[str] = set()
         self._parted: dict[str, Transport] = {}
 
     @abstractmethod
@@ -215,11 +215,21 @@ class Engine(ABC, Generic[C]):
         return handshake.check_session(facts, transports=self.transports, origins=self.options.origins, current=current)
 
     def _explain(self, facts: Facts, refusal: Refusal) -> None:
-        """Say once what an official client that begins with polling would have needed."""
-        if refusal.reason is handshake.Refused.TRANSPORT_UNKNOWN and facts.transport == "polling" and not self._told:
-            self._told = True
+        """Say once what official clients, which begin with polling, would have needed."""
+        foreign = facts.sid != "" and facts.sid[:INSTANCE_LENGTH] != self.instance
+        if refusal.reason is handshake.Refused.TRANSPORT_UNKNOWN and facts.transport == "polling":
+            told = "a client wants to poll, which is off here"
             cure = 'relay=True, or the client with transports: ["websocket"], or sticky routing and transports='
-            self._log.warning("a client wants to poll, which is off here", cure=cure)
+        elif refusal.reason is handshake.Refused.SESSION_UNKNOWN and foreign and self.elsewhere is None:
+            told = "a client's session was opened by another process, or before a restart: it must begin anew"
+            cure = (
+                "several processes behind one address need one Redis, Server('redis://...'), or routing by session id"
+            )
+        else:
+            return
+        if told not in self._explained:
+            self._explained.add(told)
+            self._log.warning(told, cure=cure)
 
     def _unexpired(self, sid: str) -> C | None:
         """The client of a session whose deadline has not passed, whether the sweep has noticed or not."""
