@@ -12,11 +12,12 @@ import pytest
 from flotta.errors import CommandError
 from flotta.realtime import Server
 from flotta.realtime.adapters.streams_wire import Read
+from flotta.realtime.client import Socket
 from flotta.realtime.engineio import session as engine
 from flotta.realtime.recovery.history import History, Past
 from flotta.realtime.recovery.past import Archive
 from flotta.realtime.recovery.replay import Replay
-from flotta.realtime.recovery.session import Position, Session
+from flotta.realtime.recovery.session import Position, Session, read_session
 from flotta.realtime.recovery.store import Store
 from flotta.redis import Redis
 from flotta.streaming.event import parse_id
@@ -272,3 +273,80 @@ async def test_the_loop_turns_while_many_look_for_what_they_missed(redis: Redis)
     whole_s = time.perf_counter() - begun_s
     watching.cancel()
     assert longest_s < max(0.1, whole_s / 4)
+
+
+# --- sessions on the move ---
+
+
+async def test_a_session_on_its_way_to_another_instance_is_not_stored_without_its_rooms(
+    one: Place, store: Store
+) -> None:
+    """It has left the rooms here, and is not there yet: who dies now, or just after, may not take them along."""
+    client = await Raw.join(one.port, {"rooms": ["r"]})
+    core = one.sio._core
+    socket = core.spaces["/"].rooms.get(client.ids["sid"])
+    assert socket is not None
+    assert core.keeper is not None
+    rooms = core.detach(socket.client)
+    await core.keeper._saver._save([socket])
+    found = await store.load(client.ids["pid"])
+    assert found is not None
+    assert set(read_session(found.value).rooms) == {"r", client.ids["sid"]}
+    core.adopt(socket.client, rooms)
+
+
+async def test_who_leaves_late_takes_nobody_else_along(one: Place) -> None:
+    """A session that was on its way elsewhere ends here, when its client has come back under the same id."""
+    client = await Raw.join(one.port)
+    core = one.sio._core
+    sid = client.ids["sid"]
+    old = core.spaces["/"].rooms.get(sid)
+    assert old is not None
+    core.detach(old.client)
+    core.spaces["/"].rooms.add(sid, new := Socket(sid, "/", old.client))
+    core.left(old, "transport close")
+    assert core.spaces["/"].rooms.get(sid) is new
+    core.spaces["/"].rooms.remove(sid)
+    client.cut()
+
+
+# --- what cannot be written at once, or at all ---
+
+
+async def test_what_is_held_for_a_client_goes_no_faster_than_it_reads(valkey_url: str, unique: str) -> None:
+    """Nothing was missed, but much came while it was let in."""
+
+    def slowly(sio: Server) -> None:
+        @sio.on("connect")
+        async def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
+            for number in range(900):
+                await sio.emit("n", (number, "x" * 10_000))
+            await sio._core.adapter.settled()  # type: ignore[union-attr]
+
+    async with place(valkey_url, unique, prepare=slowly, send_bytes_max=200_000) as one:
+        client = await Raw.join(one.port)
+        await one.sio.emit("end")
+        assert [event[1] for event in await client.events_until("end")] == list(range(900))
+
+
+async def test_an_entry_that_no_client_can_be_sent_does_not_stop_the_replay(
+    valkey_url: str, unique: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place(valkey_url, unique) as one:
+        client = await Raw.join(one.port)
+        await gone(one, client)
+        for number in range(3):
+            await one.sio.emit("n", number)
+        await one.sio._core.adapter.settled()  # type: ignore[union-attr]
+        delivery = one.sio._core.delivery
+        encode = delivery.encode
+
+        def picky(broadcast: Any, offset: str | None = None) -> Any:
+            if broadcast.args == ["n", 1]:
+                raise ValueError("it nests too deep")
+            return encode(broadcast, offset)
+
+        monkeypatch.setattr(delivery, "encode", picky)
+        again = await Raw.join(one.port, client.back(None))
+        await one.sio.emit("end")
+        assert [event[1] for event in await again.events_until("end")] == [0, 2]

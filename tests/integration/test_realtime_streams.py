@@ -232,6 +232,7 @@ async def test_entries_that_were_trimmed_before_they_were_read_are_noticed_and_c
         with pytest.raises(ConnectionClosed):
             await client.next()
         assert adapter_of(sio).stats.gaps == 1
+        await adapter_of(sio).reached(adapter_of(other).position)
         again = await Raw.join(port, client.back(offset))
         assert again.ids["pid"] != client.ids["pid"]
         await other.emit("end")

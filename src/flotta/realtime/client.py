@@ -285,9 +285,9 @@ class Socket:
             self.client.close(Reason.SLOW_CLIENT, 1013)
 
     def release(self) -> None:
-        """The client is in: send what was held, unless it must be sent first what it missed."""
+        """The client is in. What waits for it is sent; with recovery by whoever looks that it can take so much."""
         self.connecting = False
-        if self.kept is None or not self.kept.missed:
+        if self.kept is None or not (self.kept.missed or self._held):
             self.flow()
 
     def take_held(self) -> list[Held]:

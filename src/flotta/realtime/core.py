@@ -230,7 +230,8 @@ class Core(Engine[Client]):
         if self.keeper is not None:
             self.keeper.leaving(socket, reason)
         leaving = Leaving(socket, space.rooms.rooms_of(socket.sid), reason)
-        space.rooms.remove(socket.sid)
+        if space.rooms.get(socket.sid) is socket:  # its client may have come back under the same id
+            space.rooms.remove(socket.sid)
         self.people.left(socket)
         if not socket.client.sockets and not socket.client.over:
             self._heartbeat.left_all(socket.client, self.now())

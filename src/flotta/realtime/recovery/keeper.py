@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, final
 
 from flotta.errors import Closed, ConnectRefused, RedisError, WireError
+from flotta.realtime.adapters.wire import unsendable_is_junk
 from flotta.realtime.client import Client, Reason, Socket
 from flotta.realtime.delivery import Delivery
 from flotta.realtime.recovery.history import Past
@@ -320,7 +321,7 @@ class Keeper:
         if kept is None or not socket.holding:
             return
         missed, kept.missed = kept.missed, []
-        due: Iterator[Outgoing] = (self._packet(past) for past in missed if self._may_get(socket, kept, past))
+        due: Iterator[Outgoing] = self._due(socket, kept, missed)
         while await self._replay.write(socket, due):
             held = socket.take_held()
             if not held:
@@ -331,6 +332,16 @@ class Keeper:
         socket.flow()
         # A ping that was sent before says nothing of this.
         socket.client.mark, socket.client.heard = _NOWHERE if socket.client.pinged else None, None
+
+    def _due(self, socket: Socket, kept: Kept, missed: list[Past]) -> Iterator[Outgoing]:
+        for past in missed:
+            if self._may_get(socket, kept, past):
+                try:
+                    with unsendable_is_junk():
+                        packet = self._packet(past)
+                except WireError:  # told when it was delivered
+                    continue
+                yield packet
 
     def _may_get(self, socket: Socket, kept: Kept, past: Past) -> bool:
         broadcast = broadcast_of(past)
@@ -379,9 +390,13 @@ class Keeper:
 
     def _saved_of(self, socket: Socket) -> Saved | None:
         kept = socket.kept
-        if kept is None or not is_current(socket):
+        if kept is None or not is_current(socket) or not self._is_in(socket):
             return None
         return self._pack(socket, kept, live=True)
+
+    def _is_in(self, socket: Socket) -> bool:
+        """It is in its rooms. One that is on its way to another instance is not, for a moment."""
+        return self._delivery.spaces[socket.namespace].rooms.get(socket.sid) is socket
 
     def _pack(self, socket: Socket, kept: Kept, *, live: bool) -> Saved | None:
         """None: its data cannot be stored, so nothing of it is, or older data would come back."""
