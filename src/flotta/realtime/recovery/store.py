@@ -89,15 +89,12 @@ class Store:
         `Link.call` raises."""
         if not sessions:
             return []
-        # The first one brings the script along: nothing may have to be sent a second time, when it would be older than
-        # what was said since.
-        scripts = (("EVAL", _SAVE.source), *(("EVALSHA", _SAVE.sha),) * (len(sessions) - 1))
-        replies = await self._redis.link.call_many(
-            [
-                (*script, 1, self._key_prefix + saved.pid, mark(saved.owner), saved.value, _ms(saved.ttl_s))
-                for script, saved in zip(scripts, sessions, strict=True)
-            ]
-        )
+        # The script goes along: nothing may have to be sent a second time, older than what was said since.
+        saves = [
+            ("EVALSHA", _SAVE.sha, 1, self._key_prefix + saved.pid, mark(saved.owner), saved.value, _ms(saved.ttl_s))
+            for saved in sessions
+        ]
+        _, *replies = await self._redis.link.call_many([("SCRIPT", "LOAD", _SAVE.source), *saves])
         return [_checked(reply) for reply in replies]
 
     async def forget(self, pid: str, owner: str, grave_s: float) -> None:
