@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -189,17 +190,19 @@ def node_modules() -> Path:
         missing("node", "node and npm are not installed")
     installed = NODE_FOLDER / "node_modules" / ".package-lock.json"
     lock = NODE_FOLDER / "package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        done = subprocess.run(
-            ["npm", "ci", "--no-audit", "--no-fund"],
-            cwd=NODE_FOLDER,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        if done.returncode:
-            missing("node", f"npm ci failed: {done.stderr[-300:]}")
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # another worker of the same run may be installing: then wait for it
+        if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
+            done = subprocess.run(
+                ["npm", "ci", "--no-audit", "--no-fund"],
+                cwd=NODE_FOLDER,
+                capture_output=True,
+                text=True,
+                timeout=100,
+                check=False,
+            )
+            if done.returncode:
+                missing("node", f"npm ci failed: {done.stderr[-300:]}")
     return NODE_FOLDER
 
 

@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
+import pytest
+
 from flotta.errors import ConnectRefused
 from flotta.realtime import Server
 from flotta.streaming.event import parse_id
 from realtime_fixtures import serving, until
 from realtime_recovery_stage import Raw
 
-__all__ = ["Place", "gone", "make", "place"]
+__all__ = ["Place", "connections", "gone", "make", "one", "place", "two"]
 
 
 class Place(NamedTuple):
@@ -73,3 +75,27 @@ async def gone(at: Place, client: Raw) -> None:
     """Cut the client off and return when its server knows."""
     client.cut()
     await until(lambda: not at.sio.is_connected(client.ids["sid"]))
+
+
+@pytest.fixture(autouse=True)
+async def connections() -> AsyncIterator[None]:
+    """Close what the test has opened."""
+    yield
+    opened, Raw.opened[:] = list(Raw.opened), []
+    for raw in opened:
+        raw.cut()
+        await raw.connection.wait_closed()
+
+
+@pytest.fixture
+async def one(valkey_url: str, unique: str) -> AsyncIterator[Place]:
+    """A server of the test's own prefix."""
+    async with place(valkey_url, unique) as made:
+        yield made
+
+
+@pytest.fixture
+async def two(valkey_url: str, unique: str) -> AsyncIterator[Place]:
+    """Another one of the same cluster."""
+    async with place(valkey_url, unique) as made:
+        yield made

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from flotta.realtime import Server
 from realtime_fixtures import serving, until
+from realtime_recovery_places import connections
 from realtime_recovery_stage import Raw
+
+__all__ = ["connections"]
 
 MANY = 1_500
 """Events of 10 kB: more than the kernel and the server's own buffer take for a client that does not read."""
-
-
-@pytest.fixture(autouse=True)
-async def connections() -> AsyncIterator[None]:
-    """Close what the test has opened."""
-    yield
-    opened, Raw.opened[:] = list(Raw.opened), []
-    for raw in opened:
-        raw.cut()
-        await raw.connection.wait_closed()
 
 
 class Gallery:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -22,30 +21,10 @@ from flotta.realtime.recovery.store import Store
 from flotta.redis import Redis
 from flotta.streaming.event import parse_id
 from realtime_fixtures import until
-from realtime_recovery_places import Place, gone, place
+from realtime_recovery_places import Place, connections, gone, one, place, two
 from realtime_recovery_stage import Raw
 
-
-@pytest.fixture(autouse=True)
-async def connections() -> AsyncIterator[None]:
-    """Close what the test has opened."""
-    yield
-    opened, Raw.opened[:] = list(Raw.opened), []
-    for raw in opened:
-        raw.cut()
-        await raw.connection.wait_closed()
-
-
-@pytest.fixture
-async def one(valkey_url: str, unique: str) -> AsyncIterator[Place]:
-    async with place(valkey_url, unique) as made:
-        yield made
-
-
-@pytest.fixture
-async def two(valkey_url: str, unique: str) -> AsyncIterator[Place]:
-    async with place(valkey_url, unique) as made:
-        yield made
+__all__ = ["connections", "one", "two"]
 
 
 @pytest.fixture

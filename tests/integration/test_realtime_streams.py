@@ -20,19 +20,12 @@ from flotta.redis.embedded import EmbeddedRedis
 from flotta.streaming.event import parse_id
 from flotta.testing import FaultProxy
 from realtime_fixtures import serving, until
+from realtime_recovery_places import connections
 from realtime_recovery_stage import Raw
 
+__all__ = ["connections"]
+
 EVENT = '{"opts":{"rooms":[],"except":[],"flags":{}},"packet":{"type":2,"data":["other"],"nsp":"/"}}'
-
-
-@pytest.fixture(autouse=True)
-async def connections() -> AsyncIterator[None]:
-    """Close what the test has opened."""
-    yield
-    opened, Raw.opened[:] = list(Raw.opened), []
-    for raw in opened:
-        raw.cut()
-        await raw.connection.wait_closed()
 
 
 class Logs:

@@ -15,13 +15,14 @@ import asyncio
 import inspect
 import sys
 from collections import deque
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Iterable
 from types import CoroutineType
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast, final
 
 from flotta.errors import ConnectRefused, RedisError
 from flotta.realtime.client import Client, Reason, Socket
 from flotta.realtime.delivery import Leaving, Space
+from flotta.realtime.engine.running import ANY_FAILURE, Running, let_cancelling_through
 from flotta.realtime.handlers import UNHANDLED, Handlers
 from flotta.realtime.middleware import finish
 
@@ -29,9 +30,6 @@ __all__ = ["Dispatcher"]
 
 CALLERS_MAX = 32
 """``connect`` and ``disconnect`` handlers of one client that may run at once before it is read no further."""
-# A handler may raise anything; it is logged with its traceback. CancelledError too: it may have awaited a task that
-# somebody else cancelled, and that must not end the work of its socket.
-_ANY_FAILURE = (Exception, asyncio.CancelledError)
 
 
 T = TypeVar("T")
@@ -87,24 +85,19 @@ else:
 
 
 @final
-class Dispatcher:
+class Dispatcher(Running):
     """Calls handlers and owns the tasks that the async ones need."""
 
     def __init__(self, *, handlers_max: int, backlog_max: int, connect_timeout_s: float, logger: Any) -> None:
+        super().__init__()
         self._handlers_max = handlers_max
         self._backlog_max = backlog_max
         self._connect_timeout_s = connect_timeout_s
         self._log = logger
-        self._tasks: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[Any]] = set()
         self.failed = 0
         """Handlers that raised."""
         self.recovery: Recovery | None = None
-
-    @property
-    def running(self) -> int:
-        """Handlers that run now."""
-        return len(self._tasks)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
@@ -118,8 +111,8 @@ class Dispatcher:
     async def _guard(self, work: Coroutine[Any, Any, Any], name: str) -> None:
         try:
             await work
-        except _ANY_FAILURE as error:
-            _let_cancelling_through(error)
+        except ANY_FAILURE as error:
+            let_cancelling_through(error)
             self.failed += 1
             self._log.exception("handler failed", realtime_event=name)
 
@@ -135,22 +128,8 @@ class Dispatcher:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._log.error("background task failed", task=task.get_name(), exc_info=error)
 
-    async def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until no handler runs, at most ``timeout_s``. False: some still do."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while self._tasks:
-                    await asyncio.wait(self._tasks)
-        except TimeoutError:
-            return False
-        return True
-
-    async def cancel_all(self) -> None:
-        """Cancel every handler and background task, and wait for their end."""
-        tasks = [*self._tasks, *self._background]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def _beside(self) -> Iterable[asyncio.Task[Any]]:
+        return self._background
 
     # --- connect ---
 
@@ -231,8 +210,8 @@ class Dispatcher:
                     return ConnectRefused(REJECTED)
         except ConnectRefused as refusal:
             return refusal
-        except _ANY_FAILURE as error:
-            _let_cancelling_through(error)
+        except ANY_FAILURE as error:
+            let_cancelling_through(error)
             self._failure("connect", socket)
             return ConnectRefused("internal error")
         return await self._open(client, socket, space)
@@ -306,7 +285,7 @@ class Dispatcher:
             if type(result) is CoroutineType or inspect.isawaitable(result):
                 return result
             self._acknowledge(socket, ack_id, result)
-        except _ANY_FAILURE:
+        except ANY_FAILURE:
             self._failure(job, socket)
         if isinstance(job, Farewell):
             self._said_goodbye(socket, job)
@@ -320,8 +299,8 @@ class Dispatcher:
                 job, ack_id, result = turn
                 try:
                     self._acknowledge(socket, ack_id, await result)
-                except _ANY_FAILURE as error:
-                    _let_cancelling_through(error)
+                except ANY_FAILURE as error:
+                    let_cancelling_through(error)
                     self._failure(job, socket)
                 finally:
                     if isinstance(job, Farewell):
@@ -356,13 +335,6 @@ class Dispatcher:
         event = job if isinstance(job, str) else job.event if isinstance(job, Farewell) else job[0]
         self.failed += 1
         self._log.exception("handler failed", realtime_event=event, sid=socket.sid, namespace=socket.namespace)
-
-
-def _let_cancelling_through(error: BaseException) -> None:
-    """Raise it again if it is this task that is being cancelled."""
-    task = asyncio.current_task()
-    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-        raise error
 
 
 def _args(result: Any) -> list[Any]:

@@ -18,6 +18,7 @@ import msgpack  # type: ignore[import-untyped]  # it has no types
 from flotta.errors import WireError
 from flotta.realtime.adapters import Broadcast, SocketFacts, Target
 from flotta.realtime.socketio import json_text
+from flotta.realtime.socketio.msgpack import pack
 from flotta.realtime.socketio.packet import PacketType, iso_time
 
 __all__ = [
@@ -54,27 +55,6 @@ class Binary(TypeError):
 
 
 # --- MessagePack and JSON ---
-
-
-def pack(value: Any) -> bytes:
-    """``value`` in MessagePack. Raises TypeError or ValueError. Lone surrogates are written as Node's packer does."""
-    packed: bytes = msgpack.packb(value, use_bin_type=True, default=_plain, unicode_errors="surrogatepass")
-    return packed
-
-
-def _plain(value: object) -> str | float:
-    if isinstance(value, datetime):
-        return iso_time(value)
-    if isinstance(value, int):  # more than 64 bits: the number that JavaScript makes of it
-        return _double(value)
-    raise TypeError(f"a {type(value).__name__} cannot travel: neither JSON nor bytes")
-
-
-def _double(value: int) -> float:
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise ValueError("an integer that no client can hold") from error
 
 
 def _extension(code: int, data: bytes) -> None:

@@ -13,12 +13,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol, TypeAlias, final
 
 from flotta.errors import ConnectRefused
+from flotta.realtime.engine.running import ANY_FAILURE, Running, let_cancelling_through
 
 __all__ = ["Handling", "Job", "Lane"]
-
-# A handler may raise anything; it is logged with its traceback. CancelledError too: it may have awaited a task that
-# somebody else cancelled, and that must not end the work of its client.
-_ANY_FAILURE = (Exception, asyncio.CancelledError)
 
 Handler: TypeAlias = Callable[..., Any]
 
@@ -55,21 +52,16 @@ class Lane(Protocol):
 
 
 @final
-class Handling:
-    """The handlers by name, and the tasks of those that are async. It is the `Work` of a drain."""
+class Handling(Running):
+    """The handlers by name, and the tasks of those that are async."""
 
     def __init__(self, *, backlog_max: int, logger: Any) -> None:
+        super().__init__()
         self.handlers: dict[str, Handler] = {}
         self.failed = 0
         """Handlers that raised."""
         self._backlog_max = backlog_max
         self._log = logger
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def running(self) -> int:
-        """Clients whose handlers run now."""
-        return len(self._tasks)
 
     def begin(self, lane: Lane, job: Job) -> None:
         """Run the first handler of a client that was made with ``jobs`` set: what came meanwhile follows."""
@@ -125,7 +117,7 @@ class Handling:
             return None
         try:
             result = handler(lane.sid, *job.args)
-        except _ANY_FAILURE as error:  # a sync handler cannot be the one that is cancelled
+        except ANY_FAILURE as error:  # a sync handler cannot be the one that is cancelled
             self._failure(lane, job, error)
             return None
         if inspect.isawaitable(result):
@@ -136,10 +128,8 @@ class Handling:
     async def _finish(self, lane: Lane, job: Job, awaitable: Any) -> None:
         try:
             self._judge(lane, job, result=await awaitable)
-        except _ANY_FAILURE as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise
+        except ANY_FAILURE as error:
+            let_cancelling_through(error)
             self._failure(lane, job, error)
 
     def _failure(self, lane: Lane, job: Job, error: BaseException) -> None:
@@ -153,20 +143,3 @@ class Handling:
         if job.name == "connect" and result is False:
             lane.refused = True
             lane.refuse()
-
-    async def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until no handler runs, at most ``timeout_s``. False: some still do."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while self._tasks:
-                    await asyncio.wait(self._tasks)
-        except TimeoutError:
-            return False
-        return True
-
-    async def cancel_all(self) -> None:
-        """Cancel every handler and wait for their end."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

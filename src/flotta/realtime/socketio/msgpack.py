@@ -27,7 +27,7 @@ from flotta.realtime.socketio.packet import (
     iso_time,
 )
 
-__all__ = ["MsgpackDecoder", "encode_msgpack"]
+__all__ = ["MsgpackDecoder", "encode_msgpack", "pack"]
 
 _TYPES = {int(kind): kind for kind in PacketType if kind <= PacketType.CONNECT_ERROR}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -46,8 +46,13 @@ def encode_msgpack(packet: Packet) -> Encoded:
         fields["data"] = packet.data
     if packet.id is not None:
         fields["id"] = packet.id
-    body = msgpack.packb(fields, use_bin_type=True, default=_plain, unicode_errors="surrogatepass")
-    return Encoded(None, (body,))
+    return Encoded(None, (pack(fields),))
+
+
+def pack(value: Any) -> bytes:
+    """``value`` in MessagePack. Raises TypeError or ValueError. Lone surrogates are written as Node's packer does."""
+    packed: bytes = msgpack.packb(value, use_bin_type=True, default=_plain, unicode_errors="surrogatepass")
+    return packed
 
 
 def _plain(value: object) -> str | float:
