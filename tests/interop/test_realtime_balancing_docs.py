@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
 import pytest
 
-from realtime_balanced import Instance, free_port, instances, nginx
+from realtime_balanced import Instance, free_port, haproxy, instances, nginx
 from realtime_fixtures import NodePeer, node, node_modules, start_node
 
 __all__ = ["node", "node_modules", "start_node"]
@@ -20,10 +20,14 @@ pytestmark = pytest.mark.node
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "realtime-balancing.md"
 ROUND_ROBIN, BY_PREFIX = re.findall(r"```nginx\n(.*?)```", PAGE.read_text(), re.DOTALL)
+(HAPROXY,) = re.findall(r"```text\n(defaults\n.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+Proxy = Callable[[Path, str], AbstractAsyncContextManager[None]]
 
 
 class Balanced(NamedTuple):
-    """Instances behind nginx."""
+    """Instances behind a proxy."""
 
     port: int
     running: list[Instance]
@@ -34,7 +38,9 @@ class Balanced(NamedTuple):
 
 
 @asynccontextmanager
-async def _balanced(site: str, names: list[str], url: str, prefix: str, folder: Path) -> AsyncIterator[Balanced]:
+async def _balanced(
+    site: str, names: list[str], url: str, prefix: str, folder: Path, proxy: Proxy = nginx
+) -> AsyncIterator[Balanced]:
     """As the page has it."""
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(instances(url, prefix, names))
@@ -43,7 +49,7 @@ async def _balanced(site: str, names: list[str], url: str, prefix: str, folder: 
         for number, one in enumerate(running, 1):
             site = site.replace(f"127.0.0.1:{8000 + number}", f"127.0.0.1:{one.port}")
         assert "127.0.0.1:80" not in re.sub(rf":({port}|{'|'.join(str(one.port) for one in running)})\b", "", site)
-        await stack.enter_async_context(nginx(folder, site))
+        await stack.enter_async_context(proxy(folder, site))
         yield Balanced(port, running)
 
 
@@ -58,10 +64,11 @@ async def test_round_robin_of_the_page_serves_clients_that_upgrade(
         assert await site.relayed() > 0
 
 
+@pytest.mark.parametrize(("proxy", "config"), [(nginx, BY_PREFIX), (haproxy, HAPROXY)], ids=["nginx", "haproxy"])
 async def test_routing_by_the_session_ids_prefix_of_the_page_relays_nothing(
-    node: NodePeer, valkey_url: str, unique: str, tmp_path: Path
+    node: NodePeer, valkey_url: str, unique: str, tmp_path: Path, proxy: Proxy, config: str
 ) -> None:
-    async with _balanced(BY_PREFIX, ["a001", "a002"], valkey_url, unique, tmp_path) as site:
+    async with _balanced(config, ["a001", "a002"], valkey_url, unique, tmp_path, proxy) as site:
         seen = set()
         for number in range(6):
             transports = ["polling", "websocket"] if number % 2 else ["polling"]
