@@ -17,7 +17,7 @@ import pytest
 
 from flotta.realtime import Server
 from flotta.realtime.presence import PresenceChange
-from flotta.redis import Redis
+from flotta.redis import LinkOptions, Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.testing import FaultProxy
 from realtime_fixtures import until
@@ -107,7 +107,8 @@ async def test_people_of_a_killed_instance_are_offline_within_the_time_and_every
 
 
 async def one_redis(url: str) -> Redis:
-    return await Redis.from_url(url).connect()
+    """A client that comes back soon: a lease is short here."""
+    return await Redis.from_url(url, options=LinkOptions(reconnect_max_s=0.2)).connect()
 
 
 async def test_limit_of_a_user_is_free_again_as_soon_as_the_lease_of_a_killed_instance_is_over(

@@ -459,7 +459,9 @@ def test_options_of_the_parts_are_those_of_their_classes() -> None:
     def options(function: Any) -> dict[str, Any]:
         parameters = inspect.signature(function).parameters.values()
         given = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        return {name: default for name, default in given.items() if name not in ("logger", "codec", "instance")}
+        return {
+            name: default for name, default in given.items() if name not in ("logger", "codec", "instance", "redis_url")
+        }
 
     assert options(Fleet.map) == options(Map.__init__)
     assert options(Fleet.stream) == options(Stream.__init__)

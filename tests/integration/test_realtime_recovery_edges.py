@@ -251,7 +251,7 @@ async def test_the_loop_turns_while_many_look_for_what_they_missed(redis: Redis)
     await asyncio.gather(*(look() for _ in range(100)))
     whole_s = time.perf_counter() - begun_s
     watching.cancel()
-    assert longest_s < max(0.1, whole_s / 4)
+    assert longest_s < max(0.2, whole_s / 2)  # at once it would be all of it
 
 
 # --- sessions on the move ---

@@ -165,7 +165,8 @@ class Client(EngineClient):
         if self.sockets.get(socket.namespace) is not socket:
             return
         if socket.connecting:
-            self.refuse(socket.namespace, "disconnected by the server")
+            told = "disconnected by the server" if reason == Reason.SERVER_DISCONNECT else str(reason)
+            self.refuse(socket.namespace, told)
         elif not self.over:
             self._perform_connection(self._connection.on_event(sio.Leave(socket.namespace), 0.0))
         self._drop(socket, reason)
