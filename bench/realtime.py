@@ -140,14 +140,34 @@ async def compare_busy(servers: list[Peer]) -> None:
             await contest(f"broadcast-{CLIENTS}", "deliveries", servers, broadcast)
         if "echo" in ONLY:
             await contest("echo", "events", servers, echo)
-        if "rooms" in ONLY:
-            for peer in servers:
-                await peer.connect(MEMBERS - CLIENTS)
-                await enter_rooms(peer)
-            await contest(f"rooms-{ROOM_SIZE}", "deliveries", servers, to_rooms)
     finally:
         for peer in servers:
             peer.stop()
+
+
+async def compare_rooms(servers: list[Peer]) -> None:
+    """Each server alone with its members: all of them together would be more files than a process may have."""
+
+    def side(peer: Peer) -> Side:
+        async def measure() -> float:
+            try:
+                await peer.start()
+                await peer.connect(MEMBERS)
+                await enter_rooms(peer)
+                peer.counter.reset()
+                cpu_s, started_s = peer.cpu_s(), time.perf_counter()
+                count = await to_rooms(peer)
+                by_wall[peer.name].append(count / (time.perf_counter() - started_s))
+                return count / max(peer.cpu_s() - cpu_s, 0.01)
+            finally:
+                peer.stop()
+
+        return measure
+
+    by_wall: dict[str, list[float]] = {peer.name: [] for peer in servers}
+    by_cpu = await compete({peer.name: side(peer) for peer in servers}, rounds=rounds_from())
+    report(f"rooms-{ROOM_SIZE}", by_cpu, unit="deliveries/cpu-s")
+    report(f"rooms-{ROOM_SIZE}-wall", _kept(by_wall), unit="deliveries/s")
 
 
 async def compare_idle(servers: list[Peer]) -> None:
@@ -183,8 +203,10 @@ async def main() -> None:
     print_all_versions()
     servers = peers()
     pin([])
-    if ONLY & {"broadcast", "rooms", "echo"}:
+    if ONLY & {"broadcast", "echo"}:
         await compare_busy(servers)
+    if "rooms" in ONLY:
+        await compare_rooms(servers)
     if ONLY & {"idle", "connect"}:
         await compare_idle(servers)
     if "fleet" in ONLY:

@@ -6,10 +6,11 @@ percentiles are of the same rounds, so their difference is what the way through 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import statistics
 import tempfile
+import time
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Stopwatch(Counter):
     def add(self, size_bytes: int) -> None:
         """One read of one client: with one small event under way that is the event."""
         if size_bytes:
-            self.waits_s.append(asyncio.get_running_loop().time() - self.sent_s)
+            self.waits_s.append(time.perf_counter() - self.sent_s)
         super().add(1 if size_bytes else 0)
 
 
@@ -66,9 +67,9 @@ class Fleet:
         """One event after the other, from each instance in turn; each waits until everybody has the one before."""
         self.watch.reset()
         self.watch.waits_s.clear()
-        loop, everybody = asyncio.get_running_loop(), len(self.clients)
+        everybody = len(self.clients)
         for number in range(1, EVENTS + 1):
-            self.watch.sent_s = loop.time()
+            self.watch.sent_s = time.perf_counter()
             self.peers[number % len(self.peers)].clients[0].send(GO)
             await self.peers[0].reach(number * everybody)
         assert len(self.watch.waits_s) == EVENTS * everybody, "an event came twice"
@@ -76,35 +77,30 @@ class Fleet:
 
 
 async def compare_fleets(peers: list[Peer]) -> None:
-    """``fleet-p99`` and ``single-p99``; who loses an event ends the run with an error."""
-    with tempfile.TemporaryDirectory() as folder:
-        async with EmbeddedRedis(Path(folder)) as redis:
-            await _compare(peers, redis.url)
-
-
-async def _compare(peers: list[Peer], redis_url: str) -> None:
+    """``fleet-p99``; who loses or doubles an event ends the run with an error."""
     single: dict[str, list[float]] = {}
     sides: dict[str, Side] = {}
-    fleets: list[Fleet] = []
-    for peer in peers:
-        adapters = ADAPTERS if peer.name == "flotta" else ADAPTERS[:1]
-        for adapter in adapters:
-            name = peer.name if adapter == "classic" else f"{peer.name}-{adapter}"
-            pair = [Fleet(peer, count, redis_url, adapter) for count in (1, INSTANCES)]
-            fleets += pair
-            single[name] = []
-            sides[name] = _side(pair[0], pair[1], single[name])
-    try:
-        for fleet in fleets:
-            await fleet.start()
-        several = await compete(sides, rounds=rounds_from())
-    finally:
-        for fleet in fleets:
-            fleet.stop()
-    report("fleet-p99", several, unit="ms")
-    for name, result in several.items():
+    async with AsyncExitStack() as stack:
+        for peer in peers:
+            for adapter in ADAPTERS if peer.name == "flotta" else ADAPTERS[:1]:
+                name = peer.name if adapter == "classic" else f"{peer.name}-{adapter}"
+                one, several = [await _start(stack, peer, count, adapter) for count in (1, INSTANCES)]
+                sides[name] = _side(one, several, single.setdefault(name, []))
+        results = await compete(sides, rounds=rounds_from())
+    report("fleet-p99", results, unit="ms")
+    for name, result in results.items():
         alone = statistics.median(single[name][1:])
         print(f"      {name}: {alone:.2f} ms on one instance, {result.median - alone:+.2f} ms on {INSTANCES}; lost 0")
+
+
+async def _start(stack: AsyncExitStack, peer: Peer, instances: int, adapter: str) -> Fleet:
+    """Each fleet has a Redis of its own: on a common one Flotta's servers and Node's would be one cluster."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    redis = await stack.enter_async_context(EmbeddedRedis(Path(folder)))
+    fleet = Fleet(peer, instances, redis.url, adapter)
+    stack.callback(fleet.stop)
+    await fleet.start()
+    return fleet
 
 
 def _side(one: Fleet, several: Fleet, noted: list[float]) -> Side:
