@@ -222,10 +222,12 @@ async def test_start_waits_for_a_redis_that_comes_up_late(settings: Settings) ->
         await fleet.stop()
 
 
+@pytest.mark.parametrize("pause", [0.5, 40], ids=["retries soon", "retries after the deadline"])
 async def test_start_without_redis_says_why_and_may_be_tried_again(
-    settings: Settings, own_valkey: EmbeddedRedis
+    settings: Settings, own_valkey: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, pause: float
 ) -> None:
     own_valkey.kill()
+    monkeypatch.setattr("flotta.redis.link.random.uniform", lambda _low, _high: pause)
     fleet = Fleet(replace(settings, redis_url=own_valkey.url, start_timeout_s=1.0))
     fleet.map("flags")
     with pytest.raises(LinkUnavailable):

@@ -99,18 +99,24 @@ class Connections:
         return checks
 
     async def _until_up(self, name: str, attempt: Callable[[], Awaitable[object]], timeout_s: float) -> None:
+        """Try until it succeeds. Raises what an attempt raised last, also if one more is under way at the deadline."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s * WAIT_SHARE
-        told = False
+        last: Exception | None = None
         while True:
             try:
-                await attempt()
+                async with asyncio.timeout_at(deadline if last is not None else None):
+                    await attempt()
             except (LinkUnavailable, DatabaseUnavailable, PoolTimeout) as error:
                 if _is_lasting(error) or loop.time() + RETRY_S >= deadline:
                     raise
-                if not told:
+                if last is None:
                     self._log.warning(f"waiting for {name}", reason=str(error))
-                told = True
+                last = error
+            except TimeoutError:
+                if last is None:
+                    raise
+                raise last from None
             else:
                 return
             await asyncio.sleep(RETRY_S)
