@@ -1,17 +1,20 @@
-"""Whom a call means: the arguments that servers and emitters share. Pure."""
+"""What a call means, and whom: the arguments that servers and emitters share. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from flotta.realtime.adapters import Target
 from flotta.realtime.rooms import user_room
 
-__all__ = ["Names", "args_of", "names_of", "target_of", "value_of"]
+__all__ = ["Names", "args_of", "names_of", "server_event", "target_of", "value_of"]
 
 Names: TypeAlias = str | Iterable[str] | None
 """One name, several, or none."""
+
+RESERVED_SERVER_EVENTS: Final = frozenset({"connect", "connection", "new_namespace"})
+"""What Node's servers tell themselves; from elsewhere they would take it for the truth."""
 
 
 def names_of(*given: Names) -> tuple[str, ...]:
@@ -52,3 +55,10 @@ def args_of(data: Any) -> list[Any]:
 def value_of(args: list[Any]) -> Any:
     """The reverse: what one acknowledgement says."""
     return args[0] if len(args) == 1 else (tuple(args) or None)
+
+
+def server_event(event: str, args: Iterable[Any]) -> list[Any]:
+    """An event for servers, its name first. Raises ValueError for one that Node's servers keep for themselves."""
+    if event in RESERVED_SERVER_EVENTS:
+        raise ValueError(f"{event!r} is an event of Node's servers themselves")
+    return [event, *args]

@@ -12,9 +12,9 @@ from flotta.realtime.adapters import Adapter
 from flotta.realtime.client import Socket
 from flotta.realtime.core import Core, State
 from flotta.realtime.delivery import Space
-from flotta.realtime.targets import Names, args_of, names_of, target_of, value_of
+from flotta.realtime.targets import Names, args_of, names_of, server_event, target_of, value_of
 
-__all__ = ["Base", "Names", "args_of", "names_of", "target_of", "value_of"]
+__all__ = ["Base", "Names", "args_of", "names_of", "server_event", "target_of", "value_of"]
 
 
 class Base:

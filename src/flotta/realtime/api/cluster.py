@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, final, overload
 from flotta.errors import ClusterTimeout
 from flotta.realtime.adapters import Command, SocketFacts, Target
 from flotta.realtime.api.asking import CALLBACK_S
-from flotta.realtime.api.base import Base, Names, names_of, target_of
+from flotta.realtime.api.base import Base, Names, names_of, server_event, target_of
 
 if TYPE_CHECKING:
     from flotta.realtime.server import Server
 
 __all__ = ["Cluster", "RemoteSocket"]
-
-RESERVED_SERVER_EVENTS = frozenset({"connect", "connection", "new_namespace"})
-"""What Node's servers tell themselves; from elsewhere they would take it for the truth."""
 
 H = TypeVar("H", bound=Callable[..., Any])
 
@@ -237,7 +234,7 @@ class Cluster(Base):
         """
         self._space(namespace)
         adapter = self._adapter_in_use
-        adapter.server_side_emit(namespace, _server_event(event, args))
+        adapter.server_side_emit(namespace, server_event(event, args))
         await adapter.wait_for_room()
 
     async def server_side_call(
@@ -248,15 +245,9 @@ class Cluster(Base):
         A Node server answers if its listener calls the callback.
         """
         self._space(namespace)
-        event_args = _server_event(event, args)
+        event_args = server_event(event, args)
         async with self._hearing(namespace):
             return await self._adapter_in_use.server_side_call(namespace, event_args, self._limit_s(timeout_s))
-
-
-def _server_event(event: str, args: tuple[Any, ...]) -> list[Any]:
-    if event in RESERVED_SERVER_EVENTS:
-        raise ValueError(f"{event!r} is an event of Node's servers themselves")
-    return [event, *args]
 
 
 def _with_answers(error: ClusterTimeout, answers: list[Any]) -> ClusterTimeout:

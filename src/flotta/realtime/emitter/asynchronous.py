@@ -135,7 +135,7 @@ class Emitter:
 
     async def server_side_emit(self, event: str, *args: Any, namespace: str | None = None) -> None:
         """Send an event to the servers' `Server.on_server_side` handlers. Errors as in `emit`."""
-        await self._call(self._words.server_side(namespace or self._namespace, [event, *args]))
+        await self._call(self._words.server_side(namespace or self._namespace, event, args))
 
     async def aclose(self) -> None:
         """Close the connection if it is the emitter's own. Idempotent."""

@@ -17,13 +17,13 @@ from flotta.realtime.adapters.channels import has_channel
 from flotta.realtime.adapters.wire import channel_bytes
 from flotta.realtime.options import AdapterName, ShardedMode
 from flotta.realtime.socketio.packet import RESERVED_EVENTS, Packet, PacketType, encode
+from flotta.realtime.targets import server_event
 
 __all__ = ["EMITTER_UID", "Arg", "EmitterOptions", "Words"]
 
 EMITTER_UID = cluster.EMITTER_UID
 Arg: TypeAlias = str | bytes | int
 """A word of a Redis command."""
-_SERVER_EVENTS = frozenset({"connect", "connection", "new_namespace"})
 _CLASSIC_ORDERS = {
     Command.JOIN: classic.RequestType.REMOTE_JOIN,
     Command.LEAVE: classic.RequestType.REMOTE_LEAVE,
@@ -104,14 +104,13 @@ class Words:
         message = cluster.Message(EMITTER_UID, target.namespace, kind, data)
         return self._entry(message) if self._options.adapter == "streams" else self._said(message, "SPUBLISH")
 
-    def server_side(self, namespace: str, args: list[Any]) -> list[Arg]:
+    def server_side(self, namespace: str, event: str, args: tuple[Any, ...]) -> list[Arg]:
         """An event for the servers themselves."""
-        if args[0] in _SERVER_EVENTS:
-            raise ValueError(f"{args[0]!r} is an event of Node's servers themselves")
+        event_args = server_event(event, args)
         if self._options.adapter == "classic":
-            payload = classic.write_request(EMITTER_UID, classic.RequestType.SERVER_SIDE_EMIT, data=args)
+            payload = classic.write_request(EMITTER_UID, classic.RequestType.SERVER_SIDE_EMIT, data=event_args)
             return self._request(namespace, payload)
-        data = cluster.server_side_data(args)
+        data = cluster.server_side_data(event_args)
         message = cluster.Message(EMITTER_UID, namespace, cluster.MessageType.SERVER_SIDE_EMIT, data)
         return self._said(message, "PUBLISH" if self._options.adapter == "streams" else "SPUBLISH")
 

@@ -137,7 +137,7 @@ class SyncEmitter:
 
     def server_side_emit(self, event: str, *args: Any, namespace: str | None = None) -> None:
         """Send an event to the servers' `Server.on_server_side` handlers. Errors as in `emit`."""
-        self._call(self._words.server_side(namespace or self._namespace, [event, *args]))
+        self._call(self._words.server_side(namespace or self._namespace, event, args))
 
     def close(self) -> None:
         """Close the connections of this process. Idempotent."""
