@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from flotta.realtime import Server, SyncEmitter
-from flotta.realtime.targets import server_event
+from flotta.realtime.targets import args_of, server_event
+
+
+@pytest.mark.parametrize(
+    ("data", "args"), [(None, []), ((), []), (1, [1]), ((1,), [1]), ((1, None), [1, None]), ([1, 2], [[1, 2]])]
+)
+def test_a_tuple_is_several_arguments_and_none_is_none(data: Any, args: list[Any]) -> None:
+    assert args_of(data) == args
 
 
 def test_a_server_event_is_its_name_and_what_it_carries() -> None:

@@ -25,6 +25,7 @@ from flotta.realtime.delivery import Leaving, Space
 from flotta.realtime.engine.running import ANY_FAILURE, Running, let_cancelling_through
 from flotta.realtime.handlers import UNHANDLED, Handlers
 from flotta.realtime.middleware import finish
+from flotta.realtime.targets import args_of
 
 __all__ = ["Dispatcher"]
 
@@ -329,16 +330,9 @@ class Dispatcher(Running):
 
     def _acknowledge(self, socket: Socket, ack_id: int | None, result: Any) -> None:
         if ack_id is not None and result is not UNHANDLED:
-            socket.acknowledge(ack_id, _args(result))
+            socket.acknowledge(ack_id, args_of(result))
 
     def _failure(self, job: Job | str, socket: Socket) -> None:
         event = job if isinstance(job, str) else job.event if isinstance(job, Farewell) else job[0]
         self.failed += 1
         self._log.exception("handler failed", realtime_event=event, sid=socket.sid, namespace=socket.namespace)
-
-
-def _args(result: Any) -> list[Any]:
-    """The arguments of an acknowledgement: a tuple is several, None is none, anything else is one."""
-    if result is None:
-        return []
-    return list(result) if isinstance(result, tuple) else [result]

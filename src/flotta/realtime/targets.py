@@ -46,7 +46,7 @@ def target_of(namespace: str, to: Names, room: Names, user: Names, skip_sid: Nam
 
 
 def args_of(data: Any) -> list[Any]:
-    """An event's arguments: a tuple is several, None is none, anything else is one."""
+    """The arguments of an event or of an acknowledgement: a tuple is several, None is none, anything else is one."""
     if data is None:
         return []
     return list(data) if isinstance(data, tuple) else [data]
