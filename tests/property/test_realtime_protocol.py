@@ -14,8 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flotta.errors import PacketError, WireError
-from flotta.realtime.adapters import Broadcast, Target
-from flotta.realtime.adapters.classic_wire import Channels, read_broadcast, read_request, write_broadcast
+from flotta.realtime.adapters import Broadcast, Command, Target
+from flotta.realtime.adapters.classic_wire import (
+    Channels,
+    read_broadcast,
+    read_request,
+    write_broadcast,
+    write_command,
+)
 from flotta.realtime.engineio import session as engine
 from flotta.realtime.engineio.packet import encode_payload, read_payload
 from flotta.realtime.engineio.session import Session
@@ -436,6 +442,21 @@ def test_channels_are_nodes() -> None:
     assert channels.of(Broadcast(Target("/", ("r",)), ["a"])) == "socket.io#/#r#"
     assert channels.of(Broadcast(Target("/", ("r", "s")), ["a"])) == "socket.io#/#"
     assert channels.room("socket.io#/#a#b#") == "a#b"
+
+
+@pytest.mark.parametrize(
+    ("command", "fields"),
+    [
+        (Command.JOIN, {"type": 2, "rooms": ["a"]}),
+        (Command.LEAVE, {"type": 3, "rooms": ["a"]}),
+        (Command.DISCONNECT, {"type": 4, "close": True}),
+    ],
+)
+def test_commands_are_nodes_requests(command: Command, fields: dict[str, Any]) -> None:
+    target = Target("/n", ("r",), ("x",))
+    payload = write_command("u", command, target, iter(["a"]), close=True)
+    assert json.loads(payload) == {"uid": "u", "opts": {"rooms": ["r"], "except": ["x"]}, **fields}
+    assert read_request(payload, "/n").target == target
 
 
 def test_dates_travel_as_javascript_writes_them() -> None:

@@ -38,6 +38,7 @@ from flotta.realtime.adapters.classic_wire import (
     read_response,
     read_sockets,
     write_broadcast,
+    write_command,
     write_question,
     write_request,
 )
@@ -50,11 +51,6 @@ from flotta.redis import Hub, Kind, Redis, Subscription
 __all__ = ["ClassicAdapter"]
 
 UID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-_COMMANDS = {
-    Command.JOIN: RequestType.REMOTE_JOIN,
-    Command.LEAVE: RequestType.REMOTE_LEAVE,
-    Command.DISCONNECT: RequestType.REMOTE_DISCONNECT,
-}
 
 
 @final
@@ -196,8 +192,7 @@ class ClassicAdapter:
 
     def command(self, command: Command, target: Target, *, rooms: Iterable[str] = (), close: bool = False) -> None:
         """Tell the other instances to do ``command`` with their sockets of ``target``."""
-        fields: dict[str, Any] = {"close": close} if command is Command.DISCONNECT else {"rooms": list(rooms)}
-        payload = write_request(self.uid, _COMMANDS[command], target, **fields)
+        payload = write_command(self.uid, command, target, rooms, close=close)
         self._send(self._channels(target.namespace).requests, payload)
 
     def room_made(self, namespace: str, room: str) -> None:

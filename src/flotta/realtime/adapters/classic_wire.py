@@ -14,11 +14,12 @@ Junk raises `WireError` and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
-from typing import Any, NamedTuple, final
+from typing import Any, Final, NamedTuple, final
 
 from flotta.errors import WireError
-from flotta.realtime.adapters import Broadcast, SocketFacts, Target
+from flotta.realtime.adapters import Broadcast, Command, SocketFacts, Target
 from flotta.realtime.adapters.wire import (
     answer_fields,
     is_event,
@@ -51,6 +52,7 @@ __all__ = [
     "read_sockets",
     "write_ack",
     "write_broadcast",
+    "write_command",
     "write_question",
     "write_request",
     "write_response",
@@ -74,6 +76,13 @@ class RequestType(IntEnum):
     BROADCAST = 7
     BROADCAST_CLIENT_COUNT = 8
     BROADCAST_ACK = 9
+
+
+_COMMANDS: Final = {
+    Command.JOIN: RequestType.REMOTE_JOIN,
+    Command.LEAVE: RequestType.REMOTE_LEAVE,
+    Command.DISCONNECT: RequestType.REMOTE_DISCONNECT,
+}
 
 
 @final
@@ -153,6 +162,12 @@ def write_request(uid: str, kind: RequestType, target: Target | None = None, **f
     if target is not None:
         request["opts"] = {"rooms": list(target.rooms), "except": list(target.except_rooms)}
     return _write({**request, **fields})
+
+
+def write_command(uid: str, command: Command, target: Target, rooms: Iterable[str], *, close: bool) -> bytes:
+    """The request that all servers do ``command`` with their sockets of ``target``. Raises as `write_request`."""
+    fields: dict[str, Any] = {"close": close} if command is Command.DISCONNECT else {"rooms": list(rooms)}
+    return write_request(uid, _COMMANDS[command], target, **fields)
 
 
 def _write(fields: dict[str, Any]) -> bytes:

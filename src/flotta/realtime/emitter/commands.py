@@ -24,11 +24,6 @@ __all__ = ["EMITTER_UID", "Arg", "EmitterOptions", "Words"]
 EMITTER_UID = cluster.EMITTER_UID
 Arg: TypeAlias = str | bytes | int
 """A word of a Redis command."""
-_CLASSIC_ORDERS = {
-    Command.JOIN: classic.RequestType.REMOTE_JOIN,
-    Command.LEAVE: classic.RequestType.REMOTE_LEAVE,
-    Command.DISCONNECT: classic.RequestType.REMOTE_DISCONNECT,
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +92,7 @@ class Words:
     def command(self, command: Command, target: Target, rooms: list[str], *, close: bool = False) -> list[Arg]:
         """An order to every server for its sockets of ``target``."""
         if self._options.adapter == "classic":
-            fields: dict[str, Any] = {"close": close} if command is Command.DISCONNECT else {"rooms": rooms}
-            payload = classic.write_request(EMITTER_UID, _CLASSIC_ORDERS[command], target, **fields)
+            payload = classic.write_command(EMITTER_UID, command, target, rooms, close=close)
             return self._request(target.namespace, payload)
         kind, data = cluster.command_data(command, target, rooms, close=close)
         message = cluster.Message(EMITTER_UID, target.namespace, kind, data)
