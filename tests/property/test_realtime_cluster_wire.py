@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from flotta.errors import WireError
 from flotta.realtime.adapters import Broadcast, Command, SocketFacts, Target
 from flotta.realtime.adapters import cluster_wire as wire
+from flotta.realtime.adapters.channels import ShardedChannels, channel
 from flotta.realtime.adapters.cluster_wire import Message, MessageType
+from flotta.realtime.adapters.streams_wire import is_ephemeral
 from flotta.realtime.adapters.wire import (
     Binary,
     _write_json_carefully,
@@ -273,3 +275,42 @@ def test_bytes_are_refused_as_such(value: Any) -> None:
 def test_what_json_cannot_say_is_refused(value: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         write_json(value)
+
+
+# --- where messages go ---
+
+MESSAGES = {
+    "all": wire.broadcast_message("u", Broadcast(Target("/n"), ["e"])),
+    "room": wire.broadcast_message("u", Broadcast(Target("/n", ("r",)), ["e"])),
+    "rooms": wire.broadcast_message("u", Broadcast(Target("/n", ("r", "s")), ["e"])),
+    "client": wire.broadcast_message("u", Broadcast(Target("/n", ("A" * 20,)), ["e"])),
+    "filtered": wire.broadcast_message("u", Broadcast(Target("/n", ("r",)), ["e"], may_see="f")),
+    "question": Message("u", "/n", MessageType.BROADCAST, wire.question_data(Target("/n", ("r",)), ["e"], "u-1", 1.0)),
+    "command": Message("u", "/n", *wire.command_data(Command.JOIN, Target("/n", ("r",)), ["s"], close=False)),
+    "fetch": Message("u", "/n", MessageType.FETCH_SOCKETS, wire.fetch_data(Target("/n", ("r",)), "u-1")),
+    "server side": Message("u", "/n", MessageType.SERVER_SIDE_EMIT, wire.server_side_data(["e"])),
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "own"),
+    [
+        ("static", {}),
+        ("dynamic", {"room": b"r"}),
+        ("dynamic-private", {"room": b"r", "client": b"A" * 20}),
+    ],
+)
+def test_only_broadcasts_to_one_room_leave_the_channel_of_all_servers(mode: Any, own: dict[str, bytes]) -> None:
+    channels = ShardedChannels("p", "/n", mode)
+    expected = dict.fromkeys(MESSAGES, b"p#/n#") | {"filtered": b"p-filtered#/n#"}
+    expected |= {name: b"p#/n#%b#" % room for name, room in own.items()}
+    assert {name: channels.of(message) for name, message in MESSAGES.items()} == expected
+    assert channels.of_server("u") == channel("p", "/n", "u") == b"p#/n#u#"
+
+
+def test_what_nobody_wants_later_is_not_for_the_stream() -> None:
+    assert {name for name, message in MESSAGES.items() if is_ephemeral(message)} == {
+        "question",
+        "fetch",
+        "server side",
+    }

@@ -19,12 +19,11 @@ from typing import Any, Final, final
 
 from flotta.errors import CommandError, ConfigError, RedisError, ServerTooOld
 from flotta.realtime.adapters import Node
-from flotta.realtime.adapters.channels import has_channel
+from flotta.realtime.adapters.channels import ShardedChannels
 from flotta.realtime.adapters.cluster import Census, ClusterAdapter
-from flotta.realtime.adapters.cluster_wire import Message, MessageType, own_openings, read_message, write_message
+from flotta.realtime.adapters.cluster_wire import Message, own_openings, read_message, write_message
 from flotta.realtime.adapters.seats import Seat
 from flotta.realtime.adapters.traffic import Ear
-from flotta.realtime.adapters.wire import channel_bytes
 from flotta.realtime.options import ShardedMode
 from flotta.redis import Hub, Redis, Subscription
 
@@ -37,20 +36,15 @@ ROOM_HEARD_S_MAX: Final = 1.0
 
 
 @final
-class _Channels:
-    """The channels of one namespace, and the subscriptions while it is open here."""
+class _Open:
+    """A namespace that is open here: its channels and the subscriptions."""
 
-    __slots__ = ("all", "filtered", "mine", "rooms", "subscriptions")
+    __slots__ = ("channels", "rooms", "subscriptions")
 
-    def __init__(self, prefix: str, namespace: str, uid: str) -> None:
-        self.all = f"{prefix}#{namespace}#"
-        self.mine = f"{self.all}{uid}#"
-        self.filtered = f"{prefix}-filtered#{namespace}#"
+    def __init__(self, channels: ShardedChannels) -> None:
+        self.channels = channels
         self.subscriptions: list[tuple[Subscription, Ear]] = []
         self.rooms: dict[str, tuple[Subscription, Ear]] = {}
-
-    def of_room(self, room: str) -> bytes:
-        return channel_bytes(f"{self.all}{room}#")
 
 
 @final
@@ -67,7 +61,7 @@ class ShardedAdapter(ClusterAdapter):
         self._own = own_openings(self.uid)
         self.own: Node | None = None
         """Gets what this server itself has said, as it comes back, while it is set."""
-        self._open: dict[str, _Channels] = {}
+        self._open: dict[str, _Open] = {}
         self._changing = asyncio.Lock()  # namespaces open and close one at a time
 
     @property
@@ -117,26 +111,27 @@ class ShardedAdapter(ClusterAdapter):
             if namespace in self._open:
                 return
             channels = self._channels(namespace)
+            opened = _Open(channels)
             try:
                 # The channel by which servers are counted comes last: whoever is counted hears and can be answered.
-                for channel in (channels.mine, channels.filtered, channels.all):
-                    await self._subscribe(channels, channel, namespace)
+                for channel in (channels.of_server(self.uid), channels.filtered, channels.all):
+                    await self._subscribe(opened, channel, namespace)
             except CommandError as error:
-                self._close(channels)
+                self._close(opened)
                 raise self._explained(error) from error
             except BaseException:
-                self._close(channels)
+                self._close(opened)
                 raise
-            self._open[namespace] = channels
+            self._open[namespace] = opened
             for room in self._node.rooms(namespace):  # a client for whom it is opened may be in some
                 self.room_made(namespace, room)
-            for room in list(channels.rooms)[-1:]:  # they are confirmed in the order of their asking
+            for room in list(opened.rooms)[-1:]:  # they are confirmed in the order of their asking
                 await self.room_heard(namespace, room)
 
-    async def _subscribe(self, channels: _Channels, channel: str, namespace: str) -> None:
+    async def _subscribe(self, opened: _Open, channel: bytes, namespace: str) -> None:
         ear = Ear(self._traffic, partial(self._take, namespace))
         subscription = await self._seat.hub.subscribe(channel, ear, kind="shard")
-        channels.subscriptions.append((subscription, ear))
+        opened.subscriptions.append((subscription, ear))
 
     def _explained(self, error: CommandError) -> RedisError:
         if "unknown command" in error.text.lower():
@@ -147,16 +142,16 @@ class ShardedAdapter(ClusterAdapter):
     async def close_namespace(self, namespace: str) -> None:
         """Listen no longer for a namespace that is gone. An unknown one is fine."""
         async with self._changing:
-            channels = self._open.pop(namespace, None)
-            if channels is not None:
-                self._close(channels)
+            opened = self._open.pop(namespace, None)
+            if opened is not None:
+                self._close(opened)
 
-    def _close(self, channels: _Channels) -> None:
-        for subscription, ear in (*channels.subscriptions, *channels.rooms.values()):
+    def _close(self, opened: _Open) -> None:
+        for subscription, ear in (*opened.subscriptions, *opened.rooms.values()):
             subscription.close()
             self._traffic.forget(ear)
-        channels.subscriptions.clear()
-        channels.rooms.clear()
+        opened.subscriptions.clear()
+        opened.rooms.clear()
 
     async def aclose(self) -> None:
         """Unsubscribe and let what is in flight end. Idempotent."""
@@ -165,26 +160,24 @@ class ShardedAdapter(ClusterAdapter):
         await self._seat.aclose()
         await self._end()
 
-    def _channels(self, namespace: str) -> _Channels:
-        """Of an open namespace; of any other the names only."""
-        return self._open.get(namespace) or _Channels(self._prefix, namespace, self.uid)
+    def _channels(self, namespace: str) -> ShardedChannels:
+        """Also of a namespace that nobody here is in: others may be."""
+        opened = self._open.get(namespace)
+        return ShardedChannels(self._prefix, namespace, self._mode) if opened is None else opened.channels
 
     # --- rooms ---
 
-    def _has_channel(self, room: str) -> bool:
-        return has_channel(room, self._mode)
-
     def room_made(self, namespace: str, room: str) -> None:
         """Ask for the room's channel."""
-        channels = self._open.get(namespace)
-        if channels is not None and room not in channels.rooms and self._has_channel(room):
+        opened = self._open.get(namespace)
+        if opened is not None and room not in opened.rooms and opened.channels.has_room(room):
             ear = Ear(self._traffic, partial(self._take, namespace))
-            channels.rooms[room] = self._seat.hub.listen(channels.of_room(room), ear, kind="shard"), ear
+            opened.rooms[room] = self._seat.hub.listen(opened.channels.of_room(room), ear, kind="shard"), ear
 
     def room_gone(self, namespace: str, room: str) -> None:
         """Give the room's channel up."""
-        channels = self._open.get(namespace)
-        found = None if channels is None else channels.rooms.pop(room, None)
+        opened = self._open.get(namespace)
+        found = None if opened is None else opened.rooms.pop(room, None)
         if found is not None:
             subscription, ear = found
             subscription.close()
@@ -193,8 +186,8 @@ class ShardedAdapter(ClusterAdapter):
     async def room_heard(self, namespace: str, room: str) -> None:
         """Return when what is sent to ``room`` from now on arrives here; at once while Redis is away, and at the latest
         after `ROOM_HEARD_S_MAX`."""
-        channels = self._open.get(namespace)
-        found = None if channels is None else channels.rooms.get(room)
+        opened = self._open.get(namespace)
+        found = None if opened is None else opened.rooms.get(room)
         if found is None or found[0].live or not self._traffic.open:
             return
         try:
@@ -216,27 +209,16 @@ class ShardedAdapter(ClusterAdapter):
             self._hear(message)
 
     def _say(self, message: Message) -> bool:
-        channels = self._channels(message.namespace)
-        payload = write_message(message)
-        return self._traffic.send("SPUBLISH", self._channel_of(channels, message), payload)
-
-    def _channel_of(self, channels: _Channels, message: Message) -> str | bytes:
-        if message.type is MessageType.FILTERED:
-            return channels.filtered
-        # With acknowledgements everybody answers, so everybody must hear it.
-        if message.type is MessageType.BROADCAST and "requestId" not in message.data:
-            rooms = message.data["opts"]["rooms"]
-            if len(rooms) == 1 and self._has_channel(rooms[0]):
-                return channels.of_room(rooms[0])
-        return channels.all
+        channel = self._channels(message.namespace).of(message)
+        return self._traffic.send("SPUBLISH", channel, write_message(message))
 
     def _reply(self, uid: str, message: Message) -> None:
-        channel = f"{self._channels(message.namespace).all}{uid}#"
+        channel = self._channels(message.namespace).of_server(uid)
         self._traffic.send("SPUBLISH", channel, write_message(message))
 
     async def _census(self, namespace: str, answered: Collection[str]) -> Census:
-        everybody = self._channels(namespace).all
-        names = [everybody, *(f"{everybody}{uid}#" for uid in answered)]
+        channels = self._channels(namespace)
+        names = [channels.all, *map(channels.of_server, answered)]
         reply = await self._redis.link.call("PUBSUB", "SHARDNUMSUB", *names)
         servers, *alive = reply[1::2]
         return Census(int(servers), sum(int(count) > 0 for count in alive))

@@ -22,13 +22,14 @@ from typing import Any, Final, final
 from flotta.errors import CommandError, RedisError, WireError
 from flotta.realtime.adapters import AdapterStats, Broadcast, Node
 from flotta.realtime.adapters import cluster_wire as wire
+from flotta.realtime.adapters.channels import channel
 from flotta.realtime.adapters.cluster import Census, ClusterAdapter
-from flotta.realtime.adapters.cluster_wire import Message, MessageType, pack_message, read_entry, read_message
+from flotta.realtime.adapters.cluster_wire import Message, pack_message, read_entry, read_message
 from flotta.realtime.adapters.seats import Seat
 from flotta.realtime.adapters.streams_reader import StreamReader
-from flotta.realtime.adapters.streams_wire import LOST, MARKER, Entry
+from flotta.realtime.adapters.streams_wire import LOST, MARKER, Entry, is_ephemeral
 from flotta.realtime.adapters.traffic import Ear
-from flotta.realtime.adapters.wire import channel_bytes, unsendable_is_junk
+from flotta.realtime.adapters.wire import unsendable_is_junk
 from flotta.realtime.options import ServerOptions
 from flotta.realtime.recovery.history import History, Past
 from flotta.realtime.recovery.past import BROADCASTS, Archive
@@ -43,7 +44,6 @@ UPKEEP_S = 5.0
 SETTLE_S = 1.0
 CUT: Final = "cut"
 CUT_TYPE: Final = "104"
-_EPHEMERAL: Final = frozenset({MessageType.SERVER_SIDE_EMIT, MessageType.FETCH_SOCKETS})
 
 
 @final
@@ -234,7 +234,7 @@ class StreamsAdapter(ClusterAdapter):
     # --- what we say ---
 
     def _say(self, message: Message) -> bool:
-        if message.type in _EPHEMERAL or message.data.get("requestId") is not None:
+        if is_ephemeral(message):
             return self._traffic.send("PUBLISH", self._channel(message.namespace), pack_message(message))
         entry = wire.write_entry(message)
         if not self._traffic.send("XADD", self.stream, "MAXLEN", "~", self._maxlen, "*", *entry):
@@ -276,8 +276,7 @@ class StreamsAdapter(ClusterAdapter):
         self._traffic.send("PUBLISH", self._channel(message.namespace, uid), pack_message(message))
 
     def _channel(self, namespace: str, uid: str | None = None) -> bytes:
-        name = f"{self.prefix}#{namespace}#"
-        return channel_bytes(name if uid is None else f"{name}{uid}#")
+        return channel(self.prefix, namespace, uid)
 
     def _take_message(self, _channel: bytes, payload: bytes) -> None:
         if not payload.startswith(self._own_openings):

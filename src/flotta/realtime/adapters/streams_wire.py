@@ -2,18 +2,19 @@
 
 An entry is a message of a server (`cluster_wire.write_entry`: fields ``uid``, ``nsp``, ``type``, ``data``), or a marker
 of Flotta's with the one field ``flotta``: where the stream begins, or where Redis has lost entries. Node servers pass
-over markers.
+over markers. What nobody wants later (`is_ephemeral`) is not in the stream.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from flotta.realtime.adapters.cluster_wire import Message, MessageType
 from flotta.realtime.recovery.plan import StreamFacts
 from flotta.realtime.recovery.session import Position
 from flotta.streaming.event import parse_id
 
-__all__ = ["BEGIN", "LOST", "MARKER", "Entry", "Read", "read_entries", "read_facts"]
+__all__ = ["BEGIN", "LOST", "MARKER", "Entry", "Read", "is_ephemeral", "read_entries", "read_facts"]
 
 Entry: TypeAlias = dict[bytes, bytes]
 MARKER: Final = b"flotta"
@@ -22,12 +23,19 @@ BEGIN: Final = b"begin"
 LOST: Final = b"lost"
 """A marker's value: before it, entries may be missing."""
 
+_EPHEMERAL: Final = frozenset({MessageType.SERVER_SIDE_EMIT, MessageType.FETCH_SOCKETS})
+
 
 class Read(NamedTuple):
     """An entry and where it stands."""
 
     position: Position
     entry: Entry
+
+
+def is_ephemeral(message: Message) -> bool:
+    """Whether a message to all goes over Pub/Sub instead, as Node's adapter sends it."""
+    return message.type in _EPHEMERAL or message.data.get("requestId") is not None
 
 
 def read_entries(reply: Any) -> list[Read]:

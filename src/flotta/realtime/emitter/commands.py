@@ -7,13 +7,14 @@ they are, as Node's emitter does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 from flotta.errors import ConfigError
 from flotta.realtime.adapters import Broadcast, Command, Target
 from flotta.realtime.adapters import classic_wire as classic
 from flotta.realtime.adapters import cluster_wire as cluster
-from flotta.realtime.adapters.channels import has_channel
+from flotta.realtime.adapters.channels import ShardedChannels, channel
+from flotta.realtime.adapters.streams_wire import is_ephemeral
 from flotta.realtime.adapters.wire import channel_bytes
 from flotta.realtime.options import AdapterName, ShardedMode
 from flotta.realtime.socketio.packet import RESERVED_EVENTS, Packet, PacketType, encode
@@ -76,18 +77,7 @@ class Words:
         if self._options.adapter == "classic":
             channels = classic.Channels(self._prefix, target.namespace)
             return ["PUBLISH", channel_bytes(channels.of(broadcast)), classic.write_broadcast(EMITTER_UID, broadcast)]
-        message = cluster.broadcast_message(EMITTER_UID, broadcast)
-        if self._options.adapter == "streams":
-            return self._entry(message)
-        return ["SPUBLISH", self._sharded_channel(broadcast), cluster.write_message(message)]
-
-    def _sharded_channel(self, broadcast: Broadcast) -> bytes:
-        target, everybody = broadcast.target, f"{self._prefix}#{broadcast.target.namespace}#"
-        if broadcast.may_see is not None:
-            return channel_bytes(f"{self._prefix}-filtered#{target.namespace}#")
-        if len(target.rooms) == 1 and has_channel(target.rooms[0], self._options.sharded_mode):
-            return channel_bytes(f"{everybody}{target.rooms[0]}#")
-        return channel_bytes(everybody)
+        return self._say(cluster.broadcast_message(EMITTER_UID, broadcast))
 
     def command(self, command: Command, target: Target, rooms: list[str], *, close: bool = False) -> list[Arg]:
         """An order to every server for its sockets of ``target``."""
@@ -95,8 +85,7 @@ class Words:
             payload = classic.write_command(EMITTER_UID, command, target, rooms, close=close)
             return self._request(target.namespace, payload)
         kind, data = cluster.command_data(command, target, rooms, close=close)
-        message = cluster.Message(EMITTER_UID, target.namespace, kind, data)
-        return self._entry(message) if self._options.adapter == "streams" else self._said(message, "SPUBLISH")
+        return self._say(cluster.Message(EMITTER_UID, target.namespace, kind, data))
 
     def server_side(self, namespace: str, event: str, args: tuple[Any, ...]) -> list[Arg]:
         """An event for the servers themselves."""
@@ -105,16 +94,16 @@ class Words:
             payload = classic.write_request(EMITTER_UID, classic.RequestType.SERVER_SIDE_EMIT, data=event_args)
             return self._request(namespace, payload)
         data = cluster.server_side_data(event_args)
-        message = cluster.Message(EMITTER_UID, namespace, cluster.MessageType.SERVER_SIDE_EMIT, data)
-        return self._said(message, "PUBLISH" if self._options.adapter == "streams" else "SPUBLISH")
+        return self._say(cluster.Message(EMITTER_UID, namespace, cluster.MessageType.SERVER_SIDE_EMIT, data))
 
     def _request(self, namespace: str, payload: bytes) -> list[Arg]:
         return ["PUBLISH", channel_bytes(classic.Channels(self._prefix, namespace).requests), payload]
 
-    def _said(self, message: cluster.Message, verb: Literal["PUBLISH", "SPUBLISH"]) -> list[Arg]:
-        channel = channel_bytes(f"{self._prefix}#{message.namespace}#")
-        write = cluster.pack_message if verb == "PUBLISH" else cluster.write_message  # as the two adapters write
-        return [verb, channel, write(message)]
-
-    def _entry(self, message: cluster.Message) -> list[Arg]:
+    def _say(self, message: cluster.Message) -> list[Arg]:
+        """As the servers' adapter says it to all others."""
+        if self._options.adapter == "sharded":
+            channels = ShardedChannels(self._prefix, message.namespace, self._options.sharded_mode)
+            return ["SPUBLISH", channels.of(message), cluster.write_message(message)]
+        if is_ephemeral(message):
+            return ["PUBLISH", channel(self._prefix, message.namespace), cluster.pack_message(message)]
         return ["XADD", self._stream, "MAXLEN", "~", self._options.stream_maxlen, "*", *cluster.write_entry(message)]
