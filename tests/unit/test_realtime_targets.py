@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from flotta.realtime import Server, SyncEmitter
+from flotta.realtime import EmitterOptions, Server, SyncEmitter
+from flotta.realtime.adapters import Command, Target
+from flotta.realtime.emitter.commands import Words
 from flotta.realtime.targets import args_of, server_event
 
 
@@ -30,3 +32,17 @@ async def test_events_that_node_servers_tell_themselves_are_refused_by_servers_a
                 await call(event)
     with SyncEmitter("redis://127.0.0.1:1") as emitter, pytest.raises(ValueError, match=f"'{event}' is an event"):
         emitter.server_side_emit(event)
+
+
+@pytest.mark.parametrize("adapter", ["classic", "sharded", "streams"])
+def test_an_emitter_has_words_for_whom_a_call_means_and_none_for_nobody(adapter: Any) -> None:
+    words = Words(EmitterOptions(adapter=adapter), namespace="/shop")
+    for namespace, meant in ((None, "/shop"), ("/other", "/other")):
+        target = words.whom(namespace, "sid", ["a", "b"], "ada", ["not", "these"])
+        assert target == Target(meant, ("sid", "a", "b", "user:ada"), ("not", "these"))
+        assert words.emit(target, "e", 1, volatile=False, may_see=None)
+        assert words.command(Command.JOIN, target, "room")
+    nobody = words.whom(None, [], None, None, None)
+    assert nobody is None
+    assert words.emit(nobody, "e", 1, volatile=False, may_see=None) is None
+    assert words.command(Command.DISCONNECT, nobody) is None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, final
 
-from flotta.realtime.adapters import Broadcast, Command
-from flotta.realtime.emitter.commands import EmitterOptions, Words
-from flotta.realtime.targets import Names, args_of, names_of, target_of
+from flotta.realtime.adapters import Command
+from flotta.realtime.emitter.commands import Arg, EmitterOptions, Words
+from flotta.realtime.targets import Names
 from flotta.redis import Redis
 
 __all__ = ["Emitter"]
@@ -46,13 +46,13 @@ class Emitter:
         if options is not None and single_options:
             raise TypeError("give either options= or single options")
         self.options = options or EmitterOptions(**single_options)
-        self._namespace = namespace
         self._redis = Redis.from_url(redis) if isinstance(redis, str) else redis
         self._owned = isinstance(redis, str)
-        self._words = Words(self.options, namespace=self._redis.namespace)
+        self._words = Words(self.options, namespace=namespace, key_prefix=self._redis.namespace)
 
-    async def _call(self, words: list[Any]) -> None:
-        await self._redis.link.call(*words)
+    async def _call(self, words: list[Arg] | None) -> None:
+        if words is not None:
+            await self._redis.link.call(*words)
 
     async def emit(
         self,
@@ -82,10 +82,8 @@ class Emitter:
             AmbiguousOutcome: the connection broke; it may have been sent.
             TypeError, ValueError: ``data`` cannot be encoded, or ``event`` is one of Socket.IO's own.
         """
-        target = target_of(namespace or self._namespace, to, room, user, skip_sid)
-        if target is not None:
-            event_args = [event, *args_of(data)]
-            await self._call(self._words.broadcast(Broadcast(target, event_args, volatile, may_see)))
+        target = self._words.whom(namespace, to, room, user, skip_sid)
+        await self._call(self._words.emit(target, event, data, volatile=volatile, may_see=may_see))
 
     async def sockets_join(
         self,
@@ -98,9 +96,8 @@ class Emitter:
         namespace: str | None = None,
     ) -> None:
         """Put the clients of a room, a user, or all, into ``rooms``. Targets and errors as in `emit`."""
-        target = target_of(namespace or self._namespace, to, room, user, skip_sid)
-        if target is not None:
-            await self._call(self._words.command(Command.JOIN, target, list(names_of(rooms))))
+        target = self._words.whom(namespace, to, room, user, skip_sid)
+        await self._call(self._words.command(Command.JOIN, target, rooms))
 
     async def sockets_leave(
         self,
@@ -113,9 +110,8 @@ class Emitter:
         namespace: str | None = None,
     ) -> None:
         """Take the clients of a room, a user, or all, out of ``rooms``. Targets and errors as in `emit`."""
-        target = target_of(namespace or self._namespace, to, room, user, skip_sid)
-        if target is not None:
-            await self._call(self._words.command(Command.LEAVE, target, list(names_of(rooms))))
+        target = self._words.whom(namespace, to, room, user, skip_sid)
+        await self._call(self._words.command(Command.LEAVE, target, rooms))
 
     async def disconnect_sockets(
         self,
@@ -129,13 +125,12 @@ class Emitter:
     ) -> None:
         """Disconnect the clients of a room, a user, or all, from the namespace; ``close``: end their connections.
         Targets and errors as in `emit`."""
-        target = target_of(namespace or self._namespace, to, room, user, skip_sid)
-        if target is not None:
-            await self._call(self._words.command(Command.DISCONNECT, target, [], close=close))
+        target = self._words.whom(namespace, to, room, user, skip_sid)
+        await self._call(self._words.command(Command.DISCONNECT, target, close=close))
 
     async def server_side_emit(self, event: str, *args: Any, namespace: str | None = None) -> None:
         """Send an event to the servers' `Server.on_server_side` handlers. Errors as in `emit`."""
-        await self._call(self._words.server_side(namespace or self._namespace, event, args))
+        await self._call(self._words.server_side(namespace, event, args))
 
     async def aclose(self) -> None:
         """Close the connection if it is the emitter's own. Idempotent."""

@@ -18,7 +18,7 @@ from flotta.realtime.adapters.streams_wire import is_ephemeral
 from flotta.realtime.adapters.wire import channel_bytes
 from flotta.realtime.options import AdapterName, ShardedMode
 from flotta.realtime.socketio.packet import RESERVED_EVENTS, Packet, PacketType, encode
-from flotta.realtime.targets import server_event
+from flotta.realtime.targets import Names, args_of, names_of, server_event, target_of
 
 __all__ = ["EMITTER_UID", "Arg", "EmitterOptions", "Words"]
 
@@ -58,14 +58,29 @@ def _wrong(name: str, value: object, allowed: str) -> ConfigError:
 
 
 class Words:
-    """Makes the commands. All methods raise TypeError or ValueError for what cannot travel."""
+    """Makes the commands of what an emitter's calls were given. ``namespace``: the one that is meant where a call names
+    none; ``key_prefix`` goes before all names in Redis. All methods raise TypeError or ValueError for what cannot
+    travel."""
 
-    __slots__ = ("_options", "_prefix", "_stream")
+    __slots__ = ("_namespace", "_options", "_prefix", "_stream")
 
-    def __init__(self, options: EmitterOptions, *, namespace: str = "") -> None:
+    def __init__(self, options: EmitterOptions, *, namespace: str = "/", key_prefix: str = "") -> None:
         self._options = options
-        self._prefix = namespace + options.channel_prefix
-        self._stream = namespace + options.stream_name
+        self._namespace = namespace
+        self._prefix = key_prefix + options.channel_prefix
+        self._stream = key_prefix + options.stream_name
+
+    def whom(self, namespace: str | None, to: Names, room: Names, user: Names, skip_sid: Names) -> Target | None:
+        """Whom a call means. None: nobody, for whom `emit` and `command` have no words either."""
+        return target_of(namespace or self._namespace, to, room, user, skip_sid)
+
+    def emit(
+        self, target: Target | None, event: str, data: Any, *, volatile: bool, may_see: str | None
+    ) -> list[Arg] | None:
+        """An event for clients."""
+        if target is None:
+            return None
+        return self.broadcast(Broadcast(target, [event, *args_of(data)], volatile, may_see))
 
     def broadcast(self, broadcast: Broadcast) -> list[Arg]:
         """An event for clients."""
@@ -79,17 +94,22 @@ class Words:
             return ["PUBLISH", channel_bytes(channels.of(broadcast)), classic.write_broadcast(EMITTER_UID, broadcast)]
         return self._say(cluster.broadcast_message(EMITTER_UID, broadcast))
 
-    def command(self, command: Command, target: Target, rooms: list[str], *, close: bool = False) -> list[Arg]:
+    def command(
+        self, command: Command, target: Target | None, rooms: Names = None, *, close: bool = False
+    ) -> list[Arg] | None:
         """An order to every server for its sockets of ``target``."""
+        if target is None:
+            return None
+        names = list(names_of(rooms))
         if self._options.adapter == "classic":
-            payload = classic.write_command(EMITTER_UID, command, target, rooms, close=close)
+            payload = classic.write_command(EMITTER_UID, command, target, names, close=close)
             return self._request(target.namespace, payload)
-        kind, data = cluster.command_data(command, target, rooms, close=close)
+        kind, data = cluster.command_data(command, target, names, close=close)
         return self._say(cluster.Message(EMITTER_UID, target.namespace, kind, data))
 
-    def server_side(self, namespace: str, event: str, args: tuple[Any, ...]) -> list[Arg]:
+    def server_side(self, namespace: str | None, event: str, args: tuple[Any, ...]) -> list[Arg]:
         """An event for the servers themselves."""
-        event_args = server_event(event, args)
+        namespace, event_args = namespace or self._namespace, server_event(event, args)
         if self._options.adapter == "classic":
             payload = classic.write_request(EMITTER_UID, classic.RequestType.SERVER_SIDE_EMIT, data=event_args)
             return self._request(namespace, payload)

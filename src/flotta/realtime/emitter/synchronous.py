@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, final
 
-from flotta.realtime.adapters import Broadcast, Command
-from flotta.realtime.emitter.commands import EmitterOptions, Words
-from flotta.realtime.targets import Names, args_of, names_of, target_of
+from flotta.realtime.adapters import Command
+from flotta.realtime.emitter.commands import Arg, EmitterOptions, Words
+from flotta.realtime.targets import Names
 from flotta.redis import PlainRedis
 
 __all__ = ["SyncEmitter"]
@@ -49,12 +49,12 @@ class SyncEmitter:
         if options is not None and single_options:
             raise TypeError("give either options= or single options")
         self.options = options or EmitterOptions(**single_options)
-        self._namespace = namespace
         self._redis = PlainRedis(redis)
-        self._words = Words(self.options)
+        self._words = Words(self.options, namespace=namespace)
 
-    def _call(self, words: list[Any]) -> None:
-        self._redis.call(*words)
+    def _call(self, words: list[Arg] | None) -> None:
+        if words is not None:
+            self._redis.call(*words)
 
     def emit(
         self,
@@ -84,10 +84,8 @@ class SyncEmitter:
             AmbiguousOutcome: the connection broke; it may have been sent.
             TypeError, ValueError: ``data`` cannot be encoded, or ``event`` is one of Socket.IO's own.
         """
-        target = target_of(namespace or self._namespace, to, room, user, skip_sid)
-        if target is not None:
-            event_args = [event, *args_of(data)]
-            self._call(self._words.broadcast(Broadcast(target, event_args, volatile, may_see)))
+        target = self._words.whom(namespace, to, room, user, skip_sid)
+        self._call(self._words.emit(target, event, data, volatile=volatile, may_see=may_see))
 
     def sockets_join(
         self,
@@ -100,9 +98,8 @@ class SyncEmitter:
         namespace: str | None = None,
     ) -> None:
         """Put the clients of a room, a user, or all, into ``rooms``. Targets and errors as in `emit`."""
-        target = target_of(namespace or self._namespace, to, room, user, skip_sid)
-        if target is not None:
-            self._call(self._words.command(Command.JOIN, target, list(names_of(rooms))))
+        target = self._words.whom(namespace, to, room, user, skip_sid)
+        self._call(self._words.command(Command.JOIN, target, rooms))
 
     def sockets_leave(
         self,
@@ -115,9 +112,8 @@ class SyncEmitter:
         namespace: str | None = None,
     ) -> None:
         """Take the clients of a room, a user, or all, out of ``rooms``. Targets and errors as in `emit`."""
-        target = target_of(namespace or self._namespace, to, room, user, skip_sid)
-        if target is not None:
-            self._call(self._words.command(Command.LEAVE, target, list(names_of(rooms))))
+        target = self._words.whom(namespace, to, room, user, skip_sid)
+        self._call(self._words.command(Command.LEAVE, target, rooms))
 
     def disconnect_sockets(
         self,
@@ -131,13 +127,12 @@ class SyncEmitter:
     ) -> None:
         """Disconnect the clients of a room, a user, or all, from the namespace; ``close``: end their connections.
         Targets and errors as in `emit`."""
-        target = target_of(namespace or self._namespace, to, room, user, skip_sid)
-        if target is not None:
-            self._call(self._words.command(Command.DISCONNECT, target, [], close=close))
+        target = self._words.whom(namespace, to, room, user, skip_sid)
+        self._call(self._words.command(Command.DISCONNECT, target, close=close))
 
     def server_side_emit(self, event: str, *args: Any, namespace: str | None = None) -> None:
         """Send an event to the servers' `Server.on_server_side` handlers. Errors as in `emit`."""
-        self._call(self._words.server_side(namespace or self._namespace, event, args))
+        self._call(self._words.server_side(namespace, event, args))
 
     def close(self) -> None:
         """Close the connections of this process. Idempotent."""
