@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from flotta.errors import AckTimeout, ConfigError, StateError
-from flotta.realtime import Server
+from flotta.realtime import (
+    Emitter,
+    EmitterOptions,
+    EngineOptions,
+    EngineServer,
+    Server,
+    ServerOptions,
+    SyncEmitter,
+)
 
 
 @pytest.mark.parametrize("adapter", [dict, "stream"])
 def test_a_wrong_adapter_is_refused_at_birth(adapter: Any) -> None:
     with pytest.raises((TypeError, ConfigError), match="adapter"):
         Server("redis://127.0.0.1", adapter=adapter)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "single"),
+    [
+        (Server, ServerOptions, {"path": "/ws"}),
+        (EngineServer, EngineOptions, {"path": "/ws"}),
+        (partial(Emitter, "redis://127.0.0.1"), EmitterOptions, {"adapter": "streams"}),
+        (partial(SyncEmitter, "redis://127.0.0.1"), EmitterOptions, {"adapter": "streams"}),
+    ],
+)
+def test_options_come_all_in_one_or_singly(make: Callable[..., Any], options: Any, single: dict[str, Any]) -> None:
+    assert make(**single).options == make(options=options(**single)).options == options(**single) != options()
+    with pytest.raises(TypeError, match="give either options= or single options"):
+        make(options=options(), **single)
 
 
 @pytest.mark.parametrize("value", ["100", 0, -1, (5,)])

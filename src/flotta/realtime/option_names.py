@@ -1,15 +1,19 @@
-"""Options by the names that python-socketio and Node's socket.io give them: refused, with the name that they have here.
+"""Options as a constructor is given them: all in one object, or single ones by name.
 
-They are not taken silently under both names: some mean another unit (milliseconds), some another default, and an option
-that does nothing would be worse than an error. Pure.
+Names that python-socketio and Node's socket.io give them are refused, with the name that they have here. They are not
+taken silently under both names: some mean another unit (milliseconds), some another default, and an option that does
+nothing would be worse than an error. Pure.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
-__all__ = ["check_option_names"]
+__all__ = ["check_option_names", "options_of"]
+
+T = TypeVar("T")
 
 _ELSEWHERE = "the web server's business: uvicorn, hypercorn or a proxy compress and log"
 
@@ -51,6 +55,15 @@ _NODE = {
     "serveClient": "serve the client's script as any static file",
     "upgradeTimeout": "leave it out: an upgrade has its own limit",
 }
+
+
+def options_of(make: Callable[..., T], options: T | None, single_options: Mapping[str, Any]) -> T:
+    """``options`` if they were given, else those that ``make`` makes of single ones. Raises TypeError for both."""
+    if options is None:
+        return make(**single_options)
+    if single_options:
+        raise TypeError("give either options= or single options")
+    return options
 
 
 def check_option_names(given: Iterable[str], known: Iterable[str]) -> None:

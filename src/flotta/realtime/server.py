@@ -25,7 +25,7 @@ from flotta.realtime.client import Reason
 from flotta.realtime.core import Core, State
 from flotta.realtime.engine.sessions import connections_allowed
 from flotta.realtime.mount import Mount
-from flotta.realtime.option_names import check_option_names
+from flotta.realtime.option_names import check_option_names, options_of
 from flotta.realtime.options import AdapterName, ServerOptions
 from flotta.realtime.people import PeopleStats
 from flotta.realtime.presence import Presence
@@ -117,8 +117,6 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
     ) -> None:
         if isinstance(adapter, str):
             single_options["adapter"] = adapter
-        if options is not None and single_options:
-            raise TypeError("give either options= or single options")
         if redis is not None and redis_url is not None:
             raise TypeError("give either redis or redis_url=")
         redis = redis if redis_url is None else redis_url
@@ -129,7 +127,7 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
         if isinstance(logger, bool):
             raise TypeError("logger is a structlog logger; leave it out for the default one")
         check_option_names(single_options, (field.name for field in fields(ServerOptions)))
-        self.options = options or ServerOptions(**single_options)
+        self.options = options_of(ServerOptions, options, single_options)
         self._log = logger or structlog.get_logger("flotta.realtime")
         self._redis_given = redis
         self._redis_owned: Redis | None = None

@@ -7,6 +7,7 @@ from typing import Any, final
 
 from flotta.realtime.adapters import Command
 from flotta.realtime.emitter.commands import Arg, EmitterOptions, Words
+from flotta.realtime.option_names import options_of
 from flotta.realtime.targets import Names
 from flotta.redis import Redis
 
@@ -43,9 +44,7 @@ class Emitter:
         options: EmitterOptions | None = None,
         **single_options: Any,
     ) -> None:
-        if options is not None and single_options:
-            raise TypeError("give either options= or single options")
-        self.options = options or EmitterOptions(**single_options)
+        self.options = options_of(EmitterOptions, options, single_options)
         self._redis = Redis.from_url(redis) if isinstance(redis, str) else redis
         self._owned = isinstance(redis, str)
         self._words = Words(self.options, namespace=namespace, key_prefix=self._redis.namespace)

@@ -23,6 +23,7 @@ from flotta.realtime.engineio.packet import SEPARATOR
 from flotta.realtime.engineio.rate import Rate
 from flotta.realtime.engineio.session import Session
 from flotta.realtime.mount import Mount
+from flotta.realtime.option_names import options_of
 from flotta.realtime.socketio.packet import Encoded
 from flotta.realtime.transports import Outgoing, Transport, registry
 from flotta.realtime.transports.asgi import ASGIApp
@@ -157,9 +158,7 @@ class EngineServer:
     reason = Reason
 
     def __init__(self, *, options: EngineOptions | None = None, logger: Any = None, **single_options: Any) -> None:
-        if options is not None and single_options:
-            raise TypeError("give either options= or single options")
-        self.options = options or EngineOptions(**single_options)
+        self.options = options_of(EngineOptions, options, single_options)
         self._log = logger or structlog.get_logger("flotta.realtime")
         self._handling = Handling(backlog_max=self.options.backlog_max, logger=self._log)
         allowed = connections_allowed(self.options.connections_max)
