@@ -16,7 +16,7 @@ from realtime_moves import Wanderer, World, move, world
 
 
 def _coming(made: World, number: int = 1) -> Any:
-    return made.servers[number]._relay._moves._arrivals._coming  # type: ignore[union-attr]
+    return made.servers[number]._relay._arrivals._coming  # type: ignore[union-attr]
 
 
 async def _go_until_ready(made: World, wanderer: Wanderer) -> None:
@@ -116,8 +116,8 @@ async def test_instance_that_gets_ready_too_late_is_asked_again_and_the_connecti
             await heard.wait()
 
         monkeypatch.setattr(adapter, "room_heard", slow)
-        told = relay._moves.thawed
-        monkeypatch.setattr(relay._moves, "thawed", lambda near: (told(near), thawed.set()))
+        told = relay._arrivals.thawed
+        monkeypatch.setattr(relay._arrivals, "thawed", lambda near: (told(near), thawed.set()))
         wanderer = Wanderer(made.servers[0])
         await wanderer.join("room")
         wanderer.upgrade_at(there)

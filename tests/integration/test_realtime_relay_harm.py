@@ -33,7 +33,7 @@ async def _cut_here(made: World) -> Wanderer:
     wanderer.switch()
     await until(lambda: made.gates[0].held)
     made.gates[0].let()
-    await until(lambda: _relay(made, 1)._moves._arrivals._coming and made.gates[0].held)
+    await until(lambda: _relay(made, 1)._arrivals._coming and made.gates[0].held)
     made.gates[1].is_open = False
     made.gates[0].open()
     await until(lambda: made.relay(0).moved_away == 1)
@@ -54,7 +54,7 @@ async def test_session_whose_tunnel_ends_while_it_travels_ends_where_it_arrives_
         await until(lambda: made.heard)
         assert made.heard == [("disconnect", 1, "transport error")]
         assert made.servers[1].stats.connections == made.servers[1].stats.sockets == 0
-        moved = _relay(made, 1)._moves._arrivals._lost
+        moved = _relay(made, 1)._arrivals._lost
         assert not moved
 
 
@@ -67,7 +67,7 @@ async def test_session_that_cannot_be_read_ends_where_it_arrives(
         def unreadable(*_: Any) -> None:
             raise WireError("moved session", "no user")
 
-        monkeypatch.setattr(_relay(made, 1)._moves.travelling, "arrive", unreadable)
+        monkeypatch.setattr(_relay(made, 1)._arrivals.travelling, "arrive", unreadable)
         made.gates[1].open()
         await until(lambda: made.heard)
         assert made.heard == [("disconnect", 1, "transport error")]

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any, Final, Protocol, final
+from typing import Any, Final, final
 
 from flotta.errors import FlottaError, WireError
 from flotta.realtime.client import Client, Socket
 from flotta.realtime.core import Core
 from flotta.realtime.engine.client import Reason
 from flotta.realtime.engine.sessions import State
+from flotta.realtime.relay.ground import Ground
 from flotta.realtime.relay.post import Post
 from flotta.realtime.relay.taps import Tap
 from flotta.realtime.relay.travel import Travelling, Unpackable
@@ -26,34 +27,13 @@ from flotta.realtime.relay.tunnels import Near, request_of
 from flotta.realtime.relay.wire import Acked, Ended, Flush, Moved
 from flotta.realtime.transports import Outgoing, Transport
 
-__all__ = ["Arrivals", "Ground"]
+__all__ = ["Arrivals"]
 
 ARRIVE_TIMEOUT_S: Final = 15.0
 """From the client's being read no further to its session's being here."""
 
 LOST_MAX: Final = 1_000
 """Tunnels remembered that ended so."""
-
-
-class Ground(Protocol):
-    """What a session needs of this instance before it comes."""
-
-    @property
-    def possible(self) -> bool:
-        """Sessions can move between these instances."""
-        ...
-
-    async def prepare(self, rooms: dict[str, list[str]]) -> bool:
-        """Listen for these rooms, by namespace. False: not possible."""
-        ...
-
-    def release(self, rooms: dict[str, list[str]]) -> None:
-        """Listen no longer for those of these rooms that nobody here is in."""
-        ...
-
-    def listen_to_own(self, *, on: bool) -> None:
-        """What this server sends comes back to it, or no longer."""
-        ...
 
 
 @final
@@ -178,9 +158,9 @@ class Arrivals:
         for socket, moved in zip(sockets, message.sockets, strict=True):
             self.travelling.arrive(socket, moved)
 
-    def on_flush(self, tunnel: str) -> None:
+    def on_flush(self, message: Flush) -> None:
         """Everything that was sent before has come back."""
-        arrival = self._coming.get(tunnel)
+        arrival = self._coming.get(message.tunnel)
         if arrival is not None:
             arrival.finish()
 

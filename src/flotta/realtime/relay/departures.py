@@ -18,13 +18,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
-from typing import Any, Final, Protocol, final
+from typing import Any, Final, final
 
 from flotta.realtime.client import Client, Socket
 from flotta.realtime.core import Core
 from flotta.realtime.engine.client import Reason
 from flotta.realtime.engine.sessions import State
 from flotta.realtime.relay.asks import seen
+from flotta.realtime.relay.ground import Ground
 from flotta.realtime.relay.taps import Tap
 from flotta.realtime.relay.travel import Travelling, Unpackable
 from flotta.realtime.relay.tunnels import Far
@@ -49,28 +50,15 @@ class _Step(Enum):
     GONE = auto()
 
 
-class _Moves(Protocol):
-    """What departures share with arrivals."""
-
-    @property
-    def possible(self) -> bool:
-        """Sessions can move between these instances."""
-        ...
-
-    def cut(self, near: str, tunnel: str, on_unheard: Callable[[], None]) -> None:
-        """Let this instance and ``near`` hear the cut at one place in the order of broadcasts."""
-        ...
-
-
 @final
 class Departures:
     """All of one server."""
 
-    def __init__(self, core: Core, tap: Tap, travelling: Travelling, moves: _Moves, *, logger: Any) -> None:
+    def __init__(self, core: Core, tap: Tap, travelling: Travelling, ground: Ground, *, logger: Any) -> None:
         self.core = core
         self.tap = tap
         self.travelling = travelling
-        self.moves = moves
+        self.ground = ground
         self.log = logger
         self.count = 0
         self._going: dict[str, _Departure] = {}
@@ -79,7 +67,7 @@ class Departures:
 
     def switched(self, far: Far, client: Client) -> None:
         """A session's WebSocket is elsewhere: it should be there too."""
-        if self.moves.possible:
+        if self.ground.possible:
             self._going[far.tunnel] = _Departure(self, far, client)
 
     def frozen(self, far: Far, *, ready: bool) -> None:
@@ -174,7 +162,7 @@ class _Departure:
     @property
     def _quiet(self) -> bool:
         client, core = self._client, self._all.core
-        return core.state is State.RUNNING and self._all.moves.possible and client.is_quiet
+        return core.state is State.RUNNING and self._all.ground.possible and client.is_quiet
 
     # --- the steps ---
 
@@ -235,7 +223,7 @@ class _Departure:
         self._detached = self._all.core.detach(self._client)
         self.rooms = {socket: set(rooms) for socket, rooms in self._detached.items()}
         self._all.tap.leavers[self._far.tunnel] = self
-        self._all.moves.cut(self._far.near, self._far.tunnel, self._fail)
+        self._all.ground.cut(self._far.near, self._far.tunnel, self._fail)
 
     def on_cut(self) -> None:
         """Everything that is heard from now on is for the other instance to deliver."""

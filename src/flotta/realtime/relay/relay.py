@@ -20,11 +20,14 @@ from flotta.realtime.engine.client import Reason
 from flotta.realtime.engine.request import Request
 from flotta.realtime.engine.sessions import State
 from flotta.realtime.engineio.handshake import INSTANCE_LENGTH, SID_LENGTH, Facts, Refusal, Refused
+from flotta.realtime.relay.arrivals import Arrivals
 from flotta.realtime.relay.asks import HEADERS_ASKED, Asks, HttpAnswer, Receive, seen
+from flotta.realtime.relay.departures import Departures
+from flotta.realtime.relay.ground import Ground
 from flotta.realtime.relay.leases import Leases
-from flotta.realtime.relay.moves import Moves
 from flotta.realtime.relay.post import Post
-from flotta.realtime.relay.travel import TravellingPeople, TravellingRecovery
+from flotta.realtime.relay.taps import Tap
+from flotta.realtime.relay.travel import Travelling, TravellingPeople, TravellingRecovery
 from flotta.realtime.relay.tunnels import Far, Near, request_of
 from flotta.realtime.relay.wire import (
     Acked,
@@ -91,9 +94,11 @@ class Relay:
             logger=logger,
         )
         self._asks = Asks(core, self._post)
-        self._moves = Moves(core, self._post, adapter, redis, logger=logger)
-        self._moves.travelling.add(TravellingPeople(core.people))
-        self._moves.travelling.add(TravellingRecovery(lambda: core.keeper))
+        self._tap = tap = Tap(core.delivery)
+        self._ground = ground = Ground(core, self._post, tap, adapter, redis, logger=logger)
+        travelling = Travelling(TravellingPeople(core.people), TravellingRecovery(lambda: core.keeper))
+        self._departures = Departures(core, tap, travelling, ground, logger=logger)
+        self._arrivals = Arrivals(core, self._post, tap, travelling, ground, logger=logger)
         self._near: dict[str, Near] = {}
         self._far: dict[str, Far] = {}
         self._takers: dict[type[Any], Callable[[Any], None]] = {
@@ -103,10 +108,10 @@ class Relay:
             Answer: self._asks.on_answer,
             Open: self._on_open,
             Broken: self._on_broken,
-            Cut: self._moves.on_cut,
-            Flush: self._moves.on_flush,
-            Acked: self._moves.on_acked,
-            Ended: self._moves.on_ended,
+            Cut: lambda message: self._on_cut(message.tunnel),
+            Flush: self._arrivals.on_flush,
+            Acked: self._departures.on_acked,
+            Ended: self._departures.on_ended,
             Deaf: self._on_other_deaf,
         }
 
@@ -124,7 +129,7 @@ class Relay:
     async def start(self) -> None:
         """Listen to the others. Raises LinkUnavailable."""
         await self._post.start(self._core.instance, self)
-        await self._moves.start()
+        await self._ground.start(self._on_cut)
         self._leases.start()
 
     async def _rename(self) -> None:
@@ -147,13 +152,15 @@ class Relay:
     @property
     def node(self) -> Node:
         """What the adapter tells of others' broadcasts."""
-        return self._moves.tap
+        return self._tap
 
     async def aclose(self) -> None:
         """End everything that depends on others, and give the name back. Idempotent."""
         for near in list(self._near.values()):
             near.close(Reason.DRAINING, CLOSE_RESTART)
-        self._moves.close()
+        self._ground.close()
+        self._departures.close()
+        self._arrivals.close()
         await self._asks.aclose()
         await self._leases.aclose()
         await self._post.aclose()
@@ -173,8 +180,8 @@ class Relay:
             served=asks.served,
             waiting=asks.pending,
             tunnels=len(self._near) + len(self._far),
-            moved_here=self._moves.moved_here,
-            moved_away=self._moves.moved_away,
+            moved_here=self._arrivals.count,
+            moved_away=self._departures.count,
             junk=self._post.junk,
         )
 
@@ -204,7 +211,7 @@ class Relay:
     def accept(self, transport: Transport, request: Request, facts: Facts) -> Receiver:
         """The receiver of an admitted WebSocket: the near end of a tunnel to the session."""
         holder = facts.sid[:INSTANCE_LENGTH]
-        near = Near(self, transport, self._core.options, self._post, holder)
+        near = Near(self, self._arrivals, transport, self._core.options, self._post, holder=holder)
         self._near[near.tunnel] = near
         self._core.addresses.enter(near.tunnel, facts.address)
         asked = seen(request, HEADERS_ASKED)
@@ -220,7 +227,7 @@ class Relay:
             if end is not None:
                 end.take(message)
             elif isinstance(message, Moved):
-                self._moves.stranded(message)
+                self._arrivals.stranded(message)
             return
         self._takers[type(message)](message)
 
@@ -237,7 +244,7 @@ class Relay:
         """An instance is gone, or has missed what it was asked."""
         self._asks.on_gone(instance, why)
         self._break(lambda other: other == instance)
-        self._moves.on_gone(instance)
+        self._departures.on_gone(instance)
 
     def _break(self, concerns: Callable[[str], bool]) -> None:
         for near in [near for near in self._near.values() if concerns(near.holder)]:
@@ -249,7 +256,11 @@ class Relay:
         yield from self._asks.owners()
         yield from (near.holder for near in self._near.values())
         yield from (far.near for far in self._far.values())
-        yield from self._moves.owners()
+        yield from self._departures.owners()
+
+    def _on_cut(self, tunnel: str) -> None:
+        if not self._departures.on_cut(tunnel):
+            self._arrivals.on_cut(tunnel)
 
     # --- tunnels ---
 
@@ -267,8 +278,10 @@ class Relay:
         if client is None or core.admit(facts) is not None:
             return self._say_broken(message)
         assert core.loop is not None
-        far = self._far[message.tunnel] = Far(self, message.tunnel, message.asker, core.options, self._post)
-        far.receiver = Upgrade(client, far, core.loop, on_switch=lambda: self._moves.switched(far, client))
+        far = self._far[message.tunnel] = Far(
+            self, self._departures, core.options, self._post, tunnel=message.tunnel, near=message.asker
+        )
+        far.receiver = Upgrade(client, far, core.loop, on_switch=lambda: self._departures.switched(far, client))
         return None
 
     def _say_broken(self, message: Open) -> None:
@@ -283,25 +296,9 @@ class Relay:
         """A tunnel has ended."""
         self._near.pop(near.tunnel, None)
         self._core.addresses.leave(near.tunnel)
-        self._moves.near_over(near)
+        self._arrivals.near_over(near)
 
     def far_over(self, far: Far) -> None:
         """A tunnel has ended."""
         self._far.pop(far.tunnel, None)
-        self._moves.far_over(far)
-
-    def freeze_asked(self, near: Near, rooms: dict[str, list[str]]) -> None:
-        """A session may come here."""
-        self._moves.freeze_asked(near, rooms)
-
-    def thawed(self, near: Near) -> None:
-        """It does not come now."""
-        self._moves.thawed(near)
-
-    def moved(self, near: Near, moved: Moved) -> None:
-        """A session has come."""
-        self._moves.moved(near, moved)
-
-    def frozen(self, far: Far, *, ready: bool) -> None:
-        """A session may go."""
-        self._moves.frozen(far, ready=ready)
+        self._departures.far_over(far)

@@ -1,6 +1,6 @@
 """What of a socket goes along when its session moves, and how features that keep more for it take part.
 
-A feature that keeps something per socket (a user, an expiry, presence) registers a `Traveller`: its value must be plain
+A feature that keeps something per socket (a user, an expiry, presence) has a `Traveller`: its value must be plain
 data, as everything that goes along.
 """
 
@@ -50,14 +50,10 @@ class Traveller(Protocol):
 
 @final
 class Travelling:
-    """Packs and unpacks."""
+    """Packs and unpacks; the travellers' part goes along."""
 
-    def __init__(self) -> None:
-        self._travellers: list[Traveller] = []
-
-    def add(self, traveller: Traveller) -> None:
-        """Take a feature along from now on."""
-        self._travellers.append(traveller)
+    def __init__(self, *travellers: Traveller) -> None:
+        self._travellers = travellers
 
     def pack(self, socket: Socket, rooms: Iterable[str]) -> MovedSocket:
         """A socket as it travels. Raises Unpackable."""

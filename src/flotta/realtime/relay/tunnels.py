@@ -3,7 +3,7 @@
 A tunnel carries whole messages both ways, in order, so the holder upgrades the session exactly as if the WebSocket
 were its own: the probe, its answer, the switch, and from then on everything. That is correct at any time and for any
 session, whatever its handlers do; it costs a hop over Redis per packet. So the session moves to the near end as soon as
-it is quiet (`moves`), and the tunnel ends.
+it is quiet (`departures`), and the tunnel ends.
 
 Messages are numbered. One that is missing, an end that is not heard any more, or a peer that is gone ends the tunnel
 and with it the connection: the client comes back with a new session. Never a gap.
@@ -95,6 +95,10 @@ class NearOwner(Protocol):
         """The tunnel has ended."""
         ...
 
+
+class Arriving(Protocol):
+    """What a near end tells of a session that may come."""
+
     def freeze_asked(self, near: Near, rooms: dict[str, list[str]]) -> None:
         """The session may come here: answer with `Near.answer_freeze` when everything for it is ready."""
         ...
@@ -121,11 +125,21 @@ class _State(Enum):
 class Near:
     """The end with the WebSocket; the `Receiver` of its transport for as long as that lives."""
 
-    def __init__(self, owner: NearOwner, transport: Transport, options: EngineOptions, post: Post, holder: str) -> None:
+    def __init__(
+        self,
+        owner: NearOwner,
+        arrivals: Arriving,
+        transport: Transport,
+        options: EngineOptions,
+        post: Post,
+        *,
+        holder: str,
+    ) -> None:
         self.tunnel = secrets.token_urlsafe(9)
         self.holder = holder
         self.transport = transport
         self._owner = owner
+        self._arrivals = arrivals
         self._send_max = options.send_bytes_max
         self._line = _Line(post, holder, self.tunnel, self.broken)
         self._state = _State.RELAYED
@@ -226,17 +240,17 @@ class Near:
 
     def _take_move(self, message: Along) -> None:
         if type(message) is Freeze and self._state is _State.RELAYED:
-            self._owner.freeze_asked(self, message.rooms)
+            self._arrivals.freeze_asked(self, message.rooms)
         elif type(message) is Thaw and self._state is _State.RELAYED:
-            self._owner.thawed(self)  # the holder has not waited for the answer, which is no from now on
+            self._arrivals.thawed(self)  # the holder has not waited for the answer, which is no from now on
         elif type(message) is Thaw and self._state is _State.FROZEN:
             self._state = _State.RELAYED
-            self._owner.thawed(self)
+            self._arrivals.thawed(self)
             self.read_on()
             if self._gone is not None:
                 self._lose(self._gone)
         elif type(message) is Moved and self._state is _State.FROZEN:
-            self._owner.moved(self, message)
+            self._arrivals.moved(self, message)
         else:
             self.broken()
 
@@ -295,6 +309,10 @@ class FarOwner(Protocol):
         """The tunnel has ended."""
         ...
 
+
+class Departing(Protocol):
+    """What a far end tells of a session that may go."""
+
     def frozen(self, far: Far, *, ready: bool) -> None:
         """The near end reads no further; all that it read before has been handled. Not ``ready``: it cannot now."""
         ...
@@ -306,11 +324,14 @@ class Far:
 
     name = "websocket"
 
-    def __init__(self, owner: FarOwner, tunnel: str, near: str, options: EngineOptions, post: Post) -> None:
+    def __init__(
+        self, owner: FarOwner, departures: Departing, options: EngineOptions, post: Post, *, tunnel: str, near: str
+    ) -> None:
         self.tunnel = tunnel
         self.near = near
         self.receiver: Receiver | None = None
         self._owner = owner
+        self._departures = departures
         self._options = options
         self._line = _Line(post, near, tunnel, self.broken)
         self._seq = 0
@@ -387,7 +408,7 @@ class Far:
             self.end()
             receiver.lost(message.reason)
         elif type(message) is Frozen:
-            self._owner.frozen(self, ready=message.ready)
+            self._departures.frozen(self, ready=message.ready)
         else:
             self.broken()
 
