@@ -16,7 +16,8 @@ from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias, final
 
-from flotta.errors import AccessExpired, AccessRevoked, RealtimeError, UserFull
+from flotta.errors import AccessExpired, AccessRevoked, Closed, RealtimeError, RedisError, UserFull
+from flotta.realtime.adapters import Target
 from flotta.realtime.client import Reason, Socket
 from flotta.realtime.deadlines import Deadlines
 from flotta.realtime.delivery import Delivery
@@ -273,7 +274,11 @@ class People:
 
     async def _check(self, person: Person) -> None:
         assert self.registry is not None
-        if await self.registry.is_revoked(person.online.user, person.issued_at):
+        try:
+            revoked = await self.registry.is_revoked(person.online.user, person.issued_at)
+        except (RedisError, Closed):
+            return  # the registry asks for everybody who is here when Redis is back
+        if revoked:
             person.socket.client.expel(Reason.REVOKED, CLOSE_POLICY)
 
     # --- the end ---
@@ -285,6 +290,21 @@ class People:
             if person is not None and person.issued_at <= until_s:
                 person.revoked = True
                 person.socket.client.expel(Reason.REVOKED, CLOSE_POLICY)
+
+    def disconnect(self, user: str, *, close: bool, but: Collection[str] = ()) -> None:
+        """Disconnect every socket in the user's room here, but for the namespaces ``but``."""
+        room = user_room(user)
+        for name in [name for name in self._delivery.spaces if name not in but]:
+            self._delivery.disconnect(Target(name, (room,)), close=close)
+
+    def on_kicked(self, user: str, *, close: bool, told: Collection[str]) -> None:
+        """Another instance says `disconnect`."""
+        self.disconnect(user, close=close, but=told)
+
+    def kick(self, user: str, *, close: bool, told: Collection[str]) -> None:
+        """Let all other instances `disconnect`. Does not wait."""
+        if self.registry is not None:
+            self._run(self.registry.kick(user, close=close, told=told), f"sign-out of {user}")
 
     def _expire(self, sid: str) -> None:
         """Close without more: official clients come back by themselves, and can show something new then."""

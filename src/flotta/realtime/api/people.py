@@ -70,16 +70,23 @@ class PeopleApi(Base):
         return self._core.people.extend(sid, expires_at)
 
     async def disconnect_user(self, user: str, *, close: bool = True) -> None:
-        """Disconnect every socket of ``user``, on every instance and every Node server of the cluster. ``close``: their
-        connections too. They may come back; see `revoke`. Does not wait for the others."""
-        adapter, room = self._core.adapter, user_room(check_user(user))
-        if adapter is None:
-            raise NotStarted("the realtime server")
+        """Disconnect every socket of ``user``, in every namespace of every instance, and on the Node servers of the
+        cluster in the namespaces that there are here. ``close``: their connections too. They may come back; see
+        `revoke`. Does not wait for the others; an instance that is cut off from Redis does not hear of it.
+
+        Raises:
+            InvalidName: ``user`` is no id of a user.
+            NotStarted: before `start`.
+        """
+        room = user_room(check_user(user))
+        adapter = self._adapter_in_use
         await adapter.settled()
-        for namespace in list(self._core.spaces):
-            target = Target(namespace, (room,))
-            adapter.command(Command.DISCONNECT, target, close=close)
-            self._core.delivery.disconnect(target, close=close)
+        # Node's servers and ours hear of the namespaces that are here; ours may have others, which these do not name.
+        told = list(self._core.spaces)
+        for namespace in told:
+            adapter.command(Command.DISCONNECT, Target(namespace, (room,)), close=close)
+        self._core.people.disconnect(user, close=close)
+        self._core.people.kick(user, close=close, told=told)
         await adapter.wait_for_room()
 
     async def revoke(self, user: str, *, issued_before: float | None = None, keep_s: float = REVOCATION_KEEP_S) -> None:

@@ -26,7 +26,7 @@ ONLINE = _load("online", Effect.READ)
 REAP = _load("reap", Effect.CHECKED)
 REVOKE = _load("revoke", Effect.LAST_WRITE_WINS)
 SYNC = _load("sync", Effect.CHECKED)
-UPDATE = _load("update", Effect.NEVER)
+UPDATE = _load("update", Effect.CHECKED)
 
 
 async def load_all(link: Link) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any, Final, final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeAlias, final
 
 from flotta.errors import Closed, RedisError, WireError
-from flotta.realtime.presence.records import PresenceChange, read_change, read_control
-from flotta.realtime.presence.registry import Told
+from flotta.realtime.presence.records import PresenceChange, Revocation, read_change, read_control
+from flotta.realtime.presence.registry import Told, batched
 from flotta.realtime.presence.revocations import Revocations
 from flotta.redis import Redis
 
 __all__ = ["Ears"]
 
 MGET_USERS: Final = 500
+RETRY_S: Final = 1.0
+
+Revoke: TypeAlias = Callable[[str, float, float], Awaitable[None]]
+"""Writes a revocation: the user, up to when (Unix seconds), for how many seconds."""
 
 
 @final
@@ -47,22 +51,25 @@ class _Ear:
 
 @final
 class Ears:
-    """See the module."""
+    """See the module. ``me``: the name under which this instance kicks."""
 
-    def __init__(self, redis: Redis, prefix: str, told: Told, *, logger: Any) -> None:
+    def __init__(self, redis: Redis, prefix: str, told: Told, *, me: str, revoke: Revoke, logger: Any) -> None:
         self.revocations = Revocations()
         self._redis = redis
         self._prefix = prefix
         self._told = told
+        self._me = me
+        self._revoke = revoke
         self._log = logger
         self._subscriptions: list[Any] = []
         self._watching: asyncio.Lock = asyncio.Lock()
         self._watches = False
         self._checking: asyncio.Task[None] | None = None
+        self._doubtful = False
 
     async def listen_to_control(self) -> None:
         """Hear of revocations. Raises LinkUnavailable."""
-        ear = _Ear(self._on_control, self._check_soon, self._log)
+        ear = _Ear(self._on_control, self.check_soon, self._log)
         self._subscriptions.append(await self._redis.hub.subscribe(f"{self._prefix}control", ear))
 
     async def listen_to_changes(self) -> None:
@@ -91,24 +98,53 @@ class Ears:
         self._told.on_change(read_change(payload))
 
     def _on_control(self, payload: bytes) -> None:
-        user, until_s, keep_s = read_control(payload)
-        self.revocations.add(user, until_s, time.time() + keep_s)
-        self._told.on_revoked(user, until_s)
+        said = read_control(payload)
+        if isinstance(said, Revocation):
+            self.revocations.add(said.user, said.until_s, time.time() + said.keep_s)
+            self._told.on_revoked(said.user, said.until_s)
+        elif said.origin != self._me:
+            self._told.on_kicked(said.user, close=said.close, told=said.told)
 
-    def _check_soon(self) -> None:
-        """Revocations may have been missed."""
+    def check_soon(self) -> None:
+        """Revocations may have been missed, by this process or by Redis: look as soon as Redis is there."""
+        self._doubtful = True
         if self._checking is None or self._checking.done():
             self._checking = asyncio.get_running_loop().create_task(self._check(), name="presence revocations")
 
     async def _check(self) -> None:
-        """Ask for every user who is here."""
-        users = list(self._told.users())
-        for at in range(0, len(users), MGET_USERS):
-            page = users[at : at + MGET_USERS]
+        while self._doubtful:
+            self._doubtful = False
             try:
-                found = await self._redis.link.call("MGET", *(f"{self._prefix}revoked:{user}" for user in page))
-            except (RedisError, Closed):
-                return  # away again: the next time that it is back asks again
-            for user, until_ms in zip(page, found, strict=True):
+                await self._ask_for_users()
+                await self.give_back()
+            except RedisError:  # the subscription may be back before the connection for commands is
+                self._doubtful = True
+                await asyncio.sleep(RETRY_S)
+            except Closed:
+                return
+
+    async def _ask_for_users(self) -> None:
+        """Ask for every user who is here."""
+        for page in batched(list(self._told.users()), MGET_USERS):
+            for user, until_ms in zip(page, await self._read(page), strict=True):
                 if until_ms is not None:
                     self._told.on_revoked(user, int(until_ms) / 1000)
+
+    async def give_back(self) -> None:
+        """Write what this process has heard of and Redis has lost: it came back empty, or with older data. Raises
+        LinkUnavailable."""
+        for page in batched(list(self.revocations.valid(time.time())), MGET_USERS):
+            found = await self._read([user for user, *_ in page])
+            lost = [
+                self._revoke(user, until_s, keep_s)
+                for (user, until_s, keep_s), until_ms in zip(page, found, strict=True)
+                if until_ms is None or int(until_ms) < round(until_s * 1000)
+            ]
+            await asyncio.gather(*lost)
+
+    async def _read(self, users: Sequence[str]) -> list[bytes | None]:
+        """Up to when tokens of each are worth nothing (ms)."""
+        found: list[bytes | None] = await self._redis.link.call(
+            "MGET", *(f"{self._prefix}revoked:{user}" for user in users)
+        )
+        return found

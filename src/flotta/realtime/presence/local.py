@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import final
 
 from flotta.realtime.presence.records import Online, PresenceChange
@@ -83,6 +83,9 @@ class LocalRegistry:
         assert self._told is not None, "used before start"
         self._revoked.add(user, until_s, time.time() + keep_s)
         self._told.on_revoked(user, until_s)
+
+    async def kick(self, user: str, *, close: bool, told: Collection[str]) -> None:
+        """There are no others."""
 
     async def is_revoked(self, user: str, issued_at: float) -> bool:
         """Whether a token of then is worth nothing."""

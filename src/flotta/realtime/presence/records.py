@@ -15,13 +15,17 @@ from flotta.errors import InvalidName, RealtimeError, WireError
 __all__ = [
     "ONLINE",
     "STATE_BYTES_MAX",
+    "Kick",
     "Online",
     "PresenceChange",
+    "Revocation",
     "check_status",
     "check_user",
     "read_change",
     "read_control",
     "read_record",
+    "write_gap",
+    "write_kick",
     "write_record",
 ]
 
@@ -76,6 +80,28 @@ class PresenceChange(NamedTuple):
         return self.kind == "leave" and self.sockets == 0
 
 
+class Revocation(NamedTuple):
+    """Tokens of a user are worth nothing any more."""
+
+    user: str
+    until_s: float
+    """Those that were issued up to then (Unix seconds)."""
+    keep_s: float
+    """For how many seconds more it is remembered."""
+
+
+class Kick(NamedTuple):
+    """A user is to be disconnected everywhere."""
+
+    origin: str
+    """The lease of the instance that says so, and has done its part."""
+    user: str
+    close: bool
+    """The connections too."""
+    told: list[str]
+    """Namespaces whose servers have been told in another way."""
+
+
 class _Record(msgspec.Struct, rename="camel"):
     user: str
     socket_id: str
@@ -89,7 +115,8 @@ class _Record(msgspec.Struct, rename="camel"):
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_Record).decode
 _unpack_change = msgspec.msgpack.Decoder(tuple[str, str, str, str, int]).decode
-_unpack_control = msgspec.msgpack.Decoder(tuple[str, float, float]).decode
+_pack = msgspec.msgpack.Encoder().encode
+_unpack_control = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 def check_user(user: object) -> str:
@@ -132,16 +159,30 @@ def read_change(data: bytes) -> PresenceChange:
         kind, user, _, record, sockets = _unpack_change(data)
     except (msgspec.MsgspecError, ValueError) as error:  # text that is no UTF-8 is a plain ValueError
         raise WireError("presence change", str(error), data) from error
+    if kind == "gap":
+        return PresenceChange("gap")
     if kind not in _KINDS:
         raise WireError("presence change", "unknown kind", data)
     return PresenceChange(kind, user, read_record(record), sockets)  # type: ignore[arg-type]
 
 
-def read_control(data: bytes) -> tuple[str, float, float]:
-    """A revocation: the user, up to when tokens were issued (Unix seconds), for how many seconds more it is remembered.
-    Raises WireError."""
+def write_gap() -> bytes:
+    """The same for a gap: whoever watches is to look again."""
+    return _pack(("gap", "", "", "", 0))
+
+
+def write_kick(kick: Kick) -> bytes:
+    """A message of the channel of control."""
+    return _pack(kick)
+
+
+def read_control(data: bytes) -> Revocation | Kick:
+    """A message of the channel of control. Raises WireError."""
     try:
-        user, until_ms, keep_ms = _unpack_control(data)
+        fields = _unpack_control(data)
+        if len(fields) == len(Kick._fields):
+            return Kick(*msgspec.convert(fields, tuple[str, str, bool, list[str]]))
+        user, until_ms, keep_ms = msgspec.convert(fields, tuple[str, float, float])
     except (msgspec.MsgspecError, ValueError) as error:  # text that is no UTF-8 is a plain ValueError
-        raise WireError("revocation", str(error), data) from error
-    return user, until_ms / 1000, keep_ms / 1000
+        raise WireError("presence control", str(error), data) from error
+    return Revocation(user, until_ms / 1000, keep_ms / 1000)

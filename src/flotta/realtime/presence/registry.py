@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from flotta.realtime.presence.records import Online, PresenceChange
 
-__all__ = ["Entered", "Entry", "Registry", "RegistryStats", "Told"]
+__all__ = ["Entered", "Entry", "Registry", "RegistryStats", "Told", "batched"]
+
+T = TypeVar("T")
+
+
+def batched(items: Sequence[T], count: int) -> Iterable[Sequence[T]]:
+    """``items`` in their order, ``count`` at a time."""
+    return (items[at : at + count] for at in range(0, len(items), count))
 
 
 class Entry(NamedTuple):
@@ -54,6 +61,10 @@ class Told(Protocol):
         """Tokens of the user that were issued up to then (Unix seconds) are worth nothing any more."""
         ...
 
+    def on_kicked(self, user: str, *, close: bool, told: Collection[str]) -> None:
+        """Disconnect the user's sockets here, but for those of the namespaces in ``told``."""
+        ...
+
     def users(self) -> Collection[str]:
         """The users who have a socket here."""
         ...
@@ -88,6 +99,11 @@ class Registry(Protocol):
 
     async def revoke(self, user: str, until_s: float, keep_s: float) -> None:
         """Remember it for ``keep_s`` and tell every instance. Raises LinkUnavailable."""
+        ...
+
+    async def kick(self, user: str, *, close: bool, told: Collection[str]) -> None:
+        """Tell the other instances to disconnect the user, but for the namespaces in ``told``. While Redis is away
+        nobody is told."""
         ...
 
     async def is_revoked(self, user: str, issued_at: float) -> bool:

@@ -21,14 +21,14 @@ import itertools
 import random
 import secrets
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, TypeVar, final
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final, final
 
 from flotta.errors import Closed, RedisError
 from flotta.realtime.presence._scripts import BEAT, ENTER, LEAVE, ONLINE, REAP, REVOKE, SYNC, UPDATE, load_all
 from flotta.realtime.presence.ears import Ears
-from flotta.realtime.presence.records import Online, read_record, write_record
-from flotta.realtime.presence.registry import Entered, Entry, RegistryStats, Told
+from flotta.realtime.presence.records import Kick, Online, read_record, write_gap, write_kick, write_record
+from flotta.realtime.presence.registry import Entered, Entry, RegistryStats, Told, batched
 from flotta.redis import Redis
 
 __all__ = ["SharedRegistry"]
@@ -37,8 +37,6 @@ BATCH: Final = 250
 """Records per script: short enough (about a millisecond) that nobody waits behind it."""
 RETRY_S: Final = 1.0
 CLOSE_TIMEOUT_S: Final = 3.0
-
-T = TypeVar("T")
 
 
 @final
@@ -63,7 +61,7 @@ class SharedRegistry:
         self._log = logger
         self._wanted: dict[str, Entry] = {}
         self._entering: set[str] = set()
-        self._leaving: dict[str, str] = {}  # socket id -> user
+        self._leaving: dict[tuple[str, str], None] = {}  # (socket id, user), in the order of their going
         self._updating: set[str] = set()
         self._has_work = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -77,7 +75,7 @@ class SharedRegistry:
 
     async def start(self, told: Told) -> None:
         """Take a lease and hear of revocations."""
-        self._ears = Ears(self._redis, self._prefix, told, logger=self._log)
+        self._ears = Ears(self._redis, self._prefix, told, me=self._me, revoke=self.revoke, logger=self._log)
         await self._ears.listen_to_control()
         if self._keeps:
             await load_all(self._redis.link)
@@ -106,11 +104,13 @@ class SharedRegistry:
     # --- entries ---
 
     async def enter(self, entry: Entry, *, issued_at: float, connections_max: int | None) -> Entered:
-        """Ask Redis, or nobody while it is away."""
+        """Ask Redis, or nobody while it is away. What this process has heard of needs no asking."""
         sid, user = entry.online.socket_id, entry.online.user
+        if self._heard_revoked(user, issued_at):
+            return Entered.REVOKED
+        self._want(entry)
         if not self._redis.link.connected:
             return self._unsure(entry, issued_at)
-        self._wanted[sid] = entry
         self._entering.add(sid)
         args = (
             self._me, entry.connection, user, sid, write_record(entry.online), connections_max or 0,
@@ -126,27 +126,44 @@ class SharedRegistry:
         return answer
 
     def _settle(self, entry: Entry, answer: Entered) -> None:
-        sid = entry.online.socket_id
         if answer is not Entered.ENTERED or not self._keeps:
-            self._wanted.pop(sid, None)
-        elif sid not in self._wanted:  # it left meanwhile, and that may have been written first
-            self._leaving[sid] = entry.online.user
+            self._unwant(entry)
+        elif not self._is_wanted(entry):  # it left meanwhile, and that may have been written first
+            self._leaving[entry.online.socket_id, entry.online.user] = None
             self._has_work.set()
+
+    def _want(self, entry: Entry) -> None:
+        self._wanted[entry.online.socket_id] = entry
+        self._leaving.pop((entry.online.socket_id, entry.online.user), None)  # it went and came before that was written
+
+    def _unwant(self, entry: Entry) -> None:
+        if self._is_wanted(entry):
+            del self._wanted[entry.online.socket_id]
+
+    def _is_wanted(self, entry: Entry) -> bool:
+        """It has not left meanwhile, nor become another user's."""
+        now = self._wanted.get(entry.online.socket_id)
+        return now is not None and now.online.user == entry.online.user
+
+    def _heard_revoked(self, user: str, issued_at: float) -> bool:
+        return self._ears is not None and self._ears.revocations.covers(user, issued_at, time.time())
 
     def _unsure(self, entry: Entry, issued_at: float) -> Entered:
         self._lost += 1
-        if self._ears is not None and self._ears.revocations.covers(entry.online.user, issued_at, time.time()):
-            self._wanted.pop(entry.online.socket_id, None)
+        if self._ears is not None:
+            self._ears.check_soon()
+        if self._heard_revoked(entry.online.user, issued_at):
+            self._unwant(entry)
             return Entered.REVOKED
-        if self._keeps:
-            self._wanted[entry.online.socket_id] = entry
-            self._connections = -1  # the next beat writes everything
+        if not self._keeps:
+            self._unwant(entry)
+        self._connections = -1  # the next beat writes everything
         return Entered.UNSURE
 
     def restore(self, entry: Entry) -> None:
         """Write it with the next batch."""
         if self._keeps:
-            self._wanted[entry.online.socket_id] = entry
+            self._want(entry)
             self._updating.add(entry.online.socket_id)
             self._has_work.set()
 
@@ -155,7 +172,7 @@ class SharedRegistry:
         entry = self._wanted.pop(sid, None)
         if entry is not None:
             self._updating.discard(sid)
-            self._leaving[sid] = entry.online.user
+            self._leaving[sid, entry.online.user] = None
             self._has_work.set()
 
     def update(self, entry: Entry) -> None:
@@ -181,12 +198,12 @@ class SharedRegistry:
                 self._has_work.set()
 
     async def _write_some(self) -> None:
-        leaving = dict(itertools.islice(self._leaving.items(), BATCH))
+        leaving = list(itertools.islice(self._leaving, BATCH))
         updating = [self._wanted[sid] for sid in itertools.islice(self._updating, BATCH)]
         if leaving:
-            await self._delete(leaving.items())
-            for sid in leaving:
-                self._leaving.pop(sid, None)
+            await self._delete(leaving)
+            for gone in leaving:
+                self._leaving.pop(gone, None)
         for entry in updating:
             self._updating.discard(entry.online.socket_id)
         calls = [self._update(entry) for entry in updating]
@@ -195,17 +212,23 @@ class SharedRegistry:
                 raise failed
 
     async def _update(self, entry: Entry) -> None:
-        if not await UPDATE(self._redis.link, keys=self._keys, args=(self._me, *_row(entry))):
-            await self._put([entry], quiet=False)
+        """Also what is new, or was another instance's."""
+        try:
+            if not await UPDATE(self._redis.link, keys=self._keys, args=(self._me, *_row(entry))):
+                await self._put([entry], "take")
+        except RedisError:
+            if entry.online.socket_id in self._wanted:
+                self._updating.add(entry.online.socket_id)
+            raise
 
     async def _delete(self, gone: Iterable[tuple[str, str]]) -> None:
         args = [word for sid, user in gone for word in (user, sid)]
         await LEAVE(self._redis.link, keys=self._keys, args=(self._me, *args))
 
-    async def _put(self, entries: Sequence[Entry], *, quiet: bool) -> None:
+    async def _put(self, entries: Sequence[Entry], how: str) -> None:
         args = [word for entry in entries for word in _row(entry)]
-        await SYNC(self._redis.link, keys=self._keys, args=(self._me, self._lease_ms, int(quiet), *args))
-        gone = {e.online.socket_id: e.online.user for e in entries if e.online.socket_id not in self._wanted}
+        await SYNC(self._redis.link, keys=self._keys, args=(self._me, self._lease_ms, how, *args))
+        gone = {(e.online.socket_id, e.online.user): None for e in entries if not self._is_wanted(e)}
         if gone:  # they left while they were written
             self._leaving |= gone
             self._has_work.set()
@@ -235,7 +258,7 @@ class SharedRegistry:
         doubtful = abs(count - len(self._wanted)) > max(moving, self._moving)
         if is_other and self._ears is not None:
             self._ears.tell_gap()
-            await self._give_back_revocations()
+            await self._ears.give_back()
         if not is_first and (is_other or not had or doubtful or connections != self._connections):
             await self._renew(quiet=is_other)
         self._connections = connections
@@ -253,10 +276,13 @@ class SharedRegistry:
         there = await self._redis.link.call("HGETALL", f"{self._prefix}of:{self._me}")
         found = {sid.decode(): user.decode() for sid, user in there.items()}
         kept = self._wanted.keys() | self._entering
-        for batch in _batches([(sid, user) for sid, user in found.items() if sid not in kept]):
+        for batch in batched([(sid, user) for sid, user in found.items() if sid not in kept], BATCH):
             await self._delete(batch)
-        for entries in _batches([entry for sid, entry in self._wanted.items() if sid not in self._entering]):
-            await self._put(entries, quiet=quiet)
+        here = [entry for sid, entry in self._wanted.items() if sid not in self._entering]
+        for entries in batched(here, BATCH):
+            await self._put(entries, "quiet" if quiet else "")
+        if quiet and here:  # whoever has looked already did not find them
+            await self._redis.link.call("PUBLISH", f"{self._prefix}changes", write_gap())
 
     async def _reap(self, instance: str, *, own: bool) -> None:
         """Clear away what an instance has left. Several may do it at once: each record goes once."""
@@ -274,14 +300,25 @@ class SharedRegistry:
         await REVOKE(self._redis.link, keys=self._keys, args=args)
 
     async def is_revoked(self, user: str, issued_at: float) -> bool:
-        """Ask Redis."""
-        until_ms = await self._redis.link.call("GET", f"{self._prefix}revoked:{user}")
+        """Ask Redis. While it is away this raises, and everybody who is here then is asked about when it is back."""
+        if self._heard_revoked(user, issued_at):
+            return True
+        try:
+            until_ms = await self._redis.link.call("GET", f"{self._prefix}revoked:{user}")
+        except RedisError:
+            if self._ears is not None:
+                self._ears.check_soon()
+            raise
         return until_ms is not None and int(until_ms) >= round(issued_at * 1000)
 
-    async def _give_back_revocations(self) -> None:
-        assert self._ears is not None
-        for user, until_s, keep_s in self._ears.revocations.valid(time.time()):
-            await self.revoke(user, until_s, keep_s)
+    async def kick(self, user: str, *, close: bool, told: Collection[str]) -> None:
+        """Tell the others, if Redis is there."""
+        try:
+            kick = write_kick(Kick(self._me, user, close, list(told)))
+            await self._redis.link.call("PUBLISH", f"{self._prefix}control", kick)
+        except RedisError as error:
+            self._lost += 1
+            self._log.warning("a sign-out did not reach the other instances", reason=str(error))
 
     # --- reading ---
 
@@ -317,7 +354,3 @@ class SharedRegistry:
 
 def _row(entry: Entry) -> tuple[str, str, str, bytes]:
     return entry.connection, entry.online.user, entry.online.socket_id, write_record(entry.online)
-
-
-def _batches(items: Sequence[T]) -> Iterable[Sequence[T]]:
-    return (items[at : at + BATCH] for at in range(0, len(items), BATCH))

@@ -21,24 +21,34 @@ OnChange: TypeAlias = Callable[[PresenceChange], Awaitable[object] | None]
 class Watcher:
     """One queue. Iterate it once."""
 
-    __slots__ = ("_changes", "_wake")
+    __slots__ = ("_changes", "_ended", "_wake")
 
     def __init__(self) -> None:
         self._changes: deque[PresenceChange] = deque()
         self._wake = asyncio.Event()
+        self._ended = False
 
     def put(self, change: PresenceChange) -> None:
         """A change for this watcher."""
         if len(self._changes) >= QUEUE_MAX:
             self._changes.clear()
             change = PresenceChange("gap")
+        elif change.kind == "gap" and self._changes and self._changes[-1].kind == "gap":
+            return  # one look answers both
         self._changes.append(change)
+        self._wake.set()
+
+    def end(self) -> None:
+        """Nothing comes any more; what waits is still given."""
+        self._ended = True
         self._wake.set()
 
     async def __aiter__(self) -> AsyncIterator[PresenceChange]:
         while True:
             while self._changes:
                 yield self._changes.popleft()
+            if self._ended:
+                return
             self._wake.clear()
             await self._wake.wait()
 
@@ -84,7 +94,9 @@ class Watchers:
             self._task = asyncio.get_running_loop().create_task(self._call_handlers(watcher), name="presence watchers")
 
     async def aclose(self) -> None:
-        """Call nobody any more. Idempotent."""
+        """Call nobody any more, and let those who iterate come to their end. Idempotent."""
+        for watcher in self._watchers:
+            watcher.end()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -42,14 +42,18 @@ local function tell(kind, user, sid, record, count)
   redis.call('PUBLISH', P .. 'changes', cmsgpack.pack({kind, user, sid, record, count}))
 end
 
--- Writes a record. Whoever had the socket before (it has moved) has it no longer. quiet: the record was lost with the
--- data, and nobody was told that it has gone.
-local function put(instance, connection, user, sid, record, quiet)
+-- Writes a record. Whoever had the socket before (it has moved) has it no longer; but without take a live instance keeps
+-- it: who hung may believe in a connection that has gone on elsewhere. quiet: the record was lost with the data, and nobody
+-- was told that it has gone.
+local function put(instance, connection, user, sid, record, quiet, take)
   local old = redis.call('HGET', USER .. user, sid)
+  local owner = old and parts(old)
+  if owner and owner ~= instance and not take and is_live(owner) then
+    return
+  end
   redis.call('HSET', USER .. user, sid, instance .. '\n' .. connection .. '\n' .. record)
   redis.call('HSET', OF .. instance, sid, user)
-  if old then
-    local owner = parts(old)
+  if owner then
     if owner ~= instance then
       redis.call('HDEL', OF .. owner, sid)
       tell('move', user, sid, record, redis.call('HLEN', USER .. user))
@@ -62,9 +66,11 @@ local function put(instance, connection, user, sid, record, quiet)
   end
 end
 
--- Deletes a record if it is still this instance's.
+-- Deletes a record if it is still this instance's. The socket may be another user's meanwhile.
 local function drop(instance, user, sid)
-  redis.call('HDEL', OF .. instance, sid)
+  if redis.call('HGET', OF .. instance, sid) == user then
+    redis.call('HDEL', OF .. instance, sid)
+  end
   local old = redis.call('HGET', USER .. user, sid)
   if not old then
     return

@@ -24,6 +24,6 @@ if connections_max > 0 then
 end
 if ARGV[9] == '1' then
   hold_lease(instance, tonumber(ARGV[8]))
-  put(instance, connection, user, ARGV[4], ARGV[5], false)
+  put(instance, connection, user, ARGV[4], ARGV[5], false, true)
 end
 return 'entered'

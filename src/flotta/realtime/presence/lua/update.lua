@@ -5,6 +5,10 @@ local old = redis.call('HGET', USER .. user, sid)
 if not old or parts(old) ~= ARGV[1] then
   return 0
 end
-redis.call('HSET', USER .. user, sid, ARGV[1] .. '\n' .. ARGV[2] .. '\n' .. ARGV[5])
+local new = ARGV[1] .. '\n' .. ARGV[2] .. '\n' .. ARGV[5]
+if old == new then
+  return 1 -- a second run of the same
+end
+redis.call('HSET', USER .. user, sid, new)
 tell('status', user, sid, ARGV[5], redis.call('HLEN', USER .. user))
 return 1
