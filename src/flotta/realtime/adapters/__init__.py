@@ -22,6 +22,7 @@ __all__ = [
     "OnCount",
     "SocketFacts",
     "Target",
+    "obey",
 ]
 
 
@@ -135,6 +136,14 @@ class Node(Protocol):
     def rooms(self, namespace: str) -> list[str]:
         """The rooms that own sockets are in, their own ids included."""
         ...
+
+
+def obey(node: Node, command: Command, target: Target, rooms: Iterable[str], *, close: bool) -> None:
+    """Let ``node`` do ``command`` with its own sockets of ``target``."""
+    if command is Command.DISCONNECT:
+        node.disconnect(target, close=close)
+    else:
+        (node.join if command is Command.JOIN else node.leave)(target, rooms)
 
 
 class Adapter(Protocol):

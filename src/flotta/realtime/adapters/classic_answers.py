@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from flotta.realtime.adapters import Node, Target
+from flotta.realtime.adapters import Command, Node, Target, obey
 from flotta.realtime.adapters.classic_wire import (
+    COMMANDS,
     Request,
     RequestType,
     read_event,
@@ -24,13 +25,11 @@ __all__ = ["Reply", "answer"]
 Reply: TypeAlias = Callable[[bytes], Any]
 """Gives an answer to who asked."""
 
-_COMMANDS = {RequestType.REMOTE_JOIN, RequestType.REMOTE_LEAVE, RequestType.REMOTE_DISCONNECT}
-
 
 def answer(node: Node, request: Request, reply: Reply) -> None:
     """Do what another server asks, and answer if it wants that. Raises WireError for junk."""
-    if request.type in _COMMANDS:
-        _obey(node, request, reply)
+    if (command := COMMANDS.get(request.type)) is not None:
+        _obey(node, command, request, reply)
     elif request.type is RequestType.SERVER_SIDE_EMIT:
         _serve(node, request, reply)
     elif request.type is RequestType.BROADCAST:
@@ -46,18 +45,15 @@ _FACTS: dict[RequestType, Callable[[Node, Target], dict[str, Any]]] = {
 }
 
 
-def _obey(node: Node, request: Request, reply: Reply) -> None:
+def _obey(node: Node, command: Command, request: Request, reply: Reply) -> None:
     """Join, leave or disconnect. Only the form for one socket (of older servers) wants an answer, from its holder."""
     target, fields = request.target, request.fields
     one = not fields.get("opts")
     if one:
         target = Target(target.namespace, read_rooms([fields.get("sid", "")]))
     held = one and request.id is not None and bool(node.sockets(target))
-    if request.type is RequestType.REMOTE_DISCONNECT:
-        node.disconnect(target, close=bool(fields.get("close")))
-    else:
-        names = read_rooms(fields.get("rooms") or [fields.get("room")])
-        (node.join if request.type is RequestType.REMOTE_JOIN else node.leave)(target, names)
+    names = () if command is Command.DISCONNECT else read_rooms(fields.get("rooms") or [fields.get("room")])
+    obey(node, command, target, names, close=bool(fields.get("close")))
     if held and request.id is not None:
         reply(write_response(request.id))
 

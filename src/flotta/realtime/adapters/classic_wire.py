@@ -37,6 +37,7 @@ from flotta.realtime.adapters.wire import (
 )
 
 __all__ = [
+    "COMMANDS",
     "Channels",
     "Heard",
     "Request",
@@ -78,11 +79,12 @@ class RequestType(IntEnum):
     BROADCAST_ACK = 9
 
 
-_COMMANDS: Final = {
-    Command.JOIN: RequestType.REMOTE_JOIN,
-    Command.LEAVE: RequestType.REMOTE_LEAVE,
-    Command.DISCONNECT: RequestType.REMOTE_DISCONNECT,
+COMMANDS: Final = {
+    RequestType.REMOTE_JOIN: Command.JOIN,
+    RequestType.REMOTE_LEAVE: Command.LEAVE,
+    RequestType.REMOTE_DISCONNECT: Command.DISCONNECT,
 }
+_REQUESTS: Final = {command: kind for kind, command in COMMANDS.items()}
 
 
 @final
@@ -167,7 +169,7 @@ def write_request(uid: str, kind: RequestType, target: Target | None = None, **f
 def write_command(uid: str, command: Command, target: Target, rooms: Iterable[str], *, close: bool) -> bytes:
     """The request that all servers do ``command`` with their sockets of ``target``. Raises as `write_request`."""
     fields: dict[str, Any] = {"close": close} if command is Command.DISCONNECT else {"rooms": list(rooms)}
-    return write_request(uid, _COMMANDS[command], target, **fields)
+    return write_request(uid, _REQUESTS[command], target, **fields)
 
 
 def _write(fields: dict[str, Any]) -> bytes:

@@ -28,6 +28,7 @@ from flotta.realtime.adapters import (
     OnCount,
     SocketFacts,
     Target,
+    obey,
 )
 from flotta.realtime.adapters import cluster_wire as wire
 from flotta.realtime.adapters.cluster_wire import Message, MessageType
@@ -137,10 +138,7 @@ class ClusterAdapter(ABC):
 
     def _on_command(self, node: Node, message: Message, _offset: str | None) -> None:
         order = wire.read_command(message)
-        if order.command is Command.DISCONNECT:
-            node.disconnect(order.target, close=order.close)
-        else:
-            (node.join if order.command is Command.JOIN else node.leave)(order.target, order.rooms)
+        obey(node, order.command, order.target, order.rooms, close=order.close)
 
     def _on_fetch(self, node: Node, message: Message, _offset: str | None) -> None:
         target, request_id = wire.read_fetch(message)

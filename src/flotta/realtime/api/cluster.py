@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast, final, overload
 
 from flotta.errors import ClusterTimeout
-from flotta.realtime.adapters import Command, SocketFacts, Target
+from flotta.realtime.adapters import Command, SocketFacts, Target, obey
 from flotta.realtime.api.asking import CALLBACK_S
 from flotta.realtime.api.base import Base, Names, names_of, server_event, target_of
 
@@ -190,12 +190,7 @@ class Cluster(Base):
         await adapter.settled()
         if not local:
             adapter.command(command, target, rooms=rooms, close=close)
-        if command is Command.JOIN:
-            delivery.join(target, rooms)
-        elif command is Command.LEAVE:
-            delivery.leave(target, rooms)
-        else:
-            delivery.disconnect(target, close=close)
+        obey(delivery, command, target, rooms, close=close)
         if not local:
             await adapter.wait_for_room()
 
