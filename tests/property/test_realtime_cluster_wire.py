@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flotta.errors import WireError
-from flotta.realtime.adapters import Broadcast, Command, SocketFacts, Target
+from flotta.realtime.adapters import Broadcast, Command, SocketFacts, Target, classic_wire
 from flotta.realtime.adapters import cluster_wire as wire
 from flotta.realtime.adapters.channels import ShardedChannels, channel
 from flotta.realtime.adapters.cluster_wire import Message, MessageType
 from flotta.realtime.adapters.streams_wire import is_ephemeral
 from flotta.realtime.adapters.wire import (
+    COUNT_MAX,
     Binary,
     _write_json_carefully,
     channel_bytes,
@@ -122,7 +123,7 @@ def test_a_fetch_and_its_answer_come_back(uid: str, target: Target, request_id: 
         assert wire.read_found(message) == (request_id, sockets)
 
 
-@given(uids, events, st.none() | ids, st.lists(values, max_size=3), st.integers(0, wire.COUNT_MAX))
+@given(uids, events, st.none() | ids, st.lists(values, max_size=3), st.integers(0, COUNT_MAX))
 def test_events_between_servers_counts_and_answers_come_back(
     uid: str, args: list[Any], request_id: str | None, answers: list[Any], count: int
 ) -> None:
@@ -275,6 +276,14 @@ def test_bytes_are_refused_as_such(value: Any) -> None:
 def test_what_json_cannot_say_is_refused(value: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         write_json(value)
+
+
+@pytest.mark.parametrize("count", [None, True, -1, 1.0, "1", COUNT_MAX + 1])
+def test_a_number_of_clients_that_cannot_be_is_junk_on_either_wire(count: Any) -> None:
+    with pytest.raises(WireError):
+        wire.read_count(Message("u", "/", MessageType.BROADCAST_CLIENT_COUNT, {"requestId": "q", "clientCount": count}))
+    with pytest.raises(WireError):
+        classic_wire.read_count(classic_wire.Response("q", 8, {"clientCount": count}))
 
 
 # --- where messages go ---

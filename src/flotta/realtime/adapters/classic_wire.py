@@ -21,7 +21,9 @@ from typing import Any, Final, NamedTuple, final
 from flotta.errors import WireError
 from flotta.realtime.adapters import Broadcast, Command, SocketFacts, Target
 from flotta.realtime.adapters.wire import (
+    UID_LENGTH_MAX,
     answer_fields,
+    is_count,
     is_event,
     load_json,
     pack,
@@ -58,10 +60,6 @@ __all__ = [
     "write_request",
     "write_response",
 ]
-
-UID_LENGTH_MAX = 64
-COUNT_MAX = 10_000_000
-"""More clients than this no server has asked."""
 
 
 class RequestType(IntEnum):
@@ -256,7 +254,7 @@ def read_response(payload: bytes) -> Response:
 def read_count(response: Response) -> int:
     """How many clients a server has asked. Raises WireError."""
     count = response.fields.get("clientCount")
-    if type(count) is not int or not 0 <= count <= COUNT_MAX:
+    if not is_count(count):
         raise WireError("adapter response", "no count")
     return count
 

@@ -22,8 +22,10 @@ from flotta.errors import WireError
 from flotta.realtime.adapters import Broadcast, Command, SocketFacts, Target
 from flotta.realtime.adapters.wire import (
     ASK_S_DEFAULT,
+    UID_LENGTH_MAX,
     Binary,
     answer_fields,
+    is_count,
     is_event,
     load_json,
     pack,
@@ -76,9 +78,6 @@ __all__ = [
 
 EMITTER_UID: Final = "emitter"
 """The ``uid`` of what a process says that is no server."""
-UID_LENGTH_MAX: Final = 64
-COUNT_MAX: Final = 10_000_000
-"""More clients than this no server has asked."""
 
 
 class MessageType(IntEnum):
@@ -375,7 +374,7 @@ def read_found(message: Message) -> Found:
 def read_count(message: Message) -> Count:
     """BROADCAST_CLIENT_COUNT. Raises WireError."""
     count = message.data.get("clientCount")
-    if type(count) is not int or not 0 <= count <= COUNT_MAX:
+    if not is_count(count):
         raise _junk(message, "no count")
     return Count(_id(message), count)
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
 
 import msgpack  # type: ignore[import-untyped]  # it has no types
 
@@ -24,9 +24,12 @@ from flotta.realtime.socketio.packet import PacketType, iso_time
 __all__ = [
     "ASK_S_DEFAULT",
     "ASK_S_MAX",
+    "COUNT_MAX",
+    "UID_LENGTH_MAX",
     "Binary",
     "answer_fields",
     "channel_bytes",
+    "is_count",
     "is_event",
     "load_json",
     "pack",
@@ -48,6 +51,9 @@ ASK_S_DEFAULT = 5.0
 """How long another server's question is kept for answers if it does not say."""
 ASK_S_MAX = 600.0
 """How long it is kept at most."""
+UID_LENGTH_MAX: Final = 64
+COUNT_MAX: Final = 10_000_000
+"""More clients than this no server has asked."""
 
 
 class Binary(TypeError):
@@ -155,6 +161,11 @@ def read_target(namespace: Any, options: dict[Any, Any], payload: bytes = b"") -
 def is_event(args: Any) -> TypeGuard[list[Any]]:
     """An event's name, then its data."""
     return isinstance(args, list) and bool(args) and isinstance(args[0], str)
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """How many clients a server says that it has asked."""
+    return type(value) is int and 0 <= value <= COUNT_MAX
 
 
 def write_packet(broadcast: Broadcast) -> tuple[dict[str, Any], dict[str, Any]]:
