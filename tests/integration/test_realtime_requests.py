@@ -69,7 +69,7 @@ async def test_requests_are_bounded_and_leave_nothing_behind() -> None:
     with pytest.raises(RealtimeError, match="fewer at a time"):
         await requests.gather("q", expected=1, timeout_s=60, send=lambda _: None, read=_as_list)
     with pytest.raises(RealtimeError):
-        requests.listen(expected=1, on_count=print, on_ack=print, timeout_s=60)
+        requests.listen(expected=1, on_count=print, on_ack=print, timeout_s=60, send=print)
     waiting[0].cancel()
     with suppress(asyncio.CancelledError):
         await waiting[0]
@@ -83,12 +83,16 @@ async def test_requests_are_bounded_and_leave_nothing_behind() -> None:
 
     with pytest.raises(TypeError):
         await requests.gather("q", expected=1, timeout_s=60, send=refuse, read=_as_list)
+    with pytest.raises(TypeError):
+        requests.listen(expected=1, on_count=print, on_ack=print, timeout_s=60, send=refuse)
     assert len(requests) == 0
 
 
 async def test_acknowledgements_count_up_to_what_the_servers_announced() -> None:
     requests, counts, acks = Requests("me"), list[int](), list[list[Any]]()
-    request_id = requests.listen(expected=2, on_count=counts.append, on_ack=acks.append, timeout_s=60)
+    sent = list[str]()
+    request_id = requests.listen(expected=2, on_count=counts.append, on_ack=acks.append, timeout_s=60, send=sent.append)
+    assert sent == [request_id]
     requests.ack(request_id, ["before any count"])
     requests.count(request_id, 2, "a")
     requests.count(request_id, 9, "a")
@@ -100,7 +104,7 @@ async def test_acknowledgements_count_up_to_what_the_servers_announced() -> None
     assert len(requests) == 0
     requests.ack(request_id, [3])
     assert (counts, acks, requests.dropped) == ([2, 0], [[1], [2]], 4)
-    requests.listen(expected=1, on_count=counts.append, on_ack=acks.append, timeout_s=0.01)
+    requests.listen(expected=1, on_count=counts.append, on_ack=acks.append, timeout_s=0.01, send=sent.append)
     await until(lambda: len(requests) == 0)
 
 

@@ -264,12 +264,11 @@ class ClassicAdapter:
         others = await self.server_count(target.namespace) - 1
         if others <= 0:
             return 0
-        request_id = self._requests.listen(expected=others, on_count=on_count, on_ack=on_ack, timeout_s=timeout_s)
-        try:
+
+        def send(request_id: str) -> None:
             self._request(target.namespace, write_question(self.uid, request_id, target, args, timeout_s))
-        except BaseException:
-            self._requests.forget(request_id)
-            raise
+
+        self._requests.listen(expected=others, on_count=on_count, on_ack=on_ack, timeout_s=timeout_s, send=send)
         return others
 
     def _send(self, channel: str, payload: bytes) -> bool:

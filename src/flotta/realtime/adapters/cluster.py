@@ -277,14 +277,13 @@ class ClusterAdapter(ABC):
         others = (await self._count(target.namespace, ())).servers - 1
         if others <= 0:
             return 0
-        request_id = self._requests.listen(expected=others, on_count=on_count, on_ack=on_ack, timeout_s=timeout_s)
-        try:
+
+        def send(request_id: str) -> None:
             data = wire.question_data(target, args, request_id, timeout_s)
             self._ask_others(Message(self.uid, target.namespace, MessageType.BROADCAST, data))
-        except BaseException:
-            self._requests.forget(request_id)
-            raise
-        self._begin_recount(target.namespace, request_id, timeout_s)
+            self._begin_recount(target.namespace, request_id, timeout_s)
+
+        self._requests.listen(expected=others, on_count=on_count, on_ack=on_ack, timeout_s=timeout_s, send=send)
         return others
 
     def _ask_others(self, message: Message) -> None:

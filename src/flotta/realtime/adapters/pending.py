@@ -113,16 +113,22 @@ class Requests:
 
     # --- acknowledgements of clients ---
 
-    def listen(self, *, expected: int, on_count: OnCount, on_ack: OnAck, timeout_s: float) -> str:
+    def listen(self, *, expected: int, on_count: OnCount, on_ack: OnAck, timeout_s: float, send: Send) -> str:
         """The id of a request whose ``expected`` servers first say how many clients they have asked, and then hand on
         each client's answer. It is forgotten when all has come, or after ``timeout_s``.
 
         Raises:
             RealtimeError: too many requests are pending.
+            Exception: whatever ``send`` raises; then nothing is pending.
         """
         request_id = self._new_id()
         timer = asyncio.get_running_loop().call_later(timeout_s, self._asking.pop, request_id, None)
         self._asking[request_id] = _Asking(expected, on_count, on_ack, timer)
+        try:
+            send(request_id)
+        except BaseException:
+            self._forget(request_id)
+            raise
         return request_id
 
     def count(self, request_id: str, clients: int, server: str = "") -> None:
@@ -138,10 +144,9 @@ class Requests:
         if asking is None or not step(asking):
             self._drop(request_id)
         elif asking.complete:
-            self.forget(request_id)
+            self._forget(request_id)
 
-    def forget(self, request_id: str) -> None:
-        """A request that `listen` has opened was not sent, or nobody waits for it any more."""
+    def _forget(self, request_id: str) -> None:
         asking = self._asking.pop(request_id, None)
         if asking is not None:
             asking.timer.cancel()
@@ -154,7 +159,7 @@ class Requests:
         """End everything that waits."""
         self.fail(make_error)
         for request_id in list(self._asking):
-            self.forget(request_id)
+            self._forget(request_id)
 
 
 class _Gathering(Generic[T]):
