@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias, final
 
 from flotta.errors import WireError
 from flotta.realtime.relay.wire import Cut, Deaf, Message, decode, encode
+from flotta.realtime.sampling import Junk
 from flotta.redis import Hub, Link
 
 __all__ = ["Post", "Unheard"]
@@ -38,12 +39,10 @@ class Post:
     """One instance's channel. ``prefix`` is that of the server's other channels."""
 
     def __init__(self, link: Link, hub: Hub, *, prefix: str, logger: Any) -> None:
-        self.junk = 0
-        """Messages on the channel that were none."""
+        self.junk = Junk("a relay", logger)
         self._link = link
         self._hub = hub
         self._prefix = prefix
-        self._log = logger
         self._reader: _Reader | None = None
         self._instance = ""
         self._subscriptions: list[_Closeable] = []
@@ -124,16 +123,12 @@ class Post:
     # --- in (told by the hub) ---
 
     def take(self, channel: bytes, payload: bytes) -> None:
-        """A message came in. Junk is counted and dropped; said the 1st, 2nd, 4th, 8th... time."""
+        """A message came in. Junk is counted and dropped."""
         assert self._reader is not None
         try:
             self._reader.on_message(decode(payload))
         except WireError as error:
-            self.junk += 1
-            if self.junk & (self.junk - 1) == 0:
-                self._log.warning(
-                    "junk on a relay channel", channel=channel[:128], reason=error.reason, so_far=self.junk
-                )
+            self.junk.add(channel, error)
 
     def lose(self, channel: bytes) -> None:
         """Messages may be missed from here on."""

@@ -182,7 +182,7 @@ class Relay:
             tunnels=len(self._near) + len(self._far),
             moved_here=self._arrivals.count,
             moved_away=self._departures.count,
-            junk=self._post.junk,
+            junk=self._post.junk.count,
         )
 
     # --- Elsewhere: requests that came in here ---
