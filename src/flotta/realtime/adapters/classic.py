@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, final
 
-from flotta.errors import Closed, CommandError, RedisError
+from flotta.errors import Closed
 from flotta.realtime.adapters import (
     AdapterStats,
     Broadcast,
@@ -63,7 +63,6 @@ class ClassicAdapter:
 
     def __init__(self, redis: Redis, *, prefix: str, in_flight_max: int, logger: Any) -> None:
         self.uid = "".join(secrets.choice(UID_LETTERS) for _ in range(6))
-        self._redis = redis
         self._seat = Seat(redis, prefix)
         self._requests = Requests(self.uid)
         self._own = self.uid.encode()
@@ -212,15 +211,8 @@ class ClassicAdapter:
 
     async def server_count(self, namespace: str) -> int:
         """Who is subscribed to the request channel, this one included."""
-        channel = self._channels(namespace).requests
-        if not self._traffic.open:
-            raise self._traffic.away("Redis is away")
-        try:
-            _, count = await self._redis.link.call("PUBSUB", "NUMSUB", channel_bytes(channel))
-        except CommandError:
-            raise
-        except RedisError as error:
-            raise self._traffic.away(str(error)) from error
+        channel = channel_bytes(self._channels(namespace).requests)
+        _, count = await self._traffic.ask("PUBSUB", "NUMSUB", channel)
         return int(count)
 
     async def _gather(

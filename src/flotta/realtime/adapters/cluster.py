@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from flotta.errors import Closed, CommandError, RedisError
+from flotta.errors import Closed, RedisError
 from flotta.realtime.adapters import (
     AdapterStats,
     Broadcast,
@@ -92,7 +92,7 @@ class ClusterAdapter(ABC):
 
     @abstractmethod
     async def _census(self, namespace: str, answered: Collection[str]) -> Census:
-        """Count the servers, and those of the ``answered`` uids that are still there."""
+        """Count the servers, and those of the ``answered`` uids that are still there. Raises as `Traffic.ask`."""
 
     # --- what others say ---
 
@@ -222,17 +222,7 @@ class ClusterAdapter(ABC):
 
     async def server_count(self, namespace: str) -> int:
         """How many servers there are, this one included."""
-        return (await self._count(namespace, ())).servers
-
-    async def _count(self, namespace: str, answered: Collection[str]) -> Census:
-        if not self._traffic.open:
-            raise self._traffic.away("Redis is away")
-        try:
-            return await self._census(namespace, answered)
-        except CommandError:
-            raise
-        except RedisError as error:
-            raise self._traffic.away(str(error)) from error
+        return (await self._census(namespace, ())).servers
 
     async def fetch_sockets(self, target: Target, timeout_s: float) -> list[SocketFacts]:
         """The sockets of ``target`` that the others hold."""
@@ -257,7 +247,7 @@ class ClusterAdapter(ABC):
         self, name: str, kind: MessageType, namespace: str, timeout_s: float, make: Callable[[str], Any]
     ) -> list[Any]:
         """Ask all others; what they answer, joined."""
-        servers = (await self._count(namespace, ())).servers
+        servers = (await self._census(namespace, ())).servers
         recounting: list[asyncio.Task[None]] = []
 
         def send(request_id: str) -> None:
@@ -274,7 +264,7 @@ class ClusterAdapter(ABC):
 
     async def ask(self, target: Target, args: list[Any], on_count: OnCount, on_ack: OnAck, timeout_s: float) -> int:
         """Let the others send an event to their sockets of ``target``."""
-        others = (await self._count(target.namespace, ())).servers - 1
+        others = (await self._census(target.namespace, ())).servers - 1
         if others <= 0:
             return 0
 
@@ -304,7 +294,7 @@ class ClusterAdapter(ABC):
                 while self._requests.has(request_id):
                     await asyncio.sleep(RECOUNT_S)
                     with suppress(RedisError):  # whether answers can still come is not decided here
-                        census = await self._count(namespace, self._requests.heard(request_id))
+                        census = await self._census(namespace, self._requests.heard(request_id))
                         missing = census.servers - 1 - census.answered
                         self._requests.settle(request_id, missing)
                         if missing <= 0:

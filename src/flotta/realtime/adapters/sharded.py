@@ -219,6 +219,6 @@ class ShardedAdapter(ClusterAdapter):
     async def _census(self, namespace: str, answered: Collection[str]) -> Census:
         channels = self._channels(namespace)
         names = [channels.all, *map(channels.of_server, answered)]
-        reply = await self._redis.link.call("PUBSUB", "SHARDNUMSUB", *names)
+        reply = await self._traffic.ask("PUBSUB", "SHARDNUMSUB", *names)
         servers, *alive = reply[1::2]
         return Census(int(servers), sum(int(count) > 0 for count in alive))

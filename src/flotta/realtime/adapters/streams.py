@@ -286,7 +286,7 @@ class StreamsAdapter(ClusterAdapter):
 
     async def _census(self, namespace: str, answered: Collection[str]) -> Census:
         channels = [self._channel(namespace), *(self._channel(namespace, uid) for uid in answered)]
-        reply = await self._redis.link.call("PUBSUB", "NUMSUB", *channels)
+        reply = await self._traffic.ask("PUBSUB", "NUMSUB", *channels)
         counts = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
         return Census(counts[channels[0]], sum(counts[channel] > 0 for channel in channels[1:]))
 

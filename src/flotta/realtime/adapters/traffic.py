@@ -76,6 +76,22 @@ class Traffic:
         """The error of a request that reaches no other server."""
         return LinkUnavailable(self._redis.link.endpoint.address, f"the other servers are out of reach: {reason}")
 
+    async def ask(self, *command: bytes | str) -> Any:
+        """What Redis knows of the other servers. Cancelling stops the waiting.
+
+        Raises:
+            LinkUnavailable: they are out of reach.
+            CommandError: Redis refuses to say it.
+        """
+        if not self.open:
+            raise self.away("Redis is away")
+        try:
+            return await self._redis.link.call(*command)
+        except CommandError:
+            raise
+        except RedisError as error:
+            raise self.away(str(error)) from error
+
     def send(self, *command: bytes | str | int) -> bool:
         """Send a command of which only the failure matters, without waiting. False: Redis is away."""
         if not self._redis.link.connected:
