@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx
 import pytest
-from test_realtime_relay import pair
+from test_realtime_relay import Pair, pair
 
 from flotta.errors import WireError
 from flotta.realtime import Server
 from flotta.realtime.engine.request import Request
 from flotta.realtime.engineio.handshake import Refused
 from flotta.realtime.relay import asks, leases
+from flotta.realtime.relay.wire import Answer
 from flotta.redis.embedded import EmbeddedRedis
 from realtime_fixtures import until
 from realtime_moves import SCOPE, Wanderer, World, move, world
@@ -204,3 +206,83 @@ async def test_instance_that_slept_while_another_took_its_name_goes_on_under_a_n
             assert fresh.startswith(two.home.stats.instance)
         finally:
             await newcomer.aclose()
+
+
+async def _die(two: Pair) -> None:
+    """The instance that hands requests on, as its kernel does it for a killed process."""
+    await two.clients[1].hub.aclose()
+    await two.clients[1].link.aclose(drain_s=0.0)
+
+
+async def _same_get(two: Pair, sid: str, mark: str = "one") -> httpx.Response:
+    """What a proxy sends to the next upstream when the first has died."""
+    return await two.http.get(f"{two.home_url}&t={mark}&sid={sid}")
+
+
+def _relayed_get(two: Pair, sid: str, mark: str = "one") -> asyncio.Task[httpx.Response]:
+    return asyncio.create_task(two.http.get(f"{two.there_url}&t={mark}&sid={sid}"))
+
+
+async def test_answer_that_a_dying_instance_had_is_given_to_the_same_request_again(
+    valkey_url: str, unique: str
+) -> None:
+    async with pair(valkey_url, unique) as two:
+        sid = await two.join()
+        heard: list[Any] = []
+        relay: Any = two.there._relay
+        relay._takers[Answer] = heard.append  # it dies before it hands anything on
+        waiting = _relayed_get(two, sid)
+        await until(lambda: relay.stats.waiting == 1)
+        await two.home.emit("n", 1)
+        await until(lambda: heard)
+        await _die(two)
+        await two.home.emit("n", 2)
+        assert (await _same_get(two, sid)).text == '42["n",1]'
+        assert (await _same_get(two, sid, "two")).text == '42["n",2]'
+        waiting.cancel()
+
+
+async def test_request_that_waits_at_a_dying_instance_is_answered_when_it_comes_again_and_the_session_goes_on(
+    valkey_url: str, unique: str
+) -> None:
+    async with pair(valkey_url, unique) as two:
+        sid = await two.join()
+        waiting = _relayed_get(two, sid)
+        await until(lambda: _relayed_transport(two, sid).getting)
+        await _die(two)
+        assert (await _same_get(two, sid)).text == "6"
+        await two.home.emit("n", 1)
+        assert (await _same_get(two, sid, "two")).text == '42["n",1]'
+        waiting.cancel()
+
+
+def _relayed_transport(two: Pair, sid: str) -> Any:
+    return two.home._core.clients[sid].transport
+
+
+async def test_same_query_is_another_request_while_the_instance_that_handed_on_the_first_lives(
+    valkey_url: str, unique: str
+) -> None:
+    async with pair(valkey_url, unique) as two:
+        sid = await two.join()
+        for number in range(3):  # a client that counts seconds
+            await two.home.emit("n", number)
+            assert (await _relayed_get(two, sid)).text == f'42["n",{number}]'
+            await two.home.emit("m", number)
+            assert (await _same_get(two, sid)).text == f'42["m",{number}]'
+        assert _relayed_transport(two, sid).relayed is None  # nothing is kept for what came here
+
+
+@pytest.mark.parametrize("mark", ["&t=one", ""])
+async def test_session_ends_when_nobody_asks_again_for_an_answer_that_nobody_heard(
+    valkey_url: str, unique: str, monkeypatch: pytest.MonkeyPatch, mark: str
+) -> None:
+    monkeypatch.setattr(asks, "REPEAT_S", 0.2 if mark else 60.0)
+    async with pair(valkey_url, unique) as two:
+        sid = await two.join()
+        waiting = asyncio.create_task(two.http.get(f"{two.there_url}{mark}&sid={sid}"))
+        await until(lambda: _relayed_transport(two, sid).getting)
+        await _die(two)
+        await two.home.emit("n", 1)
+        await until(lambda: two.home.stats.ended == {"transport error": 1})
+        waiting.cancel()

@@ -3,6 +3,10 @@
 The holder serves such a request exactly as one of its own, with its own checks; here only the rules of the handshake
 are applied. A request waits for its answer no longer than a session may be silent, and less if its holder ends: then
 the client is told that its session is unknown and begins a new one.
+
+A proxy whose upstream dies sends a GET again, to the next one: the same request gets the same answer then, so nothing
+is lost with an instance that had an answer and died. Official clients, like most, put something new into each request's
+query (``t``), so that the same one can be told from the next; who does not is not helped.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from flotta.realtime.engineio.packet import PacketType
 from flotta.realtime.relay.budget import Budget
 from flotta.realtime.relay.post import Post
 from flotta.realtime.relay.wire import Answer, Ask, Left, Release, Seen
-from flotta.realtime.transports.polling import PollingTransport, client_left, read_body, serve_http
+from flotta.realtime.transports.polling import RELAYED, PollingTransport, client_left, read_body, serve_http
 
 __all__ = ["AskStats", "Asks", "HttpAnswer", "seen"]
 
@@ -30,6 +34,11 @@ PENDING_MAX = 50_000
 BODIES_BYTES_MAX = 4_194_304
 """Bodies on their way to one other instance and not answered yet; more wait."""
 GRACE_S = 2.0
+REPEAT_S = 2.0
+"""For how long a GET whose answer nobody heard may be sent again."""
+GONE_CHECKS = 4
+GONE_CHECK_S = 0.01
+"""The kernel closes the connections of a killed process one after the other: to the proxy, to Redis."""
 HEADERS_ASKED = frozenset({b"origin", b"host"})
 
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -183,7 +192,7 @@ class Asks:
         if len(self._serving) >= PENDING_MAX or ask.id in self._serving:
             self._refuse(ask, Refused.AT_CAPACITY)
             return
-        served = self._serving[ask.id] = _Served(ask)
+        served = self._serving[ask.id] = _Served(ask, self._post, self.on_release)
         task = asyncio.get_running_loop().create_task(self._serve(served), name=f"relayed {ask.request.method}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -200,6 +209,7 @@ class Asks:
                 answer = Answer(ask.id, served.status, served.kind, served.body)
                 self._post.send(ask.asker, answer, lambda: self._unheard(served))
         finally:
+            served.finished.set()
             del self._serving[ask.id]
 
     def _refuse(self, ask: Ask, why: Refused) -> None:
@@ -207,10 +217,19 @@ class Asks:
         self._post.send(ask.asker, Answer(ask.id, refusal.status, b"application/json", refusal.body), _nothing)
 
     def _unheard(self, served: _Served) -> None:
-        """What the answer held is lost, and nobody can say to whom: the session cannot go on."""
+        """What the answer held is lost, unless the request comes again: the session cannot go on."""
+        if served.is_repeatable:
+            asyncio.get_running_loop().call_later(REPEAT_S, self._end, served)
+        else:
+            self._end(served)
+
+    def _end(self, served: _Served) -> None:
         assert served.facts is not None
         client = self._engine.clients.get(served.facts.sid)
-        if client is not None:
+        if client is None:
+            return
+        transport = client.transport
+        if not served.is_repeatable or (isinstance(transport, PollingTransport) and transport.relayed is served):
             client.close(Reason.TRANSPORT_ERROR)
 
     def on_left(self, left: Left) -> None:
@@ -240,11 +259,13 @@ class Asks:
 class _Served:
     """One request of another instance, as the ASGI scope and channels that a web server would give."""
 
-    __slots__ = ("_begun", "ask", "body", "facts", "kind", "left", "scope", "status")
+    __slots__ = ("_begun", "_post", "_release", "ask", "body", "facts", "finished", "kind", "left", "scope", "status")
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, post: Post, release: Callable[[Release], None]) -> None:
         request = ask.request
         self.ask = ask
+        self._post = post
+        self._release = release
         self.scope: dict[str, Any] = {
             "type": "http",
             "http_version": request.http_version,
@@ -256,6 +277,7 @@ class _Served:
             "query_string": request.query,
             "headers": request.headers,
             "client": request.client,
+            RELAYED: self,
         }
         self.facts: Facts | None
         try:
@@ -263,8 +285,33 @@ class _Served:
         except ValueError:
             self.facts = None
         self.left = asyncio.Event()
+        self.finished = asyncio.Event()
+        """Its answer has been given to the post."""
         self._begun = False
         self.status, self.kind, self.body = 0, b"", b""
+
+    @property
+    def is_repeatable(self) -> bool:
+        """The same request is told from the next one."""
+        return self.ask.request.method == "GET" and b"&t=" in b"&" + self.ask.request.query
+
+    async def again(self, query: bytes) -> bytes | None:
+        """See `Relayed`."""
+        if query != self.ask.request.query or not self.is_repeatable or not await self._is_lost():
+            return None
+        if not self.finished.is_set():
+            self._release(Release(self.ask.id))
+            await self.finished.wait()
+        return self.body if self.status == 200 else None
+
+    async def _is_lost(self) -> bool:
+        """Whoever waits for the answer is gone."""
+        for check in range(GONE_CHECKS):
+            if check:
+                await asyncio.sleep(GONE_CHECK_S)
+            if not await self._post.is_there(self.ask.asker):
+                return True
+        return False
 
     async def receive(self) -> MutableMapping[str, Any]:
         """ASGI's: the body, then the end."""

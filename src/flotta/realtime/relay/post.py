@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, TypeAlias, final
 
-from flotta.errors import WireError
+from flotta.errors import Closed, RedisError, WireError
 from flotta.realtime.relay.wire import Cut, Deaf, Message, decode, encode
 from flotta.realtime.sampling import Junk
 from flotta.redis import Hub, Link
@@ -93,6 +93,14 @@ class Post:
             return
         reply = self._link.call("PUBLISH", self.channel(to), encode(message))
         self._follow(reply, lambda heard: heard > 0, on_unheard, on_sent)
+
+    async def is_there(self, instance: str) -> bool:
+        """Whether an instance listens, or nobody can say."""
+        try:
+            counts = await self._link.call("PUBSUB", "NUMSUB", self.channel(instance))
+        except (RedisError, Closed):
+            return True
+        return bool(counts[1] if isinstance(counts, list) else next(iter(counts.values())))
 
     def cut(self, one: str, other: str, tunnel: str, on_unheard: Unheard) -> None:
         """Let two instances hear the same moment: what either of them hears before, the other hears before it too."""

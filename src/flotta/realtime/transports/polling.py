@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias, final
+from typing import Any, Final, Protocol, TypeAlias, final
 
 from flotta.errors import PacketError
 from flotta.realtime.engine.client import EngineClient, Reason
@@ -20,7 +20,7 @@ from flotta.realtime.engineio.handshake import Facts, Refusal, Refused, origin_a
 from flotta.realtime.engineio.packet import SEPARATOR, PacketType, read_payload
 from flotta.realtime.transports import Outgoing, Transport
 
-__all__ = ["PollingTransport", "client_left", "read_body", "serve_http"]
+__all__ = ["RELAYED", "TEXT", "PollingTransport", "Relayed", "client_left", "read_body", "serve_http"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -32,6 +32,17 @@ SWITCH_GRACE_S = 0.05
 PACKETS_PER_TURN = 128
 """Packets of one body that are taken before other clients have their turn."""
 TEXT = b"text/plain; charset=UTF-8"
+RELAYED: Final = "flotta.relayed"
+"""Key of a scope: the `Relayed` that the request is."""
+
+
+class Relayed(Protocol):
+    """A GET that another instance hands on."""
+
+    async def again(self, query: bytes) -> bytes | None:
+        """What it was answered, if a GET with this query is the same one, sent again by a proxy because that instance
+        is gone. None: it is another one."""
+        ...
 
 
 @final
@@ -49,6 +60,7 @@ class PollingTransport:
         "getting",
         "posting",
         "reading",
+        "relayed",
     )
 
     name = "polling"
@@ -63,6 +75,8 @@ class PollingTransport:
         self.client: EngineClient | None = None
         self.getting = False
         self.posting = False
+        self.relayed: Relayed | None = None
+        """The last GET, if another instance has handed it on."""
         self.reading = asyncio.Event()
         self.reading.set()
 
@@ -179,8 +193,18 @@ async def serve_http(core: AnyEngine, scope: Scope, receive: Receive, send: Send
         await core.elsewhere.serve(facts, request, receive, answer)
     else:
         assert isinstance(client.transport, PollingTransport)
-        serve = _get if facts.method == "GET" else _post
-        await serve(core, client, client.transport, receive, answer)
+        if facts.method != "GET":
+            await _post(core, client, client.transport, receive, answer)
+        elif (body := await _repeated(client.transport, scope)) is not None:
+            await answer.send(200, body)
+        else:
+            await _get(client, client.transport, receive, answer)
+
+
+async def _repeated(transport: PollingTransport, scope: Scope) -> bytes | None:
+    """The answer to a GET that has been answered, or is about to be, to an instance that is gone."""
+    last, transport.relayed = transport.relayed, scope.get(RELAYED)
+    return None if last is None else await last.again(bytes(scope["query_string"]))
 
 
 def _cors(core: AnyEngine, facts: Facts, scope: Scope) -> Headers:
@@ -228,9 +252,7 @@ async def _open(core: AnyEngine, request: Request, facts: Facts, answer: _Answer
     await answer.send(200, packet.encode(), extra=cookie)
 
 
-async def _get(
-    _core: AnyEngine, client: EngineClient, transport: PollingTransport, receive: Receive, answer: _Answer
-) -> None:
+async def _get(client: EngineClient, transport: PollingTransport, receive: Receive, answer: _Answer) -> None:
     if transport.getting:
         client.close(Reason.TRANSPORT_ERROR)
         await answer.refuse(Refusal(Refused.BAD_REQUEST))
