@@ -125,9 +125,8 @@ class Asking(Base):
         reached, nobody is asked."""
         adapter, delivery = self._adapter_in_use, self._core.delivery
         await adapter.settled()
-        rooms = self._space(target.namespace).rooms
+        only_here = self._only_here(target)
         delivery.encode(Broadcast(target, args))  # what cannot travel is sent to nobody
-        only_here = len(target.rooms) == 1 and rooms.get(target.rooms[0]) is not None
         async with self._hearing(target.namespace):
             servers = 1
             if not (local or only_here or adapter.alone):

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from flotta.errors import NotStarted, RealtimeError, StateError
-from flotta.realtime.adapters import Adapter
+from flotta.realtime.adapters import Adapter, Target
 from flotta.realtime.client import Socket
 from flotta.realtime.core import Core, State
 from flotta.realtime.delivery import Space
@@ -76,6 +76,11 @@ class Base:
 
     def _socket(self, sid: str, namespace: str) -> Socket | None:
         return self._space(namespace).rooms.get(sid)
+
+    def _only_here(self, target: Target) -> bool:
+        """It is a single session id of this instance: nobody elsewhere can be meant. Raises as `_space`."""
+        rooms = self._space(target.namespace).rooms
+        return len(target.rooms) == 1 and rooms.get(target.rooms[0]) is not None
 
     def _known(self, sid: str, namespace: str) -> Socket | None:
         """The socket, also if it has left and its ``disconnecting`` or ``disconnect`` handler runs."""

@@ -96,11 +96,8 @@ class Sending(Asking):
         asyncio.run_coroutine_threadsafe(self.emit(event, data, **targets), loop).result(timeout_s)
 
     def _broadcast(self, adapter: Adapter, broadcast: Broadcast, *, local: bool) -> None:
-        target = broadcast.target
-        rooms = self._space(target.namespace).rooms
+        only_here = self._only_here(broadcast.target)
         packet = self._core.delivery.encode(broadcast)  # first: what cannot travel is sent to nobody
-        # A single session id of this instance: nobody elsewhere can be meant.
-        only_here = len(target.rooms) == 1 and rooms.get(target.rooms[0]) is not None
         echoes = adapter.echoes
         published = not local and (echoes or not only_here) and adapter.publish(broadcast)
         if not (published and echoes):
