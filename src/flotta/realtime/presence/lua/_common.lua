@@ -47,7 +47,10 @@ end
 -- was told that it has gone.
 local function put(instance, connection, user, sid, record, quiet, take)
   local old = redis.call('HGET', USER .. user, sid)
-  local owner = old and parts(old)
+  local owner, before, _
+  if old then
+    owner, _, before = parts(old)
+  end
   if owner and owner ~= instance and not take and is_live(owner) then
     return
   end
@@ -57,6 +60,8 @@ local function put(instance, connection, user, sid, record, quiet, take)
     if owner ~= instance then
       redis.call('HDEL', OF .. owner, sid)
       tell('move', user, sid, record, redis.call('HLEN', USER .. user))
+    elseif before ~= record then
+      tell('status', user, sid, record, redis.call('HLEN', USER .. user))
     end
   else
     redis.call('ZADD', USERS, 0, user)

@@ -7,7 +7,7 @@ if not old or parts(old) ~= ARGV[1] then
 end
 local new = ARGV[1] .. '\n' .. ARGV[2] .. '\n' .. ARGV[5]
 if old == new then
-  return 1 -- a second run of the same
+  return 1 -- a second run, or `put` was quicker
 end
 redis.call('HSET', USER .. user, sid, new)
 tell('status', user, sid, ARGV[5], redis.call('HLEN', USER .. user))
