@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from flotta.realtime import Server
+from flotta.realtime.recovery.session import read_session
+from flotta.realtime.recovery.store import Saved
 from flotta.realtime.relay import leases
 from realtime_fixtures import until
 from realtime_moves import Wanderer, World, move, world
@@ -241,6 +243,32 @@ async def test_moved_session_can_be_recovered_with_what_it_missed(valkey_url: st
         while len(got) < 4:
             got += (await asyncio.wait_for(back.polling.take(), 5)).split("\x1e")
         assert sorted(json.loads(packet[2:])[1] for packet in got if packet.startswith("42")) == [2, 3, 4]
+
+
+async def test_what_the_first_instance_wrote_over_a_stalled_connection_is_refused_after_the_move(
+    valkey_url: str, unique: str
+) -> None:
+    async with world(valkey_url, unique, 2, adapter="streams", stream_name=unique, recovery_key_prefix=unique) as made:
+        wanderer = Wanderer(made.servers[0])
+        await wanderer.join("room")
+        ids = json.loads(next(packet for packet in wanderer.polled if packet.startswith("40"))[2:])
+        before = await made.clients[0].get(unique + ids["pid"])
+        assert before is not None
+        await move(made, wanderer)
+        await made.servers[1].enter_room(ids["sid"], "late")
+        await made.turn()
+        late = Saved(ids["pid"], read_session(before).owner, before, 60.0)
+        keeper = made.servers[0]._core.keeper
+        assert keeper is not None
+        assert await keeper._store.save([late]) == [False]
+        await keeper._store.forget(late.pid, late.owner, 60.0)
+        after = await made.clients[0].get(unique + ids["pid"])
+        assert after is not None
+        assert sorted(read_session(after).rooms) == sorted([ids["sid"], "room", "late"])
+        wanderer.send("41")  # it ends here, once and for all
+        await until(lambda: made.servers[1].stats.sockets == 0)
+        await made.turn()
+        assert await made.clients[0].get(unique + ids["pid"]) == b""
 
 
 @pytest.mark.parametrize("steps", range(9))

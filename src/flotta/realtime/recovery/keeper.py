@@ -155,7 +155,9 @@ class Keeper:
     # --- a connection moves (`relay`) ---
 
     def adopt(self, socket: Socket, kept: Kept) -> None:
-        """A socket has come here with its connection, from an instance that has let it go (`release`)."""
+        """A socket has come here with its connection, from an instance that has let it go (`release`). It has another
+        owner here: what that instance has written and Redis not yet got, over a connection that stalls, is refused."""
+        kept.elder, kept.owner = kept.owner, secrets.token_urlsafe(OWNER_BYTES)
         self._own(socket, kept)
         self._saver.changed(socket)
 
@@ -402,7 +404,7 @@ class Keeper:
         """None: its data cannot be stored, so nothing of it is, or older data would come back."""
         session = self._session(socket, kept, live=live)
         try:
-            return Saved.of(session, self._live_ttl_s if live else self._window_s)
+            return Saved.of(session, self._live_ttl_s if live else self._window_s, kept.elder)
         except (TypeError, ValueError) as error:
             self._saver.run(self._forget(kept, grave_s=0.0), "realtime recovery forget")
             if not kept.unsavable:
@@ -447,7 +449,7 @@ class Keeper:
 
     async def _forget(self, kept: Kept, *, grave_s: float) -> None:
         try:
-            await self._store.forget(kept.pid, kept.owner, grave_s)
+            await self._store.forget(kept.pid, kept.owner, grave_s, kept.elder)
         except (RedisError, Closed) as error:
             self._log.warning("a session that has ended could not be deleted", reason=str(error))
 

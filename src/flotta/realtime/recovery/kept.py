@@ -19,11 +19,25 @@ class Kept:
     """One socket's recovery. ``base``: the client has got all that was for it up to there, because it was not there
     before, or says so."""
 
-    __slots__ = ("after", "base", "left", "missed", "owner", "pid", "recovered", "revoked", "unsavable", "user")
+    __slots__ = (
+        "after",
+        "base",
+        "elder",
+        "left",
+        "missed",
+        "owner",
+        "pid",
+        "recovered",
+        "revoked",
+        "unsavable",
+        "user",
+    )
 
     def __init__(self, pid: str, owner: str, base: Position) -> None:
         self.pid = pid
         self.owner = owner
+        self.elder: str | None = None
+        """The owner before, if the socket came with its connection: what it has saved may be written over."""
         self.base = base
         self.recovered = False
         self.missed: list[Past] = []

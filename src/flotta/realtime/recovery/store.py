@@ -44,11 +44,13 @@ class Saved(NamedTuple):
     owner: str
     value: bytes
     ttl_s: float
+    elder: str | None = None
+    """The owner from whom this one has it."""
 
     @classmethod
-    def of(cls, session: Session, ttl_s: float) -> Saved:
+    def of(cls, session: Session, ttl_s: float, elder: str | None = None) -> Saved:
         """Raises TypeError or ValueError for data that cannot travel."""
-        return cls(session.pid, session.owner, write_session(session), ttl_s)
+        return cls(session.pid, session.owner, write_session(session), ttl_s, elder)
 
 
 @final
@@ -91,16 +93,24 @@ class Store:
             return []
         # The script goes along: nothing may have to be sent a second time, older than what was said since.
         saves = [
-            ("EVALSHA", _SAVE.sha, 1, self._key_prefix + saved.pid, mark(saved.owner), saved.value, _ms(saved.ttl_s))
+            (
+                *("EVALSHA", _SAVE.sha, 1, self._key_prefix + saved.pid),
+                *(*_marks(saved.owner, saved.elder), saved.value, _ms(saved.ttl_s)),
+            )
             for saved in sessions
         ]
         _, *replies = await self._redis.link.call_many([("SCRIPT", "LOAD", _SAVE.source), *saves])
         return [_checked(reply) for reply in replies]
 
-    async def forget(self, pid: str, owner: str, grave_s: float) -> None:
-        """End the session, if it is still its owner's; for ``grave_s`` nobody can save it again. Raises what
-        `Link.call` raises."""
-        await _FORGET(self._redis.link, keys=[self._key_prefix + pid], args=[mark(owner), round(grave_s * 1000)])
+    async def forget(self, pid: str, owner: str, grave_s: float, elder: str | None = None) -> None:
+        """End the session, if it is still its owner's, or that of ``elder`` from whom it came; for ``grave_s`` nobody
+        can save it again. Raises what `Link.call` raises."""
+        args = (*_marks(owner, elder), round(grave_s * 1000))
+        await _FORGET(self._redis.link, keys=[self._key_prefix + pid], args=args)
+
+
+def _marks(owner: str, elder: str | None) -> tuple[bytes, bytes]:
+    return mark(owner), mark(elder or owner)
 
 
 def _ms(seconds: float) -> int:
