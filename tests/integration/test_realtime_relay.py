@@ -54,11 +54,12 @@ class Pair(NamedTuple):
 
 
 @asynccontextmanager
-async def pair(url: str, prefix: str, **options: Any) -> AsyncIterator[Pair]:
+async def pair(url: str, prefix: str, *, far_url: str | None = None, **options: Any) -> AsyncIterator[Pair]:
+    """``far_url``: the second instance's way to the same Redis."""
     async with AsyncExitStack() as stack:
         servers, urls, clients = [], [], []
-        for name in ("home", "ther"):
-            redis = await Redis.from_url(url).connect()
+        for name, redis_url in (("home", url), ("ther", far_url or url)):
+            redis = await Redis.from_url(redis_url).connect()
             stack.push_async_callback(redis.aclose)
             sio = Server(redis, channel_prefix=prefix, instance=name, **options)
             sio.on("echo", lambda sid, *data: data)

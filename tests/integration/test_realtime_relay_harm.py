@@ -16,6 +16,7 @@ from flotta.realtime.engineio.handshake import Refused
 from flotta.realtime.relay import asks, leases
 from flotta.realtime.relay.wire import Answer
 from flotta.redis.embedded import EmbeddedRedis
+from flotta.testing import FaultProxy
 from realtime_fixtures import until
 from realtime_moves import SCOPE, Wanderer, World, move, world
 
@@ -142,6 +143,30 @@ async def test_bodies_on_their_way_to_one_instance_are_bounded_and_none_is_lost(
         assert [answer.text for answer in answers] == ["ok"] * 12
         assert 100_000 < max(spent) <= 250_000
         assert relay._asks._budget.spent_bytes == 0
+
+
+async def test_answers_to_a_crowd_that_polls_do_not_cost_an_instance_its_subscription(
+    own_valkey: EmbeddedRedis, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asks, "ANSWERS_BYTES_MAX", 500_000)
+    monkeypatch.setattr(asks, "ANSWER_TIMEOUT_S", 20.0)
+    async with FaultProxy(own_valkey.url) as proxy, pair(own_valkey.url, unique, far_url=proxy.url) as two:
+        await two.clients[0].link.call("CONFIG", "SET", "client-output-buffer-limit", "pubsub 1mb 0 0")
+        sids = [await two.join() for _ in range(60)]
+        waiting = [asyncio.create_task(two.get(sid)) for sid in sids]
+        await until(lambda: all(_relayed_transport(two, sid).getting for sid in sids))
+        home: Any = two.home._relay
+        proxy.pause("down")  # that instance is slow to read, for a moment
+        await two.home.emit("news", "x" * 250_000)
+        await until(lambda: home._asks._answers._waiting)
+        await until(lambda: not home._post._in_flight)  # Redis has all that was sent
+        assert 250_000 < home._asks._answers.spent_bytes <= 500_000
+        proxy.resume("down")
+        answers = await asyncio.gather(*waiting)
+        assert {(answer.status_code, len(answer.text)) for answer in answers} == {(200, 250_013)}
+        await until(lambda: not home._asks._serving)
+        assert home._asks._answers.spent_bytes == 0
+        assert two.there.stats.relay.waiting == 0
 
 
 async def test_junk_inside_a_message_is_counted_like_junk_outside(valkey_url: str, unique: str) -> None:

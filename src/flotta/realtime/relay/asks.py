@@ -12,6 +12,7 @@ query (``t``), so that the same one can be told from the next; who does not is n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import AsyncExitStack
@@ -33,6 +34,12 @@ PENDING_MAX = 50_000
 """Requests that wait here for other instances, and those of others that wait here."""
 BODIES_BYTES_MAX = 4_194_304
 """Bodies on their way to one other instance and not answered yet; more wait."""
+ANSWERS_BYTES_MAX = 4_194_304
+"""Answers on their way to one other instance that has not said yet that it has them; more wait."""
+ANSWER_FREE_BYTES = 1_024
+"""Answers up to this size are not counted, and nothing is said of them."""
+ANSWER_TIMEOUT_S = 2.0
+"""Then an answer is taken for arrived."""
 GRACE_S = 2.0
 REPEAT_S = 2.0
 """For how long a GET whose answer nobody heard may be sent again."""
@@ -97,6 +104,7 @@ class Asks:
         self._sent = self._served = 0
         self._releasing = False
         self._budget = Budget(BODIES_BYTES_MAX)
+        self._answers = Budget(ANSWERS_BYTES_MAX)
 
     @property
     def stats(self) -> AskStats:
@@ -171,6 +179,9 @@ class Asks:
 
     def on_answer(self, answer: Answer) -> None:
         """A holder has answered."""
+        pending = self._pending.get(answer.id)
+        if pending is not None and len(answer.body) > ANSWER_FREE_BYTES:
+            self._post.send(pending.owner, Left(answer.id), _nothing)
         self._settle(answer.id, answer)
 
     def on_gone(self, owner: str | None, why: Refused) -> None:
@@ -206,11 +217,21 @@ class Asks:
             self._served += 1
             await serve_http(engine, served.scope, served.receive, served.send)
             if served.status:
-                answer = Answer(ask.id, served.status, served.kind, served.body)
-                self._post.send(ask.asker, answer, lambda: self._unheard(served))
+                await self._answer(served)
         finally:
             served.finished.set()
             del self._serving[ask.id]
+
+    async def _answer(self, served: _Served) -> None:
+        ask, counted = served.ask, len(served.body) > ANSWER_FREE_BYTES
+        async with self._answers.spend(ask.asker, len(served.body) if counted else 0):
+            answer = Answer(ask.id, served.status, served.kind, served.body)
+            self._post.send(ask.asker, answer, lambda: self._unheard(served))
+            served.finished.set()
+            if counted:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                        await served.left.wait()
 
     def _refuse(self, ask: Ask, why: Refused) -> None:
         refusal = Refusal(why)
@@ -218,6 +239,7 @@ class Asks:
 
     def _unheard(self, served: _Served) -> None:
         """What the answer held is lost, unless the request comes again: the session cannot go on."""
+        served.left.set()
         if served.is_repeatable:
             asyncio.get_running_loop().call_later(REPEAT_S, self._end, served)
         else:
@@ -233,7 +255,7 @@ class Asks:
             client.close(Reason.TRANSPORT_ERROR)
 
     def on_left(self, left: Left) -> None:
-        """The client of a request has gone."""
+        """Whoever asked expects nothing more."""
         served = self._serving.get(left.id)
         if served is not None:
             served.left.set()
@@ -285,6 +307,7 @@ class _Served:
         except ValueError:
             self.facts = None
         self.left = asyncio.Event()
+        """Whoever asked has the answer, or wants none."""
         self.finished = asyncio.Event()
         """Its answer has been given to the post."""
         self._begun = False

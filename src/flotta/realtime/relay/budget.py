@@ -1,7 +1,8 @@
-"""How much of what clients send may be on its way to each other instance: a bound in bytes, first come, first served.
+"""How much for clients and of them may be on its way to each other instance: a bound in bytes, first come, first served.
 
 Redis ends a subscriber that is too far behind (``client-output-buffer-limit pubsub``: by default 32 MB, or 8 MB for a
-minute). That would cost an instance every broadcast, so a few clients with huge requests must not bring it about.
+minute). That would cost an instance every broadcast, so neither a few clients with huge requests nor one large event
+for thousands that poll must bring it about.
 """
 
 from __future__ import annotations

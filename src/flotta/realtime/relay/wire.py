@@ -70,7 +70,7 @@ class Ask(msgspec.Struct, array_like=True, frozen=True, tag="ask"):
 
 
 class Left(msgspec.Struct, array_like=True, frozen=True, tag="left"):
-    """The client of that request has gone."""
+    """Nothing more is expected for that request: its client has gone, or a large answer has come."""
 
     id: str
 
