@@ -1,4 +1,4 @@
-"""How much for clients and of them may be on its way to each other instance: a bound in bytes, first come, first served.
+"""How much for clients and of them may be on its way to each other instance: bounded in bytes, one after the other.
 
 Redis ends a subscriber that is too far behind (``client-output-buffer-limit pubsub``: by default 32 MB, or 8 MB for a
 minute). That would cost an instance every broadcast, so neither a few clients with huge requests nor one large event
