@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol, final
 
+from flotta.errors import Closed, NotStarted, StateError
 from flotta.realtime.adapters import Adapter, Node
 from flotta.realtime.client import Client, Socket
 from flotta.realtime.delivery import Counters, Delivery, Leaving
@@ -83,6 +84,7 @@ class Core(Engine[Client]):
             logger=logger,
         )
         self.adapter: Adapter | None = None
+        """There from the start until all has ended: the last handlers still send."""
         self.relay: Relaying | None = None
         self.keeper: Keeper | None = None
         self.people = People(
@@ -129,6 +131,13 @@ class Core(Engine[Client]):
             await self.relay.aclose()
         if self.adapter is not None:
             await self.adapter.aclose()
+            self.adapter = None
+
+    def unusable(self) -> StateError:
+        """Why there is no adapter: the error for who uses the server before its start or after its end."""
+        if self.state is State.CLOSED:
+            return Closed("the realtime server")
+        return NotStarted("the realtime server", "await start(), or let the web server's lifespan start its app")
 
     def _make_client(self, sid: str, transport: Transport, request: Request, session: Session, now_s: float) -> Client:
         options = self.options

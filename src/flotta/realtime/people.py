@@ -75,6 +75,7 @@ class People:
         self.watchers = Watchers(logger)
         self._run = run
         self.registry: Registry | None = None
+        self.closed = False
         self._delivery = delivery
         self._instance = instance
         self._connections_max = connections_max
@@ -91,7 +92,7 @@ class People:
 
     async def start(self, registry: Registry) -> None:
         """Know of the other instances' people. Raises LinkUnavailable."""
-        self.registry = registry
+        self.registry, self.closed = registry, False
         await registry.start(self)
         if self.watchers.wanted:
             await registry.watch()
@@ -103,6 +104,7 @@ class People:
         if self.registry is not None:
             await self.registry.aclose()
         await self.watchers.aclose()
+        self.closed = True
 
     # --- who is who ---
 

@@ -167,6 +167,7 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
                     await relay.aclose()
                 await self._core.people.aclose()
                 await adapter.aclose()
+                self._core.adapter = None
                 await self._close_redis()
                 raise
             self._adapter = adapter
@@ -225,7 +226,11 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
         await self._core.drain(self.options.drain_s if deadline_s is None else deadline_s)
 
     async def aclose(self) -> None:
-        """Close every connection and stop. Idempotent; before `start` it only marks the server as closed."""
+        """Close every connection and stop. Idempotent; before `start` it only marks the server as closed.
+
+        While it runs everything can still be used, for the last handlers; afterwards what sends or changes something
+        raises Closed.
+        """
         async with self._changing:
             registry.remove(self._core)
             await self._core.aclose()
@@ -277,6 +282,6 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
             handlers_running=core.dispatcher.running,
             handlers_failed=core.dispatcher.failed,
             people=core.people.stats,
-            adapter=None if core.adapter is None else core.adapter.stats,
+            adapter=None if self._adapter is None else self._adapter.stats,
             relay=None if self._relay is None else self._relay.stats,
         )

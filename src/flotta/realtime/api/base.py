@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from flotta.errors import NotStarted, RealtimeError, StateError
+from flotta.errors import RealtimeError, StateError
 from flotta.realtime.adapters import Adapter, Target
 from flotta.realtime.client import Socket
 from flotta.realtime.core import Core, State
@@ -35,9 +35,10 @@ class Base:
 
     @property
     def _adapter_in_use(self) -> Adapter:
+        """Raises NotStarted before the start, Closed when `aclose` has ended."""
         adapter = self._core.adapter
         if adapter is None:
-            raise NotStarted("the realtime server")
+            raise self._core.unusable()
         self._check_loop()
         return adapter
 
@@ -51,9 +52,7 @@ class Base:
 
     async def _settled(self) -> None:
         """What was sent before is sent before anything changes."""
-        if self._core.adapter is not None:
-            self._check_loop()
-            await self._core.adapter.settled()
+        await self._adapter_in_use.settled()
 
     @asynccontextmanager
     async def _hearing(self, namespace: str) -> AsyncIterator[None]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
-from flotta.errors import NotStarted, RealtimeError
+from flotta.errors import RealtimeError
 from flotta.realtime.adapters import Command, Target
 from flotta.realtime.api.base import Base
+from flotta.realtime.people import People
 from flotta.realtime.presence import Presence
 from flotta.realtime.presence.records import check_user
 from flotta.realtime.rooms import user_room
@@ -17,10 +18,17 @@ REVOCATION_KEEP_S = 86_400.0
 
 
 class PeopleApi(Base):
-    """The part of `Server` for users."""
+    """The part of `Server` for users. What changes something raises NotStarted before `start` and Closed when `aclose`
+    has ended."""
 
     presence: Presence
     """Who is online, on all instances; needs ``presence=True``."""
+
+    @property
+    def _people(self) -> People:
+        """Raises as `_adapter_in_use`."""
+        _ = self._adapter_in_use
+        return self._core.people
 
     async def set_user(
         self,
@@ -53,11 +61,10 @@ class PeopleApi(Base):
             InvalidName: ``user`` is no such text.
             RealtimeError: the socket is in too many rooms. Nothing happens if it is gone.
         """
-        if self._core.adapter is None:
-            raise NotStarted("the realtime server")
+        people = self._people
         socket = self._socket(sid, namespace)
         if socket is not None:
-            await self._core.people.set_user(socket, user, expires_at=expires_at, issued_at=issued_at)
+            await people.set_user(socket, user, expires_at=expires_at, issued_at=issued_at)
 
     def user_of(self, sid: str, *, namespace: str = "/") -> str | None:
         """The user of a socket of this instance; None if it has none or is gone. Its last handlers still see it."""
@@ -67,7 +74,7 @@ class PeopleApi(Base):
     async def extend(self, sid: str, expires_at: float | None) -> bool:
         """The user of this instance's socket has shown a newer token: its connection may last until then (Unix
         seconds; a moment that is over ends it at once; None: for ever). False: it is gone or has no user."""
-        return self._core.people.extend(sid, expires_at)
+        return self._people.extend(sid, expires_at)
 
     async def disconnect_user(self, user: str, *, close: bool = True) -> None:
         """Disconnect every socket of ``user``, in every namespace of every instance, and on the Node servers of the
@@ -77,6 +84,7 @@ class PeopleApi(Base):
         Raises:
             InvalidName: ``user`` is no id of a user.
             NotStarted: before `start`.
+            Closed: when `aclose` has ended.
         """
         room = user_room(check_user(user))
         adapter = self._adapter_in_use
@@ -100,11 +108,10 @@ class PeopleApi(Base):
         Raises:
             LinkUnavailable: Redis is away: only the own connections were ended. Try again.
         """
-        people = self._core.people
-        if people.registry is None:
-            raise NotStarted("the realtime server")
+        people = self._people
         if not keep_s > 0:
             raise RealtimeError("keep_s must be above 0")
+        assert people.registry is not None, "it starts before the adapter does"
         until_s = time.time() if issued_before is None else issued_before
         people.on_revoked(check_user(user), until_s)
         await people.registry.revoke(user, until_s, keep_s)

@@ -54,6 +54,7 @@ class Sending(Asking):
 
         Raises:
             NotStarted: before `start`.
+            Closed: when `aclose` has ended; while it runs, the last handlers still send.
             TypeError, ValueError: ``data`` cannot be encoded.
             LinkUnavailable: a ``callback`` for a client elsewhere, and Redis is away.
         """

@@ -14,7 +14,11 @@ __all__ = ["Sockets"]
 
 
 class Sockets(Base):
-    """The part of `Server` for single clients."""
+    """The part of `Server` for single clients.
+
+    What changes something raises NotStarted before `start` and Closed when `aclose` has ended; what only asks answers
+    then as for a client that is gone.
+    """
 
     async def enter_room(self, sid: str, room: str, *, namespace: str = "/") -> bool:
         """Put a client into a room. False: it is gone, or in ``rooms_max`` rooms already.
@@ -31,8 +35,7 @@ class Sockets(Base):
             return await self._tell_holder(Command.JOIN, sid, namespace, rooms=(room,))
         if not self._core.delivery.enter(socket, room):
             return False
-        if self._core.adapter is not None:
-            await self._core.adapter.room_heard(namespace, room)
+        await self._adapter_in_use.room_heard(namespace, room)
         await self._stored(socket)
         return True
 
@@ -53,8 +56,8 @@ class Sockets(Base):
 
     async def _tell_holder(self, command: Command, sid: str, namespace: str, *, rooms: tuple[str, ...] = ()) -> bool:
         """Tell the instance that holds the client, whichever it is. False: there are no others."""
-        adapter = self._core.adapter
-        if adapter is None or adapter.alone:
+        adapter = self._adapter_in_use
+        if adapter.alone:
             return False
         adapter.command(command, Target(namespace, (sid,)), rooms=rooms)
         await adapter.wait_for_room()
@@ -65,9 +68,9 @@ class Sockets(Base):
         target = Target(namespace, (room,))
         await self._settled()
         self._core.delivery.leave(target, (room,))
-        if self._core.adapter is not None:
-            self._core.adapter.command(Command.LEAVE, target, rooms=(room,))
-            await self._core.adapter.wait_for_room()
+        adapter = self._adapter_in_use
+        adapter.command(Command.LEAVE, target, rooms=(room,))
+        await adapter.wait_for_room()
 
     def rooms(self, sid: str, *, namespace: str = "/") -> list[str]:
         """The rooms of a client of this instance, that of its own id included; those that it was in while its

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
-from flotta.errors import NotStarted, StateError
+from flotta.errors import Closed, NotStarted, StateError
 from flotta.realtime.presence.records import Online, PresenceChange
 from flotta.realtime.presence.registry import Registry, RegistryStats
 from flotta.realtime.presence.watching import Watcher
@@ -28,7 +28,8 @@ class Presence:
     """Who is online. Everything is answered by Redis (or, without one, by this process) and counts all instances.
 
     Each question raises LinkUnavailable while Redis is away, StateError where the server was made without
-    ``presence=True``, NotStarted before its start. Cancelling stops the waiting only.
+    ``presence=True``, NotStarted before its start, Closed when its `aclose` has ended. Cancelling stops the waiting
+    only.
     """
 
     def __init__(self, people: People, *, on: bool) -> None:
@@ -118,6 +119,8 @@ class Presence:
 
     def _registry(self) -> Registry:
         self._check_on()
+        if self._people.closed:
+            raise Closed("the realtime server")
         if self._people.registry is None:
             raise NotStarted("the realtime server")
         return self._people.registry
