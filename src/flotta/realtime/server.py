@@ -172,9 +172,19 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
                 raise
             self._adapter = adapter
             registry.add(self._core)
+            self._warn_if_not_alone()
             wanted, capped = self.options.connections_max, self._core.connections_max
             if capped < wanted:
                 self._log.warning("connections_max is capped by the open-file limit", wanted=wanted, capped=capped)
+
+    def _warn_if_not_alone(self) -> None:
+        path, loop = self.options.path, self._core.loop
+        assert loop is not None, "it has just started"
+        if self.options.native and registry.find(path, loop) is None:
+            cure = "give each a path of its own; native=False leaves the other served natively"
+            self._log.warning(
+                "two servers have one path: both are reached through their ASGI apps only", path=path, cure=cure
+            )
 
     async def _make_adapter(self, redis: str | Redis | None) -> Adapter:
         if redis is None:
