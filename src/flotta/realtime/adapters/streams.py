@@ -202,7 +202,7 @@ class StreamsAdapter(ClusterAdapter):
             elif self.own is not None:
                 self._hear_own(self.own, message)
         except WireError as error:
-            self._traffic.on_junk(self.stream.encode(), error)
+            self._traffic.junk.add(self.stream.encode(), error)
         self._history.move(position)
         return 0
 

@@ -12,6 +12,7 @@ from typing import Any, final
 
 from flotta.errors import CommandError, LinkUnavailable, RedisError, WireError
 from flotta.realtime.adapters import AdapterStats
+from flotta.realtime.sampling import Junk, is_told
 from flotta.redis import Redis
 
 __all__ = ["Ear", "Take", "Traffic"]
@@ -35,7 +36,7 @@ class Ear:
         try:
             self._take(channel, payload)
         except WireError as error:
-            self._traffic.on_junk(channel, error)
+            self._traffic.junk.add(channel, error)
 
     def on_lost(self) -> None:
         """Messages may be missed from here on."""
@@ -53,6 +54,7 @@ class Traffic:
     def __init__(self, redis: Redis, *, in_flight_max: int, on_deaf: Callable[[], None], logger: Any) -> None:
         self.received = 0
         """Broadcasts of other instances."""
+        self.junk = Junk("an adapter", logger)
         self._redis = redis
         self._in_flight_max = in_flight_max
         self._on_deaf = on_deaf
@@ -63,7 +65,7 @@ class Traffic:
         self._has_room = asyncio.Event()
         self._has_room.set()
         self._deaf: set[object] = set()
-        self._published = self._publish_lost = self._refused = self._junk = self._gaps = 0
+        self._published = self._publish_lost = self._refused = self._gaps = 0
 
     # --- out ---
 
@@ -115,7 +117,7 @@ class Traffic:
         self._publish_lost += 1
         if isinstance(error, CommandError):
             self._refused += 1
-            if self._refused & (self._refused - 1) == 0:
+            if is_told(self._refused):
                 self._log.error("Redis refuses broadcasts", reason=error.text, so_far=self._refused)
         elif error is not None and not isinstance(error, RedisError):
             self._log.error("publishing failed", exc_info=error)
@@ -130,13 +132,6 @@ class Traffic:
             await asyncio.wait(self._in_flight, timeout=timeout_s)
 
     # --- in ---
-
-    def on_junk(self, channel: bytes, error: WireError) -> None:
-        """Count what was no message of ours; say it the 1st, 2nd, 4th, 8th... time, so that a flood floods no log."""
-        self._junk += 1
-        if self._junk & (self._junk - 1) == 0:
-            reason = f"{error.what}: {error.reason}"
-            self._log.warning("junk on an adapter channel", channel=channel[:128], reason=reason, so_far=self._junk)
 
     def on_lost(self, source: object) -> None:
         """A subscription (or a reader) is gone."""
@@ -165,7 +160,7 @@ class Traffic:
             published=self._published,
             publish_lost=self._publish_lost,
             received=self.received,
-            junk=self._junk,
+            junk=self.junk.count,
             gaps=self._gaps,
             in_flight=len(self._in_flight),
         )
