@@ -1,7 +1,7 @@
 """As many clients as a process may have files: 15,000 on one instance, 45,000 on three, a broadcast to all of them.
 
-The clients live in processes of their own (``python crowd.py port count source-address``), since theirs are files too,
-each with a loopback address of its own, since an address has 28,000 ports towards one other.
+The clients live in processes of their own (``python crowd.py port count network``), since theirs are files too, each
+with two loopback addresses of its own, since Linux gives an address 14,000 ports towards one other before it searches.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Crowd:
         self._process = process
 
     @classmethod
-    async def start(cls, port: int, count: int, address: str) -> Crowd:
-        """Start to connect ``count`` clients from ``address``."""
+    async def start(cls, port: int, count: int, network: str) -> Crowd:
+        """Start to connect ``count`` clients from the addresses of ``network``, its first three bytes."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             __file__,
             str(port),
             str(count),
-            address,
+            network,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -88,7 +88,7 @@ async def _hold(peer: Peer, instances: int, redis_url: str) -> None:
         before_kib = [server.rss_kib() for server in servers]
         started_s = time.perf_counter()
         for number, server in enumerate(servers):
-            crowds.append(await Crowd.start(server.port, CROWD, f"127.0.0.{number + 2}"))
+            crowds.append(await Crowd.start(server.port, CROWD, f"127.0.{number + 1}"))
         await asyncio.gather(*(crowd.next_figure() for crowd in crowds))
         connected_s = time.perf_counter() - started_s
         per_client_kib = [(server.rss_kib() - kib) / CROWD for server, kib in zip(servers, before_kib, strict=True)]
@@ -118,10 +118,11 @@ async def _hold(peer: Peer, instances: int, redis_url: str) -> None:
 # --- the process of the clients ---
 
 
-async def _be_crowd(port: int, count: int, address: str) -> None:
+async def _be_crowd(port: int, count: int, network: str) -> None:
     peer = Peer("crowd", [], port=port)
     started_s = time.perf_counter()
-    await peer.connect(count, at_once=200, local=address)
+    for number, size in enumerate((count // 2, count - count // 2), 1):
+        await peer.connect(size, at_once=200, local=f"{network}.{number}")
     print(time.perf_counter() - started_s, flush=True)
     lines: asyncio.Queue[str] = asyncio.Queue()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), lambda: lines.put_nowait(sys.stdin.readline()))
