@@ -103,3 +103,4 @@ def test_order_batches_and_ages_are_kept(steps: list[tuple[str, int]]) -> None:
         assert both.waiting.names == [number for number, _ in both.model]
         assert both.waiting.entries == [entry for _, entry in both.model]
         assert len(both.waiting.packed) == len(both.waiting) == both.waiting.end - both.waiting.left
+        assert both.waiting.is_fresh == all(number not in both.since for number, _ in both.model)

@@ -26,7 +26,7 @@ Commands = tuple[list[bytes], list[Any], list[Arg]]
 class Waiting:
     """The queue of one link. ``Link.call`` appends to the lists itself: it is the hottest line of the package."""
 
-    __slots__ = ("_since", "entries", "left", "names", "packed")
+    __slots__ = ("_noted", "_since", "entries", "left", "names", "packed")
 
     def __init__(self) -> None:
         self.packed: list[bytes] = []
@@ -35,6 +35,7 @@ class Waiting:
         self.left = 0
         # (end, time): everything before place ``end`` (counted since the beginning) waits at least since ``time``.
         self._since: deque[tuple[int, float]] = deque()
+        self._noted = 0  # the place up to which ages were noted; the marks of what was overdue are gone, this is not
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -47,7 +48,7 @@ class Waiting:
     @property
     def is_fresh(self) -> bool:
         """Whether everything in it was called in this tick."""
-        return not self._since
+        return self._noted <= self.left
 
     def take_all(self) -> Commands:
         """Everything, as it is. Only while ``is_fresh``."""
@@ -82,7 +83,8 @@ class Waiting:
 
     def note_age(self, now_s: float) -> None:
         """Everything that is not noted yet waits since now."""
-        if self.entries and (not self._since or self._since[-1][0] < self.end):
+        if self.entries and self._noted < self.end:
+            self._noted = self.end
             self._since.append((self.end, now_s))
 
     def overdue(self, before_s: float) -> Iterator[tuple[Any, Arg]]:
@@ -111,6 +113,7 @@ class Waiting:
             self._since.popleft()
 
     def _trim_marks(self) -> None:
+        self._noted = min(self._noted, self.end)
         since_s = None
         while self._since and self._since[-1][0] > self.end:
             _, since_s = self._since.pop()
