@@ -41,6 +41,13 @@ export function shortName(instance) {
   return instance.split(".").at(-1);
 }
 
+// "instance 1", "instances 1 and 3", "instances 1, 2 and 3"
+export function placesOf(instances) {
+  const names = instances.map(shortName);
+  const last = names.pop();
+  return names.length ? `instances ${names.join(", ")} and ${last}` : `instance ${last}`;
+}
+
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
 const whole = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "medium" });
 const weekday = new Intl.DateTimeFormat(undefined, { weekday: "long", day: "numeric", month: "long" });

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final, final
 
+from flotta.errors import RedisError
 from flotta.fleet import Fleet
 from flotta.realtime import Server
 from flotta.realtime.presence import PresenceChange
@@ -20,6 +21,7 @@ __all__ = ["TTL_S", "Online"]
 TTL_S: Final = 6.0
 GATHER_S: Final = 0.1
 """Changes of so long are told together."""
+RETRY_S: Final = 0.5
 PAGE: Final = 1_000
 
 
@@ -75,19 +77,34 @@ class Online:
             await self._news.wait()
             self._news.clear()
             before = self.users()
-            if self._look_again:
-                self._look_again = False
-                self._where = await self._everybody()
-            changed, self._changed = self._changed, set()
-            for user, where in (await self._ask(sorted(changed))).items():
-                self._where[user] = where
-                if not where:
-                    del self._where[user]
+            try:
+                await self._catch_up()
+            except RedisError:  # what was not answered is asked again
+                self._news.set()
+                await asyncio.sleep(RETRY_S)
+                continue
             now = self.users()
             news = {user: now.get(user, []) for user in before.keys() | now.keys() if before.get(user) != now.get(user)}
             if news:
                 await self._server.emit("online", news, local=True)
             await asyncio.sleep(GATHER_S)
+
+    async def _catch_up(self) -> None:
+        """Ask what has changed; what changes meanwhile is for the next time. Raises RedisError: then all of it is."""
+        look_again, self._look_again = self._look_again, False
+        changed, self._changed = self._changed, set()
+        try:
+            if look_again:
+                self._where = await self._everybody()
+            found = await self._ask(sorted(changed))
+        except RedisError:
+            self._look_again |= look_again
+            self._changed |= changed
+            raise
+        for user, where in found.items():
+            self._where[user] = where
+            if not where:
+                del self._where[user]
 
     def _heard(self, change: PresenceChange) -> None:
         if change.kind == "gap":

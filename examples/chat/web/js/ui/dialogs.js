@@ -1,6 +1,6 @@
 // Dialogs: join or open a room, who is in a room.
 
-import { $, ago, avatar, h, icon, shortName } from "../dom.js";
+import { $, ago, avatar, h, icon, placesOf } from "../dom.js";
 
 function open(title, ...content) {
   const dialog = $("dialog");
@@ -69,7 +69,7 @@ export async function members(session, store, room, leave) {
 
 function memberRow(store, person) {
   const where = store.online.get(person.id);
-  const state = where ? `Online, on instance ${where.map(shortName).join(", ")}` : person.last_seen ? `Seen ${ago(person.last_seen)}` : "Not seen yet";
+  const state = where ? `Online, on ${placesOf(where)}` : person.last_seen ? `Seen ${ago(person.last_seen)}` : "Not seen yet";
   const mark = h("span", { class: "presence", "data-online": String(Boolean(where)) }, avatar(person));
   return h("li", { class: "row" }, mark, h("span", { class: "row-words" }, h("b", {}, person.display), h("span", { class: "row-preview" }, state)));
 }

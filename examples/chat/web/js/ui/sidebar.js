@@ -1,6 +1,6 @@
 // The list of rooms and people: unread counts, who is online and where.
 
-import { $, ago, arrange, avatar, eachFrame, h, icon, shortName } from "../dom.js";
+import { $, ago, arrange, avatar, eachFrame, h, icon, placesOf, shortName } from "../dom.js";
 
 export class Sidebar {
   #store;
@@ -63,7 +63,7 @@ export class Sidebar {
 
   #person(person, room) {
     const where = this.#store.online.get(person.id);
-    const state = where ? `online, on instance ${where.map(shortName).join(" and ")}` : person.last_seen ? `seen ${ago(person.last_seen)}` : "not seen yet";
+    const state = where ? `online, on ${placesOf(where)}` : person.last_seen ? `seen ${ago(person.last_seen)}` : "not seen yet";
     return this.#row(room ?? null, {
       mark: h("span", { class: "presence", "data-online": String(Boolean(where)) }, avatar(person)),
       name: person.display,
