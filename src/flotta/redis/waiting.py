@@ -26,7 +26,7 @@ Commands = tuple[list[bytes], list[Any], list[Arg]]
 class Waiting:
     """The queue of one link. ``Link.call`` appends to the lists itself: it is the hottest line of the package."""
 
-    __slots__ = ("_noted", "_since", "entries", "left", "names", "packed")
+    __slots__ = ("_given", "_noted", "_since", "entries", "left", "names", "packed")
 
     def __init__(self) -> None:
         self.packed: list[bytes] = []
@@ -36,6 +36,7 @@ class Waiting:
         # (end, time): everything before place ``end`` (counted since the beginning) waits at least since ``time``.
         self._since: deque[tuple[int, float]] = deque()
         self._noted = 0  # the place up to which ages were noted; the marks of what was overdue are gone, this is not
+        self._given = 0  # the place up to which entries were given out as overdue
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -90,8 +91,9 @@ class Waiting:
     def overdue(self, before_s: float) -> Iterator[tuple[Any, Arg]]:
         """Entries that wait since before then, with their names; each is given out once and stays in its place."""
         while self._since and self._since[0][1] <= before_s:
-            count = self._since.popleft()[0] - self.left
-            for entry, name in zip(self.entries[:count], self.names[:count], strict=True):
+            begin, self._given = max(self._given, self.left), self._since.popleft()[0]
+            places = slice(begin - self.left, self._given - self.left)
+            for entry, name in zip(self.entries[places], self.names[places], strict=True):
                 if not entry.done():
                     yield entry, name
 
@@ -113,7 +115,7 @@ class Waiting:
             self._since.popleft()
 
     def _trim_marks(self) -> None:
-        self._noted = min(self._noted, self.end)
+        self._noted, self._given = min(self._noted, self.end), min(self._given, self.end)
         since_s = None
         while self._since and self._since[-1][0] > self.end:
             _, since_s = self._since.pop()
