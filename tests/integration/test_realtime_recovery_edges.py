@@ -90,7 +90,7 @@ async def test_a_session_that_has_ended_elsewhere_is_not_made_anew_by_a_late_own
 ) -> None:
     client = await Raw.join(one.port)
     pid, sid = client.ids["pid"], client.ids["sid"]
-    await one.sio._core.keeper._subscription.aclose()  # type: ignore[union-attr]  # as if stopped: it hears of nothing
+    await one.sio._core.keeper._claims.aclose()  # type: ignore[union-attr]  # as if stopped: it hears of nothing
     again = await Raw.join(two.port, client.back(None))
     await again.connection.send("41")
     await until(lambda: not two.sio.is_connected(sid))

@@ -7,8 +7,7 @@ it missed is sent, and what was held.
 
 Invariants:
 
-- a session has one owner; of two instances that claim it at once one wins, and a socket whose session was claimed by
-  another is dropped here without touching it;
+- a session has one owner (`claims`); a socket whose session was claimed by another is dropped here without touching it;
 - the rooms of a recovered socket are entered in the tick in which the reader's position is noted, so each event reaches
   it exactly one way: as missed up to there, live after it;
 - a client that cannot be given everything that it missed is told so: it gets another private id.
@@ -25,21 +24,15 @@ from flotta.errors import Closed, ConnectRefused, RedisError, WireError
 from flotta.realtime.adapters.wire import unsendable_is_junk
 from flotta.realtime.client import Client, Reason, Socket
 from flotta.realtime.delivery import Delivery
+from flotta.realtime.recovery.claims import Claims, make_owner
 from flotta.realtime.recovery.history import Past
 from flotta.realtime.recovery.kept import Kept
 from flotta.realtime.recovery.past import Archive, broadcast_of
-from flotta.realtime.recovery.plan import (
-    Asked,
-    asked,
-    begins,
-    is_complete,
-    refresh_s_of,
-    revoked,
-)
+from flotta.realtime.recovery.plan import asked, refresh_s_of, revoked
 from flotta.realtime.recovery.replay import Missed, Replay, is_current
 from flotta.realtime.recovery.saver import Saver
-from flotta.realtime.recovery.session import Position, Session, User, read_session
-from flotta.realtime.recovery.store import Loaded, Saved, Store
+from flotta.realtime.recovery.session import Position, Session, User
+from flotta.realtime.recovery.store import Saved, Store
 from flotta.realtime.transports import Outgoing
 from flotta.redis import Redis
 from flotta.streaming.event import format_id
@@ -47,12 +40,8 @@ from flotta.streaming.event import format_id
 __all__ = ["Keeper", "Stream"]
 
 PID_BYTES = 15  # 20 characters of base64, as Node's
-OWNER_BYTES = 13  # 18 characters
 RESTORE_S = 10.0
 """How long a client that comes back waits for Redis, at most."""
-RETRY_S = 0.2
-CLAIMS_MAX = 5
-"""Attempts at a session that changes while it is claimed."""
 CLOSE_TRY_AGAIN: Final = 1013
 ACK_ID_MAX = 2**31
 _NOWHERE: Final[Position] = (0, 0)
@@ -116,10 +105,8 @@ class Keeper:
         logger: Any,
     ) -> None:
         self.restored = self.refused = 0
-        self._redis = redis
         self._stream = stream
         self._store = store
-        self._channel = channel
         self._delivery = delivery
         self._people = people
         self._window_s = window_s
@@ -127,7 +114,6 @@ class Keeper:
         self._replay = Replay(stream.archive, pace_bytes=pace_bytes)
         self._log = logger
         self._owned: dict[str, Socket] = {}
-        self._subscription: Any = None
         refresh_s = refresh_s_of(window_s)
         self._live_ttl_s = window_s + 2 * refresh_s
         self._saver = Saver(
@@ -137,19 +123,30 @@ class Keeper:
             on_taken=self._lose,
             logger=logger,
         )
+        self._claims = Claims(
+            redis,
+            store=store,
+            channel=channel,
+            replay=self._replay,
+            reached=stream.reached,
+            enter=self._enter,
+            lose=self._lose_owner,
+            live_ttl_s=self._live_ttl_s,
+            window_s=window_s,
+            run=self._saver.run,
+            logger=logger,
+        )
 
     async def start(self) -> None:
         """Hear of sessions that others claim. Raises what subscribing raises."""
-        self._subscription = await self._redis.hub.subscribe(self._channel, _Ear(self._on_claimed), kind="channel")
+        await self._claims.start()
         self._delivery.watch_rooms(self._room_changed)
         self._stream.on_missed = self._send_back
         self._saver.start()
 
     async def aclose(self) -> None:
         """Let the last sessions be saved. Idempotent."""
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            await subscription.aclose()
+        await self._claims.aclose()
         await self._saver.aclose()
 
     # --- a connection moves (`relay`) ---
@@ -157,7 +154,7 @@ class Keeper:
     def adopt(self, socket: Socket, kept: Kept) -> None:
         """A socket has come here with its connection, from an instance that has let it go (`release`). It has another
         owner here: what that instance has written and Redis not yet got, over a connection that stalls, is refused."""
-        kept.elder, kept.owner = kept.owner, secrets.token_urlsafe(OWNER_BYTES)
+        kept.elder, kept.owner = kept.owner, make_owner()
         self._own(socket, kept)
         self._saver.changed(socket)
 
@@ -178,7 +175,7 @@ class Keeper:
         if wanted is not None:
             try:
                 async with asyncio.timeout(RESTORE_S):
-                    await self._restore(socket, wanted)
+                    await self._claims.take(socket, wanted)
             except TimeoutError:
                 self._log.warning("a session was not restored in time", namespace=socket.namespace)
                 if self._store.reachable:  # this instance is too slow: the client tries again, perhaps elsewhere
@@ -192,84 +189,12 @@ class Keeper:
 
     def begin(self, socket: Socket) -> None:
         """A socket is in its namespace from now on, and holds what is sent to it."""
-        pid, owner = secrets.token_urlsafe(PID_BYTES), secrets.token_urlsafe(OWNER_BYTES)
+        pid, owner = secrets.token_urlsafe(PID_BYTES), make_owner()
         self._own(socket, Kept(pid, owner, self._stream.position))
 
     def _own(self, socket: Socket, kept: Kept) -> None:
         socket.kept = kept
         self._owned[kept.owner] = socket
-
-    async def _restore(self, socket: Socket, wanted: Asked) -> None:
-        owners: set[str] = set()
-        while True:
-            try:
-                await self._claim_and_enter(socket, wanted, owners)
-            except (RedisError, Closed):
-                await asyncio.sleep(RETRY_S)  # until it is back, or the time is over
-            else:
-                return
-
-    async def _claim_and_enter(self, socket: Socket, wanted: Asked, owners: set[str]) -> None:
-        claimed = await self._claim(socket, wanted, owners)
-        if claimed is None:
-            return
-        session, begin = claimed
-        missed = await self._replay.missed(session, socket.namespace, begin)
-        if missed is None:
-            await self._store.forget(session.pid, session.owner, self._live_ttl_s)
-        elif is_current(socket):
-            self._enter(socket, session, begin, missed)
-        else:
-            await self._store.save([Saved.of(session._replace(live=False), self._window_s)])
-
-    async def _claim(self, socket: Socket, wanted: Asked, owners: set[str]) -> tuple[Session, Position] | None:
-        """``owners`` gets those that may still hold the client: an attempt whose answer was lost may be the one that
-        has taken it from them."""
-        for _ in range(CLAIMS_MAX):
-            loaded = await self._store.load(wanted.pid)
-            found = None if loaded is None else self._checked(socket, wanted, loaded)
-            if loaded is None or found is None:
-                return None
-            session, begin = found
-            await self._stream.reached(begin)
-            if not is_current(socket):
-                return None
-            mine = session._replace(
-                owner=secrets.token_urlsafe(OWNER_BYTES), namespace=socket.namespace, seen=begin, live=True
-            )
-            if session.live:
-                owners.add(session.owner)
-            if await self._store.claim(loaded, mine, self._live_ttl_s):
-                for owner in owners:
-                    self._tell_owner(owner)
-                return mine, begin
-        return None
-
-    def _checked(self, socket: Socket, wanted: Asked, loaded: Loaded) -> tuple[Session, Position] | None:
-        """The session and from where on it is to be replayed; None: not this session, or not all of it."""
-        try:
-            session = read_session(loaded.value)
-        except WireError as error:
-            self._log.warning("a saved session is junk", reason=error.reason)
-            return None
-        if session.pid != wanted.pid or session.namespace not in {None, socket.namespace}:
-            return None
-        begin = begins(session, wanted.offset)
-        return None if begin is None or not is_complete(begin, loaded.stream) else (session, begin)
-
-    def _tell_owner(self, owner: str) -> None:
-        """The last owner of a session may still hold the connection that the client has left."""
-        here = self._owned.get(owner)
-        if here is not None:
-            self._lose(here)
-        else:
-            self._saver.run(self._publish(owner), "realtime recovery claimed")
-
-    async def _publish(self, owner: str) -> None:
-        try:
-            await self._redis.link.call("PUBLISH", self._channel, owner)
-        except (RedisError, Closed) as error:  # it finds out when it saves
-            self._log.info("a claim could not be announced", reason=str(error))
 
     def _enter(self, socket: Socket, session: Session, begin: Position, missed: Missed) -> None:
         """Nothing waits in here: what is missed ends where what is held begins."""
@@ -458,10 +383,12 @@ class Keeper:
         itself, and finds nothing of it."""
         socket.client.close(Reason.SERVER_DISCONNECT)
 
-    def _on_claimed(self, owner: bytes) -> None:
-        socket = self._owned.get(owner.decode("ascii", "replace"))
+    def _lose_owner(self, owner: str) -> bool:
+        """Another has the session that this owner had. False: it is not here."""
+        socket = self._owned.get(owner)
         if socket is not None:
             self._lose(socket)
+        return socket is not None
 
     def _send_back(self) -> None:
         """Events are gone that nobody here has got: who is connected comes back, and is told that it begins anew."""
@@ -475,23 +402,3 @@ class Keeper:
             self._owned.pop(kept.owner, None)
         self._saver.forget(socket)
         socket.client.abandon(socket)
-
-
-@final
-class _Ear:
-    """Hears who was claimed. What is missed while Redis is away is noticed at the next save."""
-
-    __slots__ = ("_take",)
-
-    def __init__(self, take: Callable[[bytes], None]) -> None:
-        self._take = take
-
-    def on_message(self, _channel: bytes, payload: bytes) -> None:
-        """An owner's name."""
-        self._take(payload)
-
-    def on_lost(self) -> None:
-        """Nothing to do."""
-
-    def on_restored(self) -> None:
-        """Nothing to do."""
