@@ -17,6 +17,7 @@ from flotta.realtime.recovery.session import read_session
 from flotta.realtime.recovery.store import Store
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
+from flotta.streaming.event import parse_id
 from realtime_fixtures import until
 from realtime_recovery_places import Place, connections, gone, one, place, two
 from realtime_recovery_stage import Raw
@@ -333,14 +334,22 @@ async def test_what_is_missed_may_be_larger_than_the_send_buffer(valkey_url: str
         assert [event[1] for event in await again.events_until("end")] == list(range(320))
 
 
+async def until_all_is_delivered(at: Place, redis: Redis, stream: str) -> None:
+    """Return when the server has read its stream to the end: what comes back then has missed it, and holds nothing."""
+    await at.sio._core.adapter.settled()  # type: ignore[union-attr]
+    ((newest, _),) = await redis.xrevrange(stream, count=1)
+    await until(lambda: parse_id(at.position) >= parse_id(newest.decode()))
+
+
 async def test_a_client_too_slow_for_its_replay_is_cut_off_and_goes_on_where_it_was(
-    valkey_url: str, unique: str
+    valkey_url: str, unique: str, redis: Redis
 ) -> None:
     async with place(valkey_url, unique, send_bytes_max=200_000) as at:
         client = await Raw.join(at.port)
         await gone(at, client)
         for number in range(2_000):
             await at.sio.emit("n", (number, "x" * 10_000))
+        await until_all_is_delivered(at, redis, unique)
         slow = await Raw.open(at.port)
         await slow.ask(client.back(None))
         assert (await slow.answer())["pid"] == client.ids["pid"]
@@ -353,6 +362,7 @@ async def test_a_client_too_slow_for_its_replay_is_cut_off_and_goes_on_where_it_
             while True:
                 had.append(await slow.event())
         assert len(had) < 2_000
+        await until_all_is_delivered(at, redis, unique)
         again = await Raw.join(at.port, client.back(had[-1][-1] if had else None))
         assert again.ids == client.ids
         await at.sio.emit("end")
