@@ -73,7 +73,8 @@ chat-flask: $(STAMP) $(CHAT_STAMP) ## the same chat on Flask
 
 test: $(STAMP) $(NODE_STAMP) ## every test that this machine can run; says what it skips and why
 	@$(MAKE) --no-print-directory web || echo "the examples' pages could not be built: the tests in a browser will skip"
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST)
+	@$(PY) -m compileall -q src examples/*/src tests || true # hundreds of processes import it, also where nothing may write .pyc
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 coverage: $(STAMP) $(NODE_STAMP) ## the tests once more, with the branches that they do not reach
 	$(BIN)/coverage erase
@@ -92,6 +93,7 @@ fuzz: $(STAMP) ## random input for every parser of the realtime server: SECONDS=
 
 chaos: $(STAMP) ## the fault runs at full length, events, positions, sockets, the pool; SEED= and MINUTES=5 of the pool's
 	FLOTTA_CHAOS_EVENTS=200000 $(PY) -m pytest -s tests/faults/test_stream_faults.py -k killed_at_random
+	FLOTTA_CANCELLED_CALLS=200000 $(PY) -m pytest -s tests/faults/test_redis_server_faults.py -k cancelled_at_random
 	HARBOR_CHAOS_POSITIONS=200000 HARBOR_CHAOS_PER_S=2000 HARBOR_CHAOS_KILL_S=10 $(PY) -m pytest -s tests/faults/test_harbor_chaos.py
 	HARBOR_FENCES_STEPS=2000 HARBOR_FENCES_KILL_S=10 $(PY) -m pytest -s tests/faults/test_harbor_takeover.py
 	HARBOR_TRAILS_KILLS=12 $(PY) -m pytest -s tests/faults/test_harbor_trails.py

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,36 @@ __all__ = [
     "valkey",
     "valkey_url",
 ]
+
+STAGES = (("browser", "faults", "interop"), ("integration",), ("fuzz", "property", "unit"))
+"""The folders of tests in the order in which their files are given to the workers of a parallel run."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """For ``-n auto``: half as many again as there are cores, since tests wait for processes half of their time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + max(1, cores // 2)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let a parallel run begin with its longest files, so that none of them is left alone at the end.
+
+    In a folder what may take longer (its ``timeout`` mark) goes first. The folders of a stage are shuffled into each
+    other: two browsers at once would take all cores.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    longest_s: dict[Path, float] = {}
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        longest_s[item.path] = max(longest_s.get(item.path, 0.0), mark.args[0] if mark else 0.0)
+    places: dict[Path, tuple[int, float, Path]] = {}
+    for folder in {path.parent for path in longest_s}:
+        stage = next((number for number, names in enumerate(STAGES) if folder.name in names), 0)
+        files = sorted((path for path in longest_s if path.parent == folder), key=lambda path: (-longest_s[path], path))
+        places |= {path: (stage, number / len(files), path) for number, path in enumerate(files)}
+    items.sort(key=lambda item: places[item.path])
 
 
 @pytest.fixture
@@ -56,3 +88,5 @@ def own_valkey() -> Iterator[EmbeddedRedis]:
     """A server of this test alone: it may be killed, paused and restarted. Its data is kept (appendfsync always)."""
     with EmbeddedRedis(appendonly=True, appendfsync="always") as server:
         yield server
+        if server.owned:
+            server.kill()  # nobody wants its data any more: an orderly end would take a tenth of a second

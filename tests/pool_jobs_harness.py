@@ -1,7 +1,7 @@
 """For the tests of jobs: handlers that say what happens to them, waits without fixed pauses, and workers in processes.
 
 ``python pool_jobs_harness.py '<setup as JSON>'`` is such a process: it joins, prints "ready", then a line for all that
-its jobs do. It obeys lines on its standard input: "close", "block <seconds>".
+its jobs do. It obeys lines on its standard input: "close", "block <seconds>", "block" (until the next line comes).
 """
 
 from __future__ import annotations
@@ -183,7 +183,10 @@ async def _work(setup: dict[str, Any]) -> None:
         if not line or line[0] == "close":
             end.set()
         elif line[0] == "block":
-            time.sleep(float(line[1]))
+            if line[1:]:
+                time.sleep(float(line[1]))
+            else:
+                sys.stdin.readline()
             say("unblocked")
 
     loop.add_reader(sys.stdin, obey)

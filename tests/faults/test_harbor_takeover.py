@@ -1,6 +1,6 @@
 """Harbor's geofences while its instances are killed: every crossing raises its alert, once, and none is invented.
 
-``HARBOR_FENCES_STEPS`` (default 200) and ``HARBOR_FENCES_KILL_S`` (default 3) make it longer. ``HARBOR_CHAOS_SEED``
+``HARBOR_FENCES_STEPS`` (default 120) and ``HARBOR_FENCES_KILL_S`` (default 3) make it longer. ``HARBOR_CHAOS_SEED``
 chooses the victims; it is printed.
 """
 
@@ -21,7 +21,7 @@ from flotta.postgres import EmbeddedPostgres
 from harbor_stage import Stage, stage
 from supervisor_service import wait_until
 
-STEPS = int(os.environ.get("HARBOR_FENCES_STEPS", "200"))
+STEPS = int(os.environ.get("HARBOR_FENCES_STEPS", "120"))
 KILL_S = float(os.environ.get("HARBOR_FENCES_KILL_S", "3"))
 SEED = int(os.environ.get("HARBOR_CHAOS_SEED", str(time.time_ns() % 1_000_000)))
 VESSELS = 60

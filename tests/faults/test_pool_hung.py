@@ -16,7 +16,7 @@ from flotta.pool.keys import PoolKeys
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
 from pool_crew import leftovers
-from pool_jobs_harness import FAST, Recorder, WorkerProcess, declare, joined
+from pool_jobs_harness import FAST, Recorder, WorkerProcess, declare, joined, until
 
 pytestmark = pytest.mark.faults
 
@@ -33,12 +33,13 @@ async def shut_down_while_it_hangs(pool: str, url: str, how: str) -> AsyncIterat
                 await client.start(redis)
                 await unit.dispatch(1)
                 await client.close()
+                await until(lambda: hung.about("run"))
                 while await uptime_s(redis) < 4:  # so that it is seen that the server ran all the time
                     await asyncio.sleep(0.1)
             if how == "stopped":
                 hung.signal(signal.SIGSTOP)
             else:
-                hung.tell("block 8")
+                hung.tell("block")
             await node.shutdown()
         yield hung
     finally:
@@ -54,6 +55,8 @@ async def uptime_s(redis: Redis) -> int:
 async def wake(hung: WorkerProcess, how: str) -> None:
     if how == "stopped":
         hung.signal(signal.SIGCONT)
+    else:
+        hung.tell("go on")
     async with asyncio.timeout(15):
         while not hung.about("end"):  # its job was fenced
             await asyncio.sleep(0.01)
@@ -61,12 +64,10 @@ async def wake(hung: WorkerProcess, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["stopped", "blocked"])
-async def test_who_hung_through_a_shutdown_leaves_nothing_when_it_wakes(
-    how: str, own_valkey: EmbeddedRedis, unique: str
-) -> None:
+async def test_who_hung_through_a_shutdown_leaves_nothing_when_it_wakes(how: str, valkey_url: str, unique: str) -> None:
     async with (
-        Redis.from_url(own_valkey.url) as redis,
-        shut_down_while_it_hangs(unique, own_valkey.url, how) as hung,
+        Redis.from_url(valkey_url) as redis,
+        shut_down_while_it_hangs(unique, valkey_url, how) as hung,
     ):
         assert await leftovers(redis, unique) == []
         await wake(hung, how)
@@ -76,12 +77,12 @@ async def test_who_hung_through_a_shutdown_leaves_nothing_when_it_wakes(
 
 
 async def test_who_hung_through_a_shutdown_leaves_the_pool_alone_that_was_opened_meanwhile(
-    own_valkey: EmbeddedRedis, unique: str
+    valkey_url: str, unique: str
 ) -> None:
     async with (
-        Redis.from_url(own_valkey.url) as redis,
-        shut_down_while_it_hangs(unique, own_valkey.url, "stopped") as hung,
-        joined(unique, own_valkey.url) as anew,
+        Redis.from_url(valkey_url) as redis,
+        shut_down_while_it_hangs(unique, valkey_url, "stopped") as hung,
+        joined(unique, valkey_url) as anew,
     ):
         recorder = Recorder()
         worker = await anew.add_worker(recorder)
@@ -125,6 +126,8 @@ async def test_the_next_to_join_ends_a_clean_up_whose_process_was_killed(
         assert await redis.link.call("EXISTS", keys.meta, keys.clearing) == 2, "it was killed in the middle"
         left = int(await redis.link.call("DBSIZE"))
         assert 1_000 < left < 100_000
+        assert 5_000 < int(await redis.link.call("PTTL", keys.clearing)) <= 10_000
+        await redis.link.call("PEXPIRE", keys.clearing, 1_000)
         async with asyncio.timeout(20):  # the lock of the dead ends by its time
             node = await Node.join(unique, own_valkey.url, options=FAST)
         await node.add_worker(Recorder())
