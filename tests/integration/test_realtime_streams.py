@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 
 from flotta.realtime import Server
 from flotta.realtime.adapters.streams import StreamsAdapter
-from flotta.redis import Redis
+from flotta.redis import LinkOptions, Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.streaming.event import parse_id
 from flotta.testing import FaultProxy
@@ -303,3 +303,23 @@ async def test_what_redis_refuses_the_own_clients_get(unique: str) -> None:
         assert len(await client.event()) == 3
         assert adapter_of(sio).stats.publish_lost == 6
         assert [level for level, what in logs.said if what == "Redis refuses broadcasts"] == ["error"] * 3
+
+
+async def test_what_redis_has_certainly_not_got_the_own_clients_get_and_what_may_be_lost_is_told(unique: str) -> None:
+    logs = Logs()
+    with EmbeddedRedis() as valkey:
+        options = LinkOptions(in_flight_max=1, command_timeout_s=1.0, reconnect_max_s=0.2)
+        async with await Redis.from_url(valkey.url, options=options).connect() as redis:
+            sio = Server(redis, adapter="streams", stream_name=unique, channel_prefix=unique, relay=False, logger=logs)
+            async with serving(sio, native=True) as port:
+                client = await Raw.join(port)
+                valkey.pause()
+                for number in range(4):
+                    await sio.emit("n", number)
+                await until(lambda: adapter_of(sio).stats.in_flight >= 4)
+                valkey.kill()
+                # The first may have arrived, and may come back; the others have waited here.
+                assert [(await client.event())[:2] for _ in range(3)] == [["n", number] for number in (1, 2, 3)]
+                assert adapter_of(sio).stats.publish_lost == 4
+                told = [level for level, what in logs.said if what == "a broadcast was lost on its way"]
+                assert told == ["warning"] * 3  # the 1st, 2nd and 4th

@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, final
 
-from flotta.errors import CommandError, RedisError, WireError
+from flotta.errors import CommandError, NotApplied, RedisError, WireError
 from flotta.realtime.adapters import AdapterStats, Broadcast, Node
 from flotta.realtime.adapters import cluster_wire as wire
 from flotta.realtime.adapters.channels import channel
@@ -248,12 +248,13 @@ class StreamsAdapter(ClusterAdapter):
         return True
 
     def _on_added(self, message: Message, added: asyncio.Future[Any]) -> None:
-        """What Redis refuses (it has no memory left, or is read-only) the own clients get as while it is away."""
+        """What Redis refuses (it has no memory left, or is read-only), or has certainly not got, the own clients get as
+        while it is away. What it may have got, they do not: it may come back."""
         error = None if added.cancelled() else added.exception()
         if error is None and not added.cancelled():
             return
         self._come_back()
-        if isinstance(error, CommandError) and message.type in BROADCASTS and self._node is not None:
+        if isinstance(error, (CommandError, NotApplied)) and message.type in BROADCASTS and self._node is not None:
             broadcast = wire.read_broadcast(message)
             text_last = self.recovers and isinstance(broadcast.args[-1], str)
             self._node.deliver(broadcast, offset=format_id(self._reader.position) if text_last else None)

@@ -65,7 +65,7 @@ class Traffic:
         self._has_room = asyncio.Event()
         self._has_room.set()
         self._deaf: set[object] = set()
-        self._published = self._publish_lost = self._refused = self._gaps = 0
+        self._published = self._publish_lost = self._underway_lost = self._refused = self._gaps = 0
 
     # --- out ---
 
@@ -119,7 +119,11 @@ class Traffic:
             self._refused += 1
             if is_told(self._refused):
                 self._log.error("Redis refuses broadcasts", reason=error.text, so_far=self._refused)
-        elif error is not None and not isinstance(error, RedisError):
+        elif isinstance(error, RedisError):
+            self._underway_lost += 1
+            if is_told(self._underway_lost):
+                self._log.warning("a broadcast was lost on its way", reason=str(error), so_far=self._underway_lost)
+        elif error is not None:
             self._log.error("publishing failed", exc_info=error)
 
     async def wait_for_room(self) -> None:

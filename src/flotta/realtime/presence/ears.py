@@ -11,6 +11,7 @@ from flotta.errors import Closed, RedisError, WireError
 from flotta.realtime.presence.records import PresenceChange, Revocation, read_change, read_control
 from flotta.realtime.presence.registry import Told, batched
 from flotta.realtime.presence.revocations import Revocations
+from flotta.realtime.sampling import Junk
 from flotta.redis import Redis
 
 __all__ = ["Ears"]
@@ -26,20 +27,17 @@ Revoke: TypeAlias = Callable[[str, float, float], Awaitable[None]]
 class _Ear:
     """One channel's listener."""
 
-    def __init__(self, take: Callable[[bytes], None], on_restored: Callable[[], None], logger: Any) -> None:
+    def __init__(self, take: Callable[[bytes], None], on_restored: Callable[[], None], junk: Junk) -> None:
         self._take = take
         self._restored = on_restored
-        self._log = logger
-        self._junk = 0
+        self._junk = junk
 
     def on_message(self, channel: bytes, payload: bytes) -> None:
-        """Junk is said the 1st, 2nd, 4th, 8th... time."""
+        """Junk is counted and dropped."""
         try:
             self._take(payload)
         except WireError as error:
-            self._junk += 1
-            if self._junk & (self._junk - 1) == 0:
-                self._log.warning("junk on a presence channel", channel=channel[:128], reason=error.reason)
+            self._junk.add(channel, error)
 
     def on_lost(self) -> None:
         """What matters is when messages arrive again."""
@@ -60,7 +58,7 @@ class Ears:
         self._told = told
         self._me = me
         self._revoke = revoke
-        self._log = logger
+        self._junk = Junk("a presence", logger)
         self._subscriptions: list[Any] = []
         self._watching: asyncio.Lock = asyncio.Lock()
         self._watches = False
@@ -69,14 +67,14 @@ class Ears:
 
     async def listen_to_control(self) -> None:
         """Hear of revocations. Raises LinkUnavailable."""
-        ear = _Ear(self._on_control, self.check_soon, self._log)
+        ear = _Ear(self._on_control, self.check_soon, self._junk)
         self._subscriptions.append(await self._redis.hub.subscribe(f"{self._prefix}control", ear))
 
     async def listen_to_changes(self) -> None:
         """Hear of changes. Twice is once. Raises LinkUnavailable."""
         async with self._watching:
             if not self._watches:
-                ear = _Ear(self._on_change, self.tell_gap, self._log)
+                ear = _Ear(self._on_change, self.tell_gap, self._junk)
                 self._subscriptions.append(await self._redis.hub.subscribe(f"{self._prefix}changes", ear))
                 self._watches = True
 
