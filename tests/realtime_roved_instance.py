@@ -47,7 +47,7 @@ def make_server(redis_url: str, prefix: str, adapter: str) -> Server:
     @sio.event
     async def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
         _say("+", sid)
-        await sio.save_session(sid, {"said": -1})
+        await sio.save_session(sid, {})
 
     @sio.event
     async def join(sid: str, room: str) -> str:
@@ -57,9 +57,12 @@ def make_server(redis_url: str, prefix: str, adapter: str) -> Server:
     @sio.event
     async def say(sid: str, number: int, data: bytes, connection: str) -> tuple[int, bytes]:
         async with sio.session(sid) as session:
-            if session and session["said"] != number - 1:
+            if number == 0:
+                session["connection"] = connection
+            elif session.get("connection") == connection and session["said"] != number - 1:
                 _say("!", sid, "said", session["said"], number)
-            session["said"] = number
+            if session.get("connection") == connection:  # else of the one before: this one is recovered
+                session["said"] = number
         await sio.emit("told", (number, connection), to=sid)
         if number % 4 == 3:
             await _ask(sid, number, data)

@@ -58,9 +58,12 @@ function start(name, transports, roves) {
   clients.push(client);
   socket.on("connect", () => begin(client));
   const failed = (what) => (error) => {
-    if (errors.length < 2000) errors.push({ at: Date.now(), name, engine: client.here.engine, what, text: `${error.message} ${error.description ?? ""} ${error.context?.responseText ?? ""}`.slice(0, 200) });
+    if (errors.length < 2000) errors.push({ at: Date.now(), name, engine: socket.io.engine?.id, what, text: `${error.message} ${error.description ?? ""} ${error.context?.responseText ?? ""}`.slice(0, 200) });
   };
-  socket.io.on("open", () => socket.io.engine.on("error", failed("engine")));
+  socket.io.on("open", () => {
+    const engine = socket.io.engine;
+    engine.on("error", (error) => { if (engine === socket.io.engine) failed("engine")(error); }); // not of one that it left
+  });
   socket.on("connect_error", failed("connect_error"));
   socket.on("disconnect", (reason) => {
     if (reason !== "io client disconnect") errors.push({ at: Date.now(), name, engine: client.here.engine, what: "disconnect", text: reason });
