@@ -274,3 +274,17 @@ async def test_revocation_that_redis_has_lost_is_given_back_and_holds_meanwhile(
             while await redis.get(key) != was:
                 await asyncio.sleep(0.01)
         assert 50_000 < await redis.pttl(key) <= 60_000
+
+
+async def test_change_counts_as_waiting_until_redis_has_it(unique: str) -> None:
+    with EmbeddedRedis() as valkey:
+        async with Redis.from_url(valkey.url) as redis, registry(redis, unique, "aaaa") as (one, _):
+            await entered(one, entry("s1", "ada"))
+            valkey.pause()
+            sent = redis.link.stats.commands
+            one.update(entry("s1", "ada", state="typing"))
+            await until(lambda: redis.link.stats.commands > sent)
+            assert one.stats.waiting == 1
+            valkey.resume()
+            await settled(one)
+            assert [online.state for (online,) in await one.online(["ada"])] == ["typing"]

@@ -63,6 +63,7 @@ class SharedRegistry:
         self._entering: set[str] = set()
         self._leaving: dict[tuple[str, str], None] = {}  # (socket id, user), in the order of their going
         self._updating: set[str] = set()
+        self._writing = 0
         self._has_work = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._ears: Ears | None = None
@@ -206,10 +207,14 @@ class SharedRegistry:
                 self._leaving.pop(gone, None)
         for entry in updating:
             self._updating.discard(entry.online.socket_id)
-        calls = [self._update(entry) for entry in updating]
-        for failed in await asyncio.gather(*calls, return_exceptions=True):
-            if isinstance(failed, BaseException):
-                raise failed
+        self._writing = len(updating)
+        try:
+            calls = [self._update(entry) for entry in updating]
+            for failed in await asyncio.gather(*calls, return_exceptions=True):
+                if isinstance(failed, BaseException):
+                    raise failed
+        finally:
+            self._writing = 0
 
     async def _update(self, entry: Entry) -> None:
         """Also what is new, or was another instance's."""
@@ -268,7 +273,7 @@ class SharedRegistry:
 
     @property
     def _moving(self) -> int:
-        return len(self._entering) + len(self._leaving) + len(self._updating)
+        return len(self._entering) + len(self._leaving) + len(self._updating) + self._writing
 
     async def _renew(self, *, quiet: bool) -> None:
         """Make Redis have exactly the own entries."""
