@@ -98,6 +98,7 @@ chaos: $(STAMP) ## the fault runs at full length, events, positions, sockets, th
 	HARBOR_FENCES_STEPS=2000 HARBOR_FENCES_KILL_S=10 $(PY) -m pytest -s tests/faults/test_harbor_takeover.py
 	HARBOR_TRAILS_KILLS=12 $(PY) -m pytest -s tests/faults/test_harbor_trails.py
 	FLOTTA_RECOVERY_S=120 FLOTTA_RECOVERY_CLIENTS=500 FLOTTA_RECOVERY_KILL_S=10 $(PY) -m pytest -s tests/faults/test_realtime_recovery.py
+	FLOTTA_TEST_ROVERS=200 FLOTTA_TEST_ROVING_S=60 $(PY) -m pytest -s tests/faults/test_realtime_relay_faults.py
 	FLOTTA_TEST_RELAY_CLIENTS=1000 $(PY) -m pytest -s tests/interop/test_realtime_relay_nginx.py -k nothing
 	POOL_CHAOS_JOBS=2000 POOL_CHAOS_TASKS=20000 POOL_CHAOS_MINUTES=$(MINUTES) POOL_CHAOS_SEED=$(SEED) $(PY) -m pytest -s tests/faults/test_pool_chaos.py
 	POOL_TAKEOVER_KILLS=20 POOL_ROLLING_JOBS=10000 $(PY) -m pytest -s tests/faults/test_pool_takeover.py tests/faults/test_pool_moves.py
