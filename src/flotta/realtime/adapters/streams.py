@@ -27,7 +27,7 @@ from flotta.realtime.adapters.cluster import Census, ClusterAdapter
 from flotta.realtime.adapters.cluster_wire import Message, pack_message, read_entry, read_message
 from flotta.realtime.adapters.seats import Seat
 from flotta.realtime.adapters.streams_reader import StreamReader
-from flotta.realtime.adapters.streams_wire import LOST, MARKER, Entry, is_ephemeral
+from flotta.realtime.adapters.streams_wire import MARKER, Entry, is_ephemeral, read_loss
 from flotta.realtime.adapters.traffic import Ear
 from flotta.realtime.adapters.wire import unsendable_is_junk
 from flotta.realtime.options import ServerOptions
@@ -184,7 +184,7 @@ class StreamsAdapter(ClusterAdapter):
     def _take(self, position: Position, entry: Entry) -> int:
         """Do what an entry says; how many packets it made."""
         if MARKER in entry:
-            self._history.restart(position) if entry[MARKER] == LOST else self._history.move(position)
+            self._come_to_marker(position, entry)
             return 0
         if CUT.encode() in entry:
             self._history.move(position)
@@ -205,6 +205,21 @@ class StreamsAdapter(ClusterAdapter):
             self._traffic.junk.add(self.stream.encode(), error)
         self._history.move(position)
         return 0
+
+    def _come_to_marker(self, position: Position, entry: Entry) -> None:
+        read = read_loss(entry)
+        if read is None:
+            self._history.move(position)
+            return
+        self._history.restart(position)
+        if self._reader.missed(read):
+            self._log.error(
+                "Redis has lost events that other servers had read: clients here begin anew",
+                stream=self.stream,
+                position=format_id(self._reader.position),
+                others=format_id(read),
+            )
+            self._send_clients_back()
 
     def _deliver(self, position: Position, message: Message, data: bytes) -> int:
         assert self._node is not None, "start comes first"
@@ -228,7 +243,11 @@ class StreamsAdapter(ClusterAdapter):
         self._history.restart(self._reader.position)
         self._ahead = 0
         self._not_far_ahead.set()
-        if only_here and self.on_missed is not None:
+        if only_here:
+            self._send_clients_back()
+
+    def _send_clients_back(self) -> None:
+        if self.on_missed is not None:
             self.on_missed()
 
     # --- what we say ---

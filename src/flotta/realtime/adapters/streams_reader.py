@@ -5,9 +5,10 @@ moves over an entry in the tick in which that entry has been delivered; reads ar
 changes nothing, so a lost connection or a restarted Redis costs time and no entry.
 
 What a Redis has lost for good cannot be read: the reader notices (the entry that it read last is gone), says so, and
-puts a mark into the stream, behind which no client may believe that it has everything. A reader that was stopped or too
-slow notices in the same way that what it has not read was trimmed. It looks whenever that may be: after an outage, an
-empty or a full read, or a pause.
+puts a mark into the stream, behind which no client may believe that it has everything. The mark says how far its writer
+had read: a server that had read less knows that its own clients have missed what others have got. A reader that was
+stopped or too slow notices in the same way that what it has not read was trimmed. It looks whenever that may be: after
+an outage, an empty or a full read, or a pause.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, final
 
 from flotta.errors import CommandError, RedisError
-from flotta.realtime.adapters.streams_wire import BEGIN, LOST, MARKER, Entry, Read, read_entries, read_facts
+from flotta.realtime.adapters.streams_wire import BEGIN, LOST, MARKER, READ, Entry, Read, read_entries, read_facts
 from flotta.realtime.recovery.plan import StreamFacts
 from flotta.realtime.recovery.session import Position
 from flotta.redis import Link, Redis
@@ -63,6 +64,8 @@ class StreamReader:
         self._full = full
         self._witness: Position = (0, 0)
         """The entry that is there as long as everything behind `position` is."""
+        self._loss: tuple[Position, Position] = ((0, 0), (0, 0))
+        """The loss that was noticed last: `position` before it, and its mark."""
         self._looked_s = 0.0
         self._log = logger
         self._link: Link = redis.dedicated("realtime-stream")
@@ -98,6 +101,11 @@ class StreamReader:
             waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append((position, waiting))
             await waiting
+
+    def missed(self, read: Position) -> bool:
+        """Whether a server that had come to ``read`` when it noticed a loss had got more than was read here before."""
+        before, mark = self._loss
+        return read > (before if read < mark else self.position)
 
     # --- the task ---
 
@@ -178,9 +186,9 @@ class StreamReader:
         at = format_id(position)
         return bool(await self._redis.link.call("XRANGE", self._key, at, at, "COUNT", 1))
 
-    async def _mark(self, what: bytes, position: Position | None = None) -> Position:
-        at = "*" if position is None else format_id(position)
-        return parse_id(await self._redis.link.call("XADD", self._key, at, MARKER, what))
+    async def _mark(self, *fields: bytes | str, at: Position | None = None) -> Position:
+        place = "*" if at is None else format_id(at)
+        return parse_id(await self._redis.link.call("XADD", self._key, place, MARKER, *fields))
 
     async def _check(self) -> bool:
         """Whether everything behind `position` is still there. Entries go at the front, by trimming, and at the end,
@@ -188,7 +196,9 @@ class StreamReader:
         if await self._is_there(self._witness):
             return True
         facts = await self.facts()
-        cut = facts is not None and facts.first is not None and facts.first > self.position
+        first = None if facts is None else facts.first
+        # A stream that is whole is another one: Redis came back without the old, and somebody was quicker to write.
+        cut = facts is not None and first is not None and first > self.position and not facts.whole
         self.gaps += 1
         self._log.error(
             "events were trimmed before they were read: clients here begin anew"
@@ -196,19 +206,29 @@ class StreamReader:
             else "Redis has lost events of the stream: clients that come back begin anew",
             stream=self._key,
             position=format_id(self.position),
-            first=None if facts is None or facts.first is None else format_id(facts.first),
+            first=None if first is None else format_id(first),
             end=None if facts is None else format_id(facts.last),
         )
         if cut:
-            assert facts is not None
-            assert facts.first is not None
-            self._witness, self.position = facts.first, _before(facts.first)
+            assert first is not None
+            self._witness, self.position = first, _before(first)
         else:
-            # Ids go on behind all that were ever read, even if the clock does not: none may come twice.
-            behind = facts is not None and facts.last >= self.position
-            self._witness = await self._mark(LOST, None if behind else _after(self.position))
+            self._witness = await self._find_mark(facts)
+            self._loss = self.position, self._witness
         self._on_lost(cut)
         return False
+
+    async def _find_mark(self, facts: StreamFacts | None) -> Position:
+        """The mark of a loss: that of a new stream, if it was made by one who had read no less, or one of our own. Ids
+        go on behind all that were ever read, even if the clock does not: none may come twice."""
+        first, told = (None, None) if facts is None else (facts.first, facts.told)
+        if first is not None and told is not None and first > self.position and told >= self.position:
+            return first
+        seconds, microseconds = await self._redis.link.call("TIME")
+        now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+        comes_behind = now_ms > self.position[0] or (facts is not None and facts.last >= self.position)
+        at = None if comes_behind else _after(self.position)
+        return await self._mark(LOST, READ, format_id(self.position), at=at)
 
 
 def _before(position: Position) -> Position:

@@ -1,8 +1,8 @@
 """What lies in the stream of ``@socket.io/redis-streams-adapter``, read and written. Pure.
 
 An entry is a message of a server (`cluster_wire.write_entry`: fields ``uid``, ``nsp``, ``type``, ``data``), or a marker
-of Flotta's with the one field ``flotta``: where the stream begins, or where Redis has lost entries. Node servers pass
-over markers. What nobody wants later (`is_ephemeral`) is not in the stream.
+of Flotta's with the field ``flotta``: where the stream begins, or where Redis has lost entries. Node servers pass over
+markers. What nobody wants later (`is_ephemeral`) is not in the stream.
 """
 
 from __future__ import annotations
@@ -11,10 +11,21 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from flotta.realtime.adapters.cluster_wire import Message, MessageType
 from flotta.realtime.recovery.plan import StreamFacts
-from flotta.realtime.recovery.session import Position
+from flotta.realtime.recovery.session import Position, read_position
 from flotta.streaming.event import parse_id
 
-__all__ = ["BEGIN", "LOST", "MARKER", "Entry", "Read", "is_ephemeral", "read_entries", "read_facts"]
+__all__ = [
+    "BEGIN",
+    "LOST",
+    "MARKER",
+    "READ",
+    "Entry",
+    "Read",
+    "is_ephemeral",
+    "read_entries",
+    "read_facts",
+    "read_loss",
+]
 
 Entry: TypeAlias = dict[bytes, bytes]
 MARKER: Final = b"flotta"
@@ -22,6 +33,8 @@ MARKER: Final = b"flotta"
 BEGIN: Final = b"begin"
 LOST: Final = b"lost"
 """A marker's value: before it, entries may be missing."""
+READ: Final = b"read"
+"""Its other field: up to where its writer had read."""
 
 _EPHEMERAL: Final = frozenset({MessageType.SERVER_SIDE_EMIT, MessageType.FETCH_SOCKETS})
 
@@ -43,8 +56,22 @@ def read_entries(reply: Any) -> list[Read]:
     return [Read(parse_id(entry_id), dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, fields in reply]
 
 
+def read_loss(entry: Entry) -> Position | None:
+    """How far the server had read that wrote this mark of a loss; None: it is none."""
+    if entry.get(MARKER) != LOST:
+        return None
+    return read_position(entry.get(READ, b"").decode("ascii", "replace")) or (0, 0)
+
+
 def read_facts(reply: Any) -> StreamFacts:
     """What XINFO STREAM says."""
     facts = dict(zip(reply[::2], reply[1::2], strict=True)) if isinstance(reply, list) else reply
-    first = facts[b"first-entry"]
-    return StreamFacts(None if not first else parse_id(first[0]), parse_id(facts[b"last-generated-id"]))
+    found = read_entries([facts[b"first-entry"]] if facts[b"first-entry"] else [])
+    told = read_loss(found[0].entry) if found else None
+    added = facts.get(b"entries-added")  # Redis before 7.0 does not say
+    return StreamFacts(
+        first=found[0].position if found else None,
+        last=parse_id(facts[b"last-generated-id"]),
+        whole=told is not None if added is None else added == facts[b"length"],
+        told=told,
+    )

@@ -57,6 +57,10 @@ class StreamFacts(NamedTuple):
     """The oldest entry; None: there is none."""
     last: Position
     """The newest entry that ever was."""
+    whole: bool = False
+    """Surely none was ever taken out of it."""
+    told: Position | None = None
+    """The oldest entry says that Redis has lost what was before it: how far the one had read who says it."""
 
 
 def asked(auth: Any) -> Asked | None:
