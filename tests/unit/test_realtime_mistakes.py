@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from flotta.errors import AckTimeout, ConfigError, StateError
+from flotta.errors import AckTimeout, ConfigError, RealtimeError, StateError
 from flotta.realtime import (
     Emitter,
     EmitterOptions,
@@ -107,3 +107,48 @@ async def test_asking_a_client_that_is_nowhere_says_so() -> None:
         with pytest.raises(AckTimeout, match="its client has left, or its session id is nobody's") as raised:
             await sio.call("chat", to="nobody")
     assert raised.value.gone
+
+
+@pytest.mark.parametrize("room", [7, None, ["harbour"]])
+async def test_a_room_that_is_no_text_is_refused_before_anybody_is_in_it(room: Any) -> None:
+    async with Server() as sio:
+        for call in (partial(sio.enter_room, "sid"), partial(sio.leave_room, "sid"), sio.close_room):
+            with pytest.raises(TypeError, match="names no room, user or session id: names are text"):
+                await call(room)
+
+
+async def test_a_namespace_that_is_no_text_is_one_that_is_not_there() -> None:
+    async with Server() as sio:
+        with pytest.raises(RealtimeError, match="there is no namespace None"):
+            await sio.emit("chat", namespace=None)  # type: ignore[arg-type]
+
+
+async def ask(sio: Server, query: str) -> tuple[int, bytes]:
+    """The answer to a GET of the server's path."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    scope = {"type": "http", "method": "GET", "path": "/socket.io/", "query_string": query.encode(), "headers": []}
+    await sio.app()(scope, receive, send)
+    return sent[0]["status"], sent[1]["body"]
+
+
+async def test_clients_of_a_server_that_nobody_has_started_are_told_of_in_the_log_with_the_cure() -> None:
+    with capture_logs() as lines:
+        status, body = await ask(Server(), "EIO=4&transport=polling")
+    assert (status, body) == (503, b'{"code":4,"message":"Server has not started"}')
+    (line,) = [line for line in lines if "has not started" in line["event"]]
+    assert "await start()" in line["cure"]
+
+
+@pytest.mark.parametrize(("version", "told"), [("3", True), ("2", True), ("", False), ("nmap", False)])
+async def test_clients_that_are_too_old_are_told_of_in_the_log_and_scanners_are_not(version: str, told: bool) -> None:
+    async with Server() as sio:
+        with capture_logs() as lines:
+            assert (await ask(sio, f"EIO={version}&transport=polling"))[0] == 400
+    assert [line["cure"] for line in lines] == ["socket.io-client 3 or newer, which speaks Engine.IO 4"] * told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from flotta.realtime import EmitterOptions, Server, SyncEmitter
 from flotta.realtime.adapters import Command, Target
 from flotta.realtime.emitter.commands import Words
-from flotta.realtime.targets import args_of, server_event
+from flotta.realtime.targets import args_of, client_event, server_event
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,17 @@ def test_a_tuple_is_several_arguments_and_none_is_none(data: Any, args: list[Any
 def test_a_server_event_is_its_name_and_what_it_carries() -> None:
     assert server_event("told", (1, b"x")) == ["told", 1, b"x"]
     assert server_event("connected", ()) == ["connected"]
+
+
+@pytest.mark.parametrize("event", ["connect", "connect_error", "disconnect", "disconnecting", "newListener"])
+async def test_events_that_would_end_every_clients_connection_are_refused_by_servers_and_emitters(event: str) -> None:
+    async with Server() as sio:
+        for call in (sio.emit, sio.call_all, partial(sio.call, to="nobody"), partial(sio.emit, callback=print, to="x")):
+            with pytest.raises(ValueError, match=f"'{event}' is an event of Socket.IO itself"):
+                await call(event, 1)
+    with SyncEmitter("redis://127.0.0.1:1") as emitter, pytest.raises(ValueError, match=f"'{event}' is an event of"):
+        emitter.emit(event, 1)
+    assert client_event("connected", (1, b"x")) == ["connected", 1, b"x"]
 
 
 @pytest.mark.parametrize("event", ["connect", "connection", "new_namespace"])

@@ -24,13 +24,17 @@ _TOLD: Final[Mapping[Refused, str]] = {
     Refused.AT_CAPACITY: "clients are refused: the server is full",
     Refused.CROWDED: "clients are refused: too many from their address",
     Refused.FORBIDDEN: "clients are refused: their page's origin is not allowed",
+    Refused.NOT_STARTED: "clients are refused: the server has not started",
 }
 """What an operator may have to do something about. The rest is counted only: scanners and late clients."""
 _CURES: Final[Mapping[Refused, str]] = {
     Refused.AT_CAPACITY: "more instances, or the option connections_max",
     Refused.CROWDED: "the option connections_per_ip_max, if these are many people",
     Refused.FORBIDDEN: "list it in cors_origins, if it is yours; a proxy must pass Host on",
+    Refused.NOT_STARTED: "await start() in the outermost app's lifespan: a web framework runs none of a mounted app",
 }
+_OLD: Final = ("1", "2", "3")
+_NEWER: Final = "socket.io-client 3 or newer, which speaks Engine.IO 4"
 
 
 @final
@@ -48,6 +52,8 @@ class Journal:
         """A request opens no session."""
         name = refusal.reason.name.lower()
         count = self.refusals[name] = self.refusals.get(name, 0) + 1
+        if refusal.reason is Refused.VERSION_UNSUPPORTED and facts.version in _OLD:
+            self.sampled("clients are refused: they are too old", address=facts.address, EIO=facts.version, cure=_NEWER)
         told = _TOLD.get(refusal.reason)
         if told is None or count & (count - 1):
             return

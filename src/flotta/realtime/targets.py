@@ -7,8 +7,9 @@ from typing import Any, Final, TypeAlias
 
 from flotta.realtime.adapters import Target
 from flotta.realtime.rooms import user_room
+from flotta.realtime.socketio.packet import RESERVED_EVENTS
 
-__all__ = ["Names", "args_of", "names_of", "server_event", "target_of", "value_of"]
+__all__ = ["Names", "args_of", "client_event", "name_of", "names_of", "server_event", "target_of", "value_of"]
 
 Names: TypeAlias = str | Iterable[str] | None
 """One name, several, or none."""
@@ -28,13 +29,16 @@ def names_of(*given: Names) -> tuple[str, ...]:
     return tuple(names)
 
 
+def name_of(given: str) -> str:
+    """``given``. A number would be a room in which nobody is: users of a database have such ids. Raises TypeError."""
+    if not isinstance(given, str):
+        raise TypeError(f"{given!r} names no room, user or session id: names are text, such as str({given!r})")
+    return given
+
+
 def _checked(given: Any) -> list[str]:
-    """Several names. A number would be a room in which nobody is: users of a database have such ids."""
-    names = list(given) if isinstance(given, Iterable) else [given]
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"{name!r} names no room, user or session id: names are text, such as str({name!r})")
-    return names
+    """Several names."""
+    return [name_of(name) for name in (given if isinstance(given, Iterable) else [given])]
 
 
 def target_of(namespace: str, to: Names, room: Names, user: Names, skip_sid: Names) -> Target | None:
@@ -55,6 +59,14 @@ def args_of(data: Any) -> list[Any]:
 def value_of(args: list[Any]) -> Any:
     """The reverse: what one acknowledgement says."""
     return args[0] if len(args) == 1 else (tuple(args) or None)
+
+
+def client_event(event: str, data: Any) -> list[Any]:
+    """An event for clients, its name first. Raises ValueError for Socket.IO's own, at which official clients end their
+    connection."""
+    if event in RESERVED_EVENTS:
+        raise ValueError(f"{event!r} is an event of Socket.IO itself: give yours another name")
+    return [event, *args_of(data)]
 
 
 def server_event(event: str, args: Iterable[Any]) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from flotta.errors import AckTimeout, ClusterTimeout, RealtimeError
 from flotta.realtime.adapters import Broadcast, Target
-from flotta.realtime.api.base import Base, Names, args_of, target_of, value_of
+from flotta.realtime.api.base import Base, Names, client_event, target_of, value_of
 from flotta.realtime.api.question import Question
 from flotta.realtime.client import Socket
 from flotta.realtime.handlers import finish
@@ -50,7 +50,7 @@ class Asking(Base):
         to = to or sid
         if to is None:
             raise TypeError("call needs to=, a session id")
-        args = [event, *args_of(data)]
+        args = client_event(event, data)
         socket = self._socket(to, namespace)
         loop = asyncio.get_running_loop()
         began_s = loop.time()
@@ -101,15 +101,16 @@ class Asking(Base):
         target = target_of(namespace, to, room, user, skip_sid)
         if target is None:
             return []
+        args = client_event(event, data)
         loop = asyncio.get_running_loop()
         question, began_s, waited_s = Question(), loop.time(), timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                await self._ask(question, target, [event, *args_of(data)], timeout_s, local=local)
+                await self._ask(question, target, args, timeout_s, local=local)
                 waited_s = loop.time() - began_s
         except TimeoutError:
             pass
-        answers = [value_of(args) for args in question.answers]
+        answers = [value_of(answer) for answer in question.answers]
         if not question.complete:
             raise ClusterTimeout(
                 f"call_all {event}",

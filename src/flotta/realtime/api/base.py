@@ -12,9 +12,9 @@ from flotta.realtime.adapters import Adapter, Target
 from flotta.realtime.client import Socket
 from flotta.realtime.core import Core, State
 from flotta.realtime.delivery import Space
-from flotta.realtime.targets import Names, args_of, names_of, server_event, target_of, value_of
+from flotta.realtime.targets import Names, client_event, name_of, names_of, server_event, target_of, value_of
 
-__all__ = ["Base", "Names", "args_of", "names_of", "server_event", "target_of", "value_of"]
+__all__ = ["Base", "Names", "client_event", "name_of", "names_of", "server_event", "target_of", "value_of"]
 
 
 class Base:
@@ -68,7 +68,7 @@ class Base:
         """The namespace; an empty one if a pattern could make it and nobody is in it here."""
         space = self._core.spaces.get(namespace)
         if space is None:
-            if not self._core.namespaces.known(namespace):
+            if not self._core.namespaces.known(str(namespace)):  # not everybody who says None runs a type checker
                 raise RealtimeError(f"there is no namespace {namespace!r}: no handler was registered for it")
             space = Space(namespace)
         return space

@@ -9,7 +9,7 @@ from typing import Any
 from flotta.errors import Closed, NotStarted, StateError
 from flotta.realtime.adapters import Adapter, Broadcast
 from flotta.realtime.api.asking import CALLBACK_S, Asking
-from flotta.realtime.api.base import Names, args_of, target_of
+from flotta.realtime.api.base import Names, client_event, target_of
 
 __all__ = ["Sending"]
 
@@ -55,7 +55,7 @@ class Sending(Asking):
         Raises:
             NotStarted: before `start`.
             Closed: when `aclose` has ended; while it runs, the last handlers still send.
-            TypeError, ValueError: ``data`` cannot be encoded.
+            TypeError, ValueError: ``data`` cannot be encoded; ``event`` is one of Socket.IO's own, such as ``connect``.
             LinkUnavailable: a ``callback`` for a client elsewhere, and Redis is away.
         """
         adapter = self._adapter_in_use
@@ -63,7 +63,7 @@ class Sending(Asking):
         target = target_of(namespace, to, room, user, skip_sid)
         if target is None:
             return
-        args = [event, *args_of(data)]
+        args = client_event(event, data)
         if callback is not None:
             await self._emit_with_callback(target, args, callback, local=local, timeout_s=timeout_s)
             return

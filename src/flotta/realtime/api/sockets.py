@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from flotta.realtime.adapters import Command, Target
-from flotta.realtime.api.base import Base
+from flotta.realtime.api.base import Base, name_of
 from flotta.realtime.client import Socket
 
 __all__ = ["Sockets"]
@@ -28,7 +28,11 @@ class Sockets(Base):
         What is sent to the room after this has returned reaches the client, whichever instance sends it, as long as
         Redis is there. With the adapter ``"sharded"`` that takes a round trip for the first client of a room; a Redis
         that is away or slow holds nobody up for more than a second. Cancelling leaves the client in the room.
+
+        Raises:
+            TypeError: the room's name is no text.
         """
+        name_of(room)
         await self._settled()
         socket = self._socket(sid, namespace)
         if socket is None:
@@ -41,6 +45,7 @@ class Sockets(Base):
 
     async def leave_room(self, sid: str, room: str, *, namespace: str = "/") -> None:
         """Take a client out of a room, if it is in it. For one that is not connected here the others are told."""
+        name_of(room)
         await self._settled()
         socket = self._socket(sid, namespace)
         if socket is None:
@@ -65,7 +70,7 @@ class Sockets(Base):
 
     async def close_room(self, room: str, *, namespace: str = "/") -> None:
         """Take everybody out of a room, on every instance."""
-        target = Target(namespace, (room,))
+        target = Target(namespace, (name_of(room),))
         await self._settled()
         self._core.delivery.leave(target, (room,))
         adapter = self._adapter_in_use

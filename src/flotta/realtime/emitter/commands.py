@@ -17,8 +17,8 @@ from flotta.realtime.adapters.channels import ShardedChannels, channel
 from flotta.realtime.adapters.streams_wire import is_ephemeral
 from flotta.realtime.adapters.wire import channel_bytes
 from flotta.realtime.options import AdapterName, ShardedMode
-from flotta.realtime.socketio.packet import RESERVED_EVENTS, Packet, PacketType, encode
-from flotta.realtime.targets import Names, args_of, names_of, server_event, target_of
+from flotta.realtime.socketio.packet import Packet, PacketType, encode
+from flotta.realtime.targets import Names, client_event, names_of, server_event, target_of
 
 __all__ = ["EMITTER_UID", "Arg", "EmitterOptions", "Words"]
 
@@ -80,13 +80,11 @@ class Words:
         """An event for clients."""
         if target is None:
             return None
-        return self.broadcast(Broadcast(target, [event, *args_of(data)], volatile, may_see))
+        return self.broadcast(Broadcast(target, client_event(event, data), volatile, may_see))
 
     def broadcast(self, broadcast: Broadcast) -> list[Arg]:
         """An event for clients."""
-        target, event = broadcast.target, broadcast.args[0]
-        if event in RESERVED_EVENTS:
-            raise ValueError(f"{event!r} is an event of Socket.IO itself")
+        target = broadcast.target
         # What clients cannot be sent is refused here, not by every server.
         encode(Packet(PacketType.EVENT, target.namespace, broadcast.args))
         if self._options.adapter == "classic":

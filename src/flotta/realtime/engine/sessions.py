@@ -194,6 +194,7 @@ class Engine(ABC, Generic[C]):
                 facts,
                 transports=self.transports,
                 origins=options.origins,
+                started=self.state is not State.NEW,
                 draining=self.state is not State.RUNNING,
                 full=len(self.clients) >= self.connections_max,
                 crowded=self.addresses.is_full(facts.address),

@@ -48,6 +48,7 @@ class Refused(Enum):
     NO_WEBSOCKET = (426, 3, "Bad WebSocket handshake")
     CROWDED = (429, 4, "Too many connections from this address")
     AT_CAPACITY = (503, 4, "Server at capacity")
+    NOT_STARTED = (503, 4, "Server has not started")
     DRAINING = (503, 4, "Server is draining")
     OUT_OF_REACH = (503, 4, "The instance that holds this session cannot be reached")
 
@@ -108,11 +109,13 @@ def check(
     draining: bool,
     full: bool,
     crowded: bool = False,
+    started: bool = True,
 ) -> Refusal | None:
     """None if the request may open a session, else why not."""
     return _first(
         *_general(facts, transports, origins),
         (facts.method != "GET", Refused.BAD_METHOD),
+        (not started, Refused.NOT_STARTED),
         (draining, Refused.DRAINING),
         (crowded, Refused.CROWDED),
         (full, Refused.AT_CAPACITY),
