@@ -16,7 +16,6 @@ import asyncio
 import random
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final, final
 
 from flotta.errors import CommandError, NotApplied, RedisError, WireError
@@ -78,6 +77,8 @@ class StreamsAdapter(ClusterAdapter):
         self._upkeep_task: asyncio.Task[None] | None = None
         self._newest: Position = (0, 0)
         self._added: asyncio.Future[Any] | None = None
+        self._unanswered: dict[asyncio.Future[Any], Message] = {}
+        """Own broadcasts that are on their way to Redis, in their order."""
         self._ahead = 0
         """Own entries that were sent and have not come back."""
         self._ahead_max = max(1, options.stream_maxlen // 4)
@@ -166,6 +167,7 @@ class StreamsAdapter(ClusterAdapter):
 
     async def settled(self) -> None:
         """Return when the own clients have been sent all that this server has published before."""
+        self._take_back()
         added = self._added
         if added is None or (added.done() and self._is_delivered(added)):
             self._added = None
@@ -257,26 +259,43 @@ class StreamsAdapter(ClusterAdapter):
             return self._traffic.send("PUBLISH", self._channel(message.namespace), pack_message(message))
         entry = wire.write_entry(message)
         if not self._traffic.send("XADD", self.stream, "MAXLEN", "~", self._maxlen, "*", *entry):
+            self._take_back()  # what waits to be written: the own clients get it before what is said now
             return False
         self._added = added = self._traffic.last
         assert added is not None
         self._ahead += 1
         if self._ahead > self._ahead_max:
             self._not_far_ahead.clear()
-        added.add_done_callback(partial(self._on_added, message))
+        if message.type in BROADCASTS:
+            self._unanswered[added] = message
+        added.add_done_callback(self._on_added)
         return True
 
-    def _on_added(self, message: Message, added: asyncio.Future[Any]) -> None:
+    def _on_added(self, added: asyncio.Future[Any]) -> None:
         """What Redis refuses (it has no memory left, or is read-only), or has certainly not got, the own clients get as
-        while it is away. What it may have got, they do not: it may come back."""
-        error = None if added.cancelled() else added.exception()
-        if error is None and not added.cancelled():
+        while it is away. What it may have got, they do not: if it has, it comes back, and they would get it twice."""
+        message = self._unanswered.pop(added, None)
+        if not added.cancelled() and added.exception() is None:
             return
         self._come_back()
-        if isinstance(error, (CommandError, NotApplied)) and message.type in BROADCASTS and self._node is not None:
-            broadcast = wire.read_broadcast(message)
-            text_last = self.recovers and isinstance(broadcast.args[-1], str)
-            self._node.deliver(broadcast, offset=format_id(self._reader.position) if text_last else None)
+        if message is not None and _is_not_applied(added):
+            self._give(message)
+
+    def _take_back(self) -> None:
+        """While Redis is away: give the own clients, in its order, what it has certainly not got. What the link still
+        holds is not written any more; what was written has failed with the connection."""
+        if self._redis.link.connected:
+            return
+        for added, message in list(self._unanswered.items()):
+            if added.cancel() or _is_not_applied(added):
+                del self._unanswered[added]
+                self._give(message)
+
+    def _give(self, message: Message) -> None:
+        assert self._node is not None, "start comes first"
+        broadcast = wire.read_broadcast(message)
+        text_last = self.recovers and isinstance(broadcast.args[-1], str)
+        self._node.deliver(broadcast, offset=format_id(self._reader.position) if text_last else None)
 
     def _come_back(self) -> None:
         self._ahead = max(0, self._ahead - 1)
@@ -362,3 +381,8 @@ class StreamsAdapter(ClusterAdapter):
             position=format_id(position),
             lag_s=max(0, self._newest[0] - position[0]) / 1000,
         )
+
+
+def _is_not_applied(added: asyncio.Future[Any]) -> bool:
+    """Of one that is done."""
+    return not added.cancelled() and isinstance(added.exception(), CommandError | NotApplied)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, final
+from typing import Any, Final, final
 
-from flotta.errors import CommandError, LinkUnavailable, RedisError, WireError
+from flotta.errors import CommandError, LinkBusy, LinkUnavailable, RedisError, WireError
 from flotta.realtime.adapters import AdapterStats
 from flotta.realtime.sampling import Junk, is_told
 from flotta.redis import Redis
@@ -19,6 +19,9 @@ __all__ = ["Ear", "Take", "Traffic"]
 
 Take = Callable[[bytes, bytes], None]
 """Takes a channel and what was said on it. Raises WireError for junk."""
+
+TOO_MUCH: Final = "send less at a time, or raise in_flight_max of the Redis client's LinkOptions"
+TOO_SLOW: Final = "look for what ended the connection to Redis, or held its answers up for command_timeout_s"
 
 
 @final
@@ -119,12 +122,22 @@ class Traffic:
             self._refused += 1
             if is_told(self._refused):
                 self._log.error("Redis refuses broadcasts", reason=error.text, so_far=self._refused)
-        elif isinstance(error, RedisError):
-            self._underway_lost += 1
-            if is_told(self._underway_lost):
-                self._log.warning("a broadcast was lost on its way", reason=str(error), so_far=self._underway_lost)
-        elif error is not None:
+        elif error is None or isinstance(error, RedisError):
+            self._tell_loss(error)
+        else:
             self._log.error("publishing failed", exc_info=error)
+
+    def _tell_loss(self, error: RedisError | None) -> None:
+        """None: it was taken back before it was written."""
+        self._underway_lost += 1
+        if not is_told(self._underway_lost):
+            return
+        self._log.warning(
+            "a broadcast was lost on its way",
+            reason="the connection broke before it was written" if error is None else str(error),
+            so_far=self._underway_lost,
+            cure=TOO_MUCH if isinstance(error, LinkBusy) else TOO_SLOW,
+        )
 
     async def wait_for_room(self) -> None:
         """Return when fewer sends are in flight than the limit."""
