@@ -68,7 +68,8 @@ async def serving(
 
 
 class _Web(uvicorn.Server):
-    """uvicorn's own server, told to stop by an event instead of a signal that it looks for ten times a second."""
+    """uvicorn's own server, told to stop by an event instead of a signal that it looks for ten times a second, and
+    without its pauses of a tenth of a second while it stops: a thousand tests start one."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -82,6 +83,24 @@ class _Web(uvicorn.Server):
     async def main_loop(self) -> None:
         await self.on_tick(0)
         await self.ending.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Hear nobody any more, let what runs end in time, then tell the application."""
+        state = self.server_state
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        for connection in list(state.connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                while state.connections or state.tasks:
+                    await asyncio.sleep(0.005)
+                for server in self.servers:
+                    await server.wait_closed()
+        except TimeoutError:
+            for task in state.tasks:
+                task.cancel()
+        await self.lifespan.shutdown()
 
 
 async def until(true: Callable[[], Any], timeout_s: float = WAIT_S) -> None:
