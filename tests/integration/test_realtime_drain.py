@@ -41,7 +41,9 @@ async def test_polling_client_gets_a_close_and_holds_no_shutdown_up() -> None:
             draining = asyncio.create_task(sio.drain(10.0))
             assert [(await asyncio.wait_for(got, 5)).text for got in waiting] == ["1", "1"]
             await draining
-            assert (await http.get(urls[2])).json() == {"code": 1, "message": "Session ID unknown"}
+            assert (await http.get(urls[2])).text == "1"
+            for url in urls:
+                assert (await http.get(url)).json() == {"code": 1, "message": "Session ID unknown"}
             assert (await http.get(base + POLL)).status_code == 503
         assert time.monotonic() - began < 3.0
     assert gone == ["server draining"] * 3

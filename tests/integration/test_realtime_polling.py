@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -275,3 +276,50 @@ async def test_get_right_behind_the_post_that_closed_its_session_gets_the_end_on
         await told.post("1")
         assert (await pending).text == "6"
         assert (await told.get()).json()["code"] == 1
+
+
+async def _send_away(sio: Server) -> None:
+    await sio.emit("last", "word")
+    await sio.disconnect_sockets(close=True)
+
+
+async def _drain(sio: Server) -> None:
+    await sio.drain(0.1)
+
+
+@pytest.mark.parametrize(("send_away", "said"), [(_send_away, ['42["last","word"]', "41"]), (_drain, ['42["bye"'])])
+@pytest.mark.parametrize("waits", [True, False])
+async def test_who_is_sent_away_hears_what_was_sent_before_and_then_the_end(
+    send_away: Callable[[Server], Awaitable[None]], said: list[str], waits: bool
+) -> None:
+    # Official clients hear of a close at once and of events in their next turn, so one answer must not hold both.
+    sio = Server(drain_event="bye")
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        await client.join()
+        pending = asyncio.create_task(client.get()) if waits else None
+        if waits:
+            await until(lambda: all(each.transport.getting for each in sio._core.clients.values()))
+        await send_away(sio)
+        await until(lambda: sio.stats.connections == 0)
+        first = await (pending or client.get())
+        packets = first.text.split("\x1e")
+        assert [packet[: len(expected)] for packet, expected in zip(packets, said, strict=True)] == said
+        assert (await client.get()).text == "1"
+        assert (await client.get()).json()["code"] == 1
+
+
+async def test_who_is_sent_away_hears_it_through_another_instance(valkey_url: str, unique: str) -> None:
+    here, there = (Server(valkey_url, channel_prefix=unique, native=False) for _ in range(2))
+    async with (
+        serving(here, native=False) as port,
+        serving(there, native=False) as other,
+        httpx.AsyncClient() as http,
+    ):
+        client = Polling(http, port)
+        await client.join()
+        client.url = client.url.replace(str(port), str(other), 1)
+        await _send_away(here)
+        assert (await client.get()).text == '42["last","word"]\x1e41'
+        assert (await client.get()).text == "1"
+        assert (await client.get()).json()["code"] == 1

@@ -33,6 +33,8 @@ from flotta.realtime.upgrade import Upgrade
 __all__ = ["AnyEngine", "Engine", "EngineCounters", "State", "connections_allowed"]
 
 PARTED_S = 0.25
+SENT_AWAY_S = 5.0
+"""How long a polling client that was sent away has for the GET that tells it."""
 PARTED_MAX = 1_000
 FILES_KEPT = 128
 """Open files that a process needs besides its clients: Redis, PostgreSQL, logs, listening sockets."""
@@ -241,13 +243,17 @@ class Engine(ABC, Generic[C]):
             client = self.clients.get(sid)
         return client
 
-    def part(self, sid: str, transport: Transport) -> None:
-        """The client has closed its polling session, and its GET may still be on the way here, on another connection:
-        for a moment it finds ``transport``, and on it the end that it waits for."""
+    def part(self, sid: str, transport: Transport, for_s: float = PARTED_S) -> None:
+        """A polling session has ended, and its client's GET may still be on the way here, on another connection: for a
+        moment it finds ``transport``, and on it the end that it waits for."""
         assert self._loop is not None
-        if len(self._parted) < PARTED_MAX:
+        if sid not in self._parted and len(self._parted) < PARTED_MAX:
             self._parted[sid] = transport
-            self._loop.call_later(PARTED_S, self._parted.pop, sid, None)
+            self._loop.call_later(for_s, self._parted.pop, sid, None)
+
+    def awaits(self, facts: Facts) -> bool:
+        """The request is of a session of this instance, or the GET that hears of its end."""
+        return facts.sid in self.clients or (facts.method == "GET" and facts.sid in self._parted)
 
     def take_parted(self, sid: str) -> Transport | None:
         """What `part` was given, once."""

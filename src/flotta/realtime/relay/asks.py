@@ -211,7 +211,7 @@ class Asks:
     async def _serve(self, served: _Served) -> None:
         ask, engine = served.ask, self._engine
         try:
-            if served.facts is None or served.facts.sid not in engine.clients:
+            if served.facts is None or not engine.awaits(served.facts):
                 self._refuse(ask, Refused.SESSION_UNKNOWN)  # never handed on: that could go in circles
                 return
             self._served += 1

@@ -3,6 +3,9 @@
 A GET takes what is buffered, or waits until something is; a POST brings packets. One of each at a time: a second GET
 or POST of the same session breaks the protocol and ends it, and so does a GET that the client cancels. The buffer is
 bounded like a socket's: volatile packets are dropped while no GET waits, a packet over the limit ends the session.
+
+Whoever is sent away is told, also if no GET waits just then (`Engine.part`), and what was sent before goes first, in an
+answer of its own: of one answer that holds both, official clients hear the close before the events.
 """
 
 from __future__ import annotations
@@ -10,12 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias, final
 
 from flotta.errors import PacketError
 from flotta.realtime.engine.client import EngineClient, Reason
 from flotta.realtime.engine.request import Request
-from flotta.realtime.engine.sessions import AnyEngine
+from flotta.realtime.engine.sessions import SENT_AWAY_S, AnyEngine
 from flotta.realtime.engineio.handshake import Facts, Refusal, Refused, origin_allowed
 from flotta.realtime.engineio.packet import SEPARATOR, PacketType, read_payload
 from flotta.realtime.transports import Outgoing, Transport
@@ -29,6 +33,8 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 SWITCH_GRACE_S = 0.05
+UNTOLD: Final = frozenset({Reason.TRANSPORT_CLOSE, Reason.TRANSPORT_ERROR, Reason.PARSE_ERROR, Reason.PING_TIMEOUT})
+"""Reasons of which the next GET hears nothing: Engine.IO wants its session to be unknown."""
 PACKETS_PER_TURN = 128
 """Packets of one body that are taken before other clients have their turn."""
 TEXT = b"text/plain; charset=UTF-8"
@@ -55,9 +61,11 @@ class PollingTransport:
         "_pending",
         "_releasing",
         "_send_max",
+        "_tells",
         "_wake",
         "client",
         "getting",
+        "parting",
         "posting",
         "reading",
         "relayed",
@@ -71,10 +79,13 @@ class PollingTransport:
         self._bytes = 0
         self._closed = False
         self._releasing = False
+        self._tells = False
         self._wake = asyncio.Event()
         self.client: EngineClient | None = None
         self.getting = False
         self.posting = False
+        self.parting: Callable[[], None] | None = None
+        """Call it, and the next GET of a session that has ended still comes here."""
         self.relayed: Relayed | None = None
         """The last GET, if another instance has handed it on."""
         self.reading = asyncio.Event()
@@ -128,11 +139,19 @@ class PollingTransport:
         self.reading.set()
 
     def close(self, code: int, reason: str) -> None:  # noqa: ARG002 - polling has no close code
-        """Give the pending or the next GET a close packet (a noop if it was the client that closed), nothing more."""
+        """Give the pending or the next GET what waits, and then a close packet (a noop if the client closed)."""
         ours = reason != Reason.TRANSPORT_CLOSE
         self.write_control(PacketType.CLOSE.value if ours else PacketType.NOOP.value)
         self._closed = True
+        self._tells = reason not in UNTOLD
         self.reading.set()
+        if not self.getting:
+            self.part()
+
+    def part(self) -> None:
+        """Let the next GET come here if it has an end to hear of."""
+        if self._tells and self._pending and self.parting is not None:
+            self.parting()
 
     @property
     def is_parting(self) -> bool:
@@ -169,6 +188,8 @@ class PollingTransport:
             self._wake.clear()
             await self._wake.wait()
         pending, self._pending, self._bytes = self._pending or [PacketType.NOOP.value], [], 0
+        if self._tells and any(isinstance(packet, Outgoing) for packet in pending):
+            self._pending = [pending.pop()]
         return SEPARATOR.join(packet if isinstance(packet, str) else packet.polled() for packet in pending)
 
 
@@ -183,7 +204,9 @@ async def serve_http(core: AnyEngine, scope: Scope, receive: Receive, send: Send
     parted = core.take_parted(facts.sid) if facts.method == "GET" else None
     if parted is not None:
         assert isinstance(parted, PollingTransport)
-        await answer.send(200, (await parted.take()).encode())
+        last = await parted.take()
+        parted.part()
+        await answer.send(200, last.encode())
     elif (refusal := core.admit(facts)) is not None:
         await answer.refuse(refusal)
     elif not facts.sid:
@@ -248,6 +271,7 @@ class _Answer:
 async def _open(core: AnyEngine, request: Request, facts: Facts, answer: _Answer) -> None:
     transport = PollingTransport(core.options.send_bytes_max)
     transport.client, packet = core.open(transport, request, facts)
+    transport.parting = partial(core.part, transport.client.sid, transport, SENT_AWAY_S)
     cookie: Headers = [] if core.cookie is None else [(b"set-cookie", core.cookie.encode())]
     await answer.send(200, packet.encode(), extra=cookie)
 
@@ -265,11 +289,13 @@ async def _get(client: EngineClient, transport: PollingTransport, receive: Recei
         if taking.done() and client.transport is not transport:  # it has switched
             await answer.refuse(Refusal(Refused.BAD_REQUEST))
         elif taking.done():
+            transport.part()
             await answer.send(200, taking.result().encode())
         elif not client.over and client.transport is transport:
             client.lost(Reason.TRANSPORT_ERROR)
     finally:
         transport.getting = False
+        transport.part()
         for task in (taking, leaving):
             task.cancel()
         await asyncio.gather(taking, leaving, return_exceptions=True)
