@@ -67,3 +67,18 @@ async def test_programs_of_the_page_do_what_it_says(node: NodePeer) -> None:
 def test_page_lists_every_reason() -> None:
     listed = re.findall(r"^\| `([a-z ]+)` \|", PAGE, re.MULTILINE)
     assert sorted(set(listed) & {str(reason) for reason in Reason}) == sorted(str(reason) for reason in Reason)
+
+
+async def test_servers_of_the_page_that_are_mounted_are_reached_below_their_mounts_and_nowhere_else(
+    node: NodePeer,
+) -> None:
+    names: dict[str, Any] = {"BANNED": set[str](), "ROLES": dict[str, set[str]]()}
+    _run(PROGRAM, names)
+    live, staff = names["live"], names["staff"]
+    async with serving(live, native=True, whole=names["api"], drain=False) as port:
+        for name, sio in (("live", live), ("staff", staff)):
+            for transport in ("websocket", "polling"):
+                sid = await node.connect(f"{name} {transport}", port, path=f"/{name}/socket.io", transports=[transport])
+                assert sio.is_connected(sid)
+        await node.do("connect", name="lost", url=f"http://127.0.0.1:{port}", options={"transports": ["websocket"]})
+        assert await node.wait("lost", "connect_error") == [["websocket error", None]]
