@@ -579,6 +579,23 @@ def test_fleet_that_the_lifespan_forgot_is_reported(folder: Path, redis_environ:
         assert "lifespan=fleet.lifespan" in worker.log()
 
 
+@pytest.mark.parametrize(("app", "told"), [("api", True), ("app", False)])
+def test_realtime_server_that_is_not_in_the_application_is_reported_once_a_client_asks(
+    folder: Path, redis_environ: dict[str, str], app: str, told: bool
+) -> None:
+    (folder / "unmounted.py").write_text(
+        "from fastapi import FastAPI\nfrom flotta import Fleet\nfleet = Fleet()\nsio = fleet.realtime()\n"
+        "api = FastAPI(lifespan=fleet.lifespan)\napp = sio.app(api)\n"
+    )
+    with WorkerProcess(folder, f"unmounted:{app}", **redis_environ) as worker:
+        worker.wait_for("ready")
+        with worker.client() as http:
+            for path in ("/other", "/socket.io/", "/socket.io/"):
+                answer = http.get(path, params={"EIO": "4", "transport": "polling"})
+                assert answer.status_code == (404 if told or path == "/other" else 200)
+        assert worker.log().count("realtime clients get 404") == worker.log().count("app = sio.app(api)") == told
+
+
 def test_a_thread_that_the_application_forgot_cannot_keep_the_process(folder: Path) -> None:
     (folder / "forgetful.py").write_text(
         "import threading\nfrom plain import app\n"

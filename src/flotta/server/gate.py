@@ -33,6 +33,7 @@ _FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b
 _CLOSE: Final = (b"connection", b"close")
 _STOPPING: Final[Reply] = (503, "text/plain; charset=utf-8", b"This instance is stopping; try again.\n")
 _STATUS_OF_CRASH: Final = 500
+_STATUS_NOT_FOUND: Final = 404
 _STATUS_NONE: Final = 499
 """The client went away before there was an answer."""
 
@@ -47,6 +48,8 @@ class Answers(Protocol):
     async def ready(self) -> Reply: ...
 
     async def metrics(self, accept: str) -> Reply: ...
+
+    def not_found(self, path: str) -> None: ...
 
 
 @final
@@ -133,6 +136,8 @@ class Gate:
         finally:
             self.requests.in_flight -= 1
             self.requests.count(scope["method"], status, time.perf_counter() - began)
+            if status == _STATUS_NOT_FOUND:
+                self._answers.not_found(scope["path"].removeprefix(scope.get("root_path", "")))
 
     async def _reply(self, reply: Reply, scope: Scope, send: Send) -> None:
         status, content_type, body = reply

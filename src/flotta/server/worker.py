@@ -74,6 +74,7 @@ class _Worker:
         self._own_fleets: list[Fleet] = []
         self._forced = False
         self._ready_told = False
+        self._unmounted_told = False
 
     def run(self) -> int:
         self._status.state("starting")
@@ -274,6 +275,14 @@ class _Worker:
         if error is not None:
             return _json(503, {"status": "unhealthy", "error": error, "checks": checks})
         return _json(200, {"status": "healthy", "checks": checks})
+
+    def not_found(self, path: str) -> None:
+        """Realtime servers never answer 404: whoever gets it at the path of one asks an application without it."""
+        servers = [server for fleet in registered() for server in fleet.realtime_servers]
+        if not self._unmounted_told and any(server.options.path == path.rstrip("/") for server in servers):
+            self._unmounted_told = True
+            cure = "run what its app(...) gave: app = sio.app(api)"
+            self._log.warning("realtime clients get 404: their server is in another application", path=path, cure=cure)
 
     def live(self) -> Reply:
         return _json(200, {"status": "live"})
