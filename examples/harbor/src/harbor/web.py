@@ -54,6 +54,9 @@ def routes() -> APIRouter:
 class Assets(StaticFiles):
     """Files whose names carry their hash: a browser may keep them for ever."""
 
+    async def check_config(self) -> None:
+        """Nothing: where the page is not built there are no files, which is no fault of the server."""
+
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
         if response.status_code == 200:
