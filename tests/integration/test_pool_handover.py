@@ -82,7 +82,7 @@ async def test_a_joining_worker_gets_its_share_with_state_and_notifications(valk
             await noting
             assert one.worker is not None
             assert two.worker is not None
-            await until(lambda: 20 <= len(two.worker.jobs) <= 40)
+            await until(lambda: 15 <= len(two.worker.jobs) <= 45)  # of 30 by chance: five deviations
             await until(lambda: sum(scene.running.values()) == 60)
             await until(lambda: sum(len(notes) for notes in scene.notes.values()) >= 60 * 20)
             moved = set(two.worker.jobs)
@@ -118,7 +118,7 @@ async def test_a_job_that_does_not_end_in_time_stays_and_holds_nobody_up(valkey_
     scene = Scene()
     (one, unit), (two, _) = scene.pool(unique, handover_concurrency=1, handover_timeout_s=0.2), scene.pool(unique)
     async with one.running(valkey_url):
-        stubborn = {f"k{n}" for n in range(0, 40, 5)}
+        stubborn = {f"k{n}" for n in range(0, 32, 2)}
         for n in range(40):
             await unit.dispatch(n, "stubborn" if f"k{n}" in stubborn else "stay")
         async with two.running(valkey_url):
