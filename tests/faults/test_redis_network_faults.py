@@ -18,7 +18,7 @@ from flotta.testing import FaultProxy
 
 pytestmark = pytest.mark.faults
 HELLO_REPLY = b"%3\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$5\r\n7.4.1\r\n$5\r\nproto\r\n:3\r\n"
-SLOW_SCRIPT = "local ends = os.clock() + 1.2; while os.clock() < ends do end; return 'slow'"
+SLOW_SCRIPT = "local ends = os.clock() + 2.0; while os.clock() < ends do end; return 'slow'"
 QUICK = LinkOptions(command_timeout_s=0.6, connect_timeout_s=0.6, heartbeat_s=0.3, reconnect_min_s=0.01)
 
 
@@ -35,7 +35,7 @@ async def test_silent_peer_fails_in_time_what_was_written_and_what_was_not(proxy
     started_s = loop.time()
     results = await asyncio.gather(*(link.call("INCR", "n") for _ in range(100)), return_exceptions=True)
     assert {type(result) for result in results} == {AmbiguousOutcome}
-    assert loop.time() - started_s < 0.6 + 0.3
+    assert loop.time() - started_s < 2 * 0.6  # all together: nobody waits for another's time to run out
     with pytest.raises(LinkUnavailable):
         await link.call("INCR", "n")
     proxy.resume()
@@ -154,12 +154,10 @@ async def test_junk_ends_the_connection_with_a_reason() -> None:
 
 async def test_patient_call_does_not_take_the_time_limit_from_others(proxy: FaultProxy) -> None:
     link = await Link.connect(proxy.url, options=QUICK)
-    loop = asyncio.get_running_loop()
     slow = asyncio.ensure_future(link.call("EVAL", SLOW_SCRIPT, 0, timeout_s=20))
-    started_s = loop.time()
     with pytest.raises(AmbiguousOutcome, match=r"within 0\.6 s"):
         await link.call("ECHO", "behind it")
-    assert loop.time() - started_s < 0.6 + 0.5
+    assert not slow.done(), "the limit was that of the patient call"
     assert await slow == b"slow", "the slow script is no silent peer"
     assert link.stats.connections == 1
     await link.aclose()

@@ -123,7 +123,7 @@ async def test_stopped_server_is_noticed_and_its_return_used(own_valkey: Embedde
     started_s = loop.time()
     with pytest.raises(AmbiguousOutcome):
         await link.call("INCR", "n")
-    assert loop.time() - started_s < 1.0 + 0.5
+    assert loop.time() - started_s < 2 * 1.0
     # The kernel still accepts connections of a stopped process: the greeting, not the connect, must time out.
     with pytest.raises(LinkUnavailable):
         await link.call("INCR", "n")

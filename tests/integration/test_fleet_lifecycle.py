@@ -391,7 +391,7 @@ async def test_health_tells_the_reason_and_recovers(settings: Settings, own_valk
         own_valkey.kill()
         began = asyncio.get_running_loop().time()
         health = await fleet.health()
-        assert asyncio.get_running_loop().time() - began < 2.0
+        assert asyncio.get_running_loop().time() - began < 4.0  # a call by itself would wait for 5 s
         assert health.error is not None
         assert health.error.startswith("redis: ")
         assert "refused" in health.error, "the reason, not only that nothing came"

@@ -743,7 +743,7 @@ async def test_a_copy_is_empty_once_its_ttl_has_run_out(sliding: bool, unique: s
 
 async def test_a_copy_that_joined_later_expires_with_the_hash(unique: str, redis: Redis) -> None:
     """It was given no TTL itself: it learns it from the server."""
-    async with await Map.join(unique, redis, ttl_s=0.3) as writer:
+    async with await Map.join(unique, redis, ttl_s=1.0) as writer:
         await writer.set("a", "1")
         async with await Map.join(unique, redis, options=QUIET) as reader:
             events = reader.subscribe()
@@ -753,8 +753,8 @@ async def test_a_copy_that_joined_later_expires_with_the_hash(unique: str, redis
 
 
 async def test_a_sliding_map_that_is_written_stays(unique: str, redis: Redis) -> None:
-    async with await Map.join(unique, redis, ttl_s=0.4, sliding=True, options=QUIET) as joined:
-        end = asyncio.get_running_loop().time() + 1.0
+    async with await Map.join(unique, redis, ttl_s=1.0, sliding=True, options=QUIET) as joined:
+        end = asyncio.get_running_loop().time() + 2.0
         while asyncio.get_running_loop().time() < end:
             await joined.set_and_wait("a", "1")
             await asyncio.sleep(0.02)  # the time that must pass is the point of this test

@@ -156,7 +156,7 @@ async def test_jobs_without_any_worker_are_parked_and_go_to_the_next_one(valkey_
 async def test_who_dies_is_blamed_unless_it_was_leaving_or_redis_was_away(
     valkey_url: str, unique: str, leaves: bool, has_outage: bool, losses: int
 ) -> None:
-    options = PoolOptions(worker_ttl_s=0.5, rebalance_debounce_s=0.05)  # the server is older than two of these
+    options = PoolOptions(worker_ttl_s=1.0, rebalance_debounce_s=0.05)  # the server is older than two of these
     async with member(valkey_url, unique, "n1", options=options) as one:
         worker = (await one.work()).worker
         assert await one.membership.placed(worker, PATIENCE_S)
@@ -184,9 +184,9 @@ async def _is_older(redis: Redis, seconds: float) -> bool:
 
 
 async def test_a_death_of_poison_ends_as_a_dead_letter(valkey_url: str, unique: str) -> None:
-    options = PoolOptions(worker_ttl_s=0.5, rebalance_debounce_s=0.05)
+    options = PoolOptions(worker_ttl_s=1.0, rebalance_debounce_s=0.05)
     async with member(valkey_url, unique, "n1", options=options) as one:
-        await until(lambda: _is_older(one.redis, 1.0))
+        await until(lambda: _is_older(one.redis, 2 * options.worker_ttl_s))
         worker = (await one.work()).worker
         assert await one.membership.placed(worker, PATIENCE_S)
         dispatched = await one.store.dispatch("k", "kind", b"", did="d", crashes_max=0)

@@ -96,7 +96,7 @@ async def test_closing_a_node_ends_its_tickers(join):
     waiting = asyncio.ensure_future(anext(ticker, None))
     await asyncio.sleep(0)
     await node.close()
-    assert await asyncio.wait_for(waiting, 1) is None
+    assert await asyncio.wait_for(waiting, 10) is None
 
 
 async def test_name_is_on_a_node_once(join):

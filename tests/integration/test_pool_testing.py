@@ -100,7 +100,7 @@ async def test_jobs_of_a_killed_worker_run_on_another_with_their_checkpoints(val
         await first.kill()
         began = time.monotonic()
         await stage.until(lambda: second.running == {"vessel:1"})
-        assert time.monotonic() - began < 3, "the time to live is one second on a stage"
+        assert time.monotonic() - began < 10, "the time to live is one second on a stage, not 30"
         await stage.until(lambda: ended)
         assert ended == [("vessel:1", handle.fence, StopReason.FENCED)]
         [job] = await stage.jobs()

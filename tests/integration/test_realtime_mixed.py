@@ -31,7 +31,7 @@ class Log:
 async def test_the_one_that_came_later_says_which_adapters_there_are_once(
     redis: Redis, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "TTL_S", 0.4)
+    monkeypatch.setattr(leases, "TTL_S", 1.5)
     monkeypatch.setattr(leases, "BEAT_S", 0.1)
     first, later, same = Log(), Log(), Log()
     options: dict[str, Any] = {"channel_prefix": unique}

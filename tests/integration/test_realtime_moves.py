@@ -359,7 +359,7 @@ async def test_junk_and_messages_of_nobody_on_the_relay_channels_are_counted_and
 async def test_own_name_is_claimed_a_taken_one_is_refused_and_a_random_one_drawn_again(
     valkey_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "TTL_S", 0.4)
+    monkeypatch.setattr(leases, "TTL_S", 1.5)
     monkeypatch.setattr(leases, "BEAT_S", 0.1)
     one = Server(valkey_url, channel_prefix=unique, instance="same")
     await one.start()
@@ -375,5 +375,5 @@ async def test_own_name_is_claimed_a_taken_one_is_refused_and_a_random_one_drawn
     await one.aclose()
     monkeypatch.undo()
     again = Server(valkey_url, channel_prefix=unique, instance="same")  # given back at once
-    await asyncio.wait_for(again.start(), 2)
+    await asyncio.wait_for(again.start(), 5)
     await again.aclose()

@@ -139,7 +139,7 @@ async def test_holder_that_dies_while_a_get_waits_is_noticed(
     valkey_url: str, unique: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "BEAT_S", 0.1)
-    monkeypatch.setattr(leases, "TTL_S", 0.5)
+    monkeypatch.setattr(leases, "TTL_S", 1.5)
     async with pair(valkey_url, unique) as two:
         sid = await two.join()
         waiting = asyncio.create_task(two.get(sid))
@@ -154,7 +154,7 @@ async def test_holder_that_dies_while_a_get_waits_is_noticed(
         if way == "killed":  # and from now on at once
             asked_at_s = asyncio.get_running_loop().time()
             assert (await two.post(sid, "3")).json()["code"] == 1
-            assert asyncio.get_running_loop().time() - asked_at_s < 1
+            assert asyncio.get_running_loop().time() - asked_at_s < 1.5  # less than it takes to judge a lease
 
 
 async def test_without_redis_who_polls_elsewhere_is_told_to_try_again_and_own_sessions_go_on(

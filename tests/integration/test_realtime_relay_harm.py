@@ -212,12 +212,12 @@ async def test_instance_that_slept_while_another_took_its_name_goes_on_under_a_n
     own_valkey: EmbeddedRedis, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "BEAT_S", 0.1)
-    monkeypatch.setattr(leases, "TTL_S", 0.4)
+    monkeypatch.setattr(leases, "TTL_S", 1.0)
     async with pair(own_valkey.url, unique) as two:
         sid = await two.join()
         home: Any = two.home._relay
         home._leases._beating.cancel()  # it sleeps
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.3)
         newcomer = Server(own_valkey.url, channel_prefix=unique, instance="home")
         await newcomer.start()
         try:

@@ -132,7 +132,7 @@ async def test_a_question_is_over_when_nothing_more_can_come() -> None:
 @pytest.fixture
 async def pair(redis: Redis, unique: str) -> AsyncIterator[tuple[Server, Server]]:
     """Two servers of one process with one Redis client; any name that begins with /t/ is a namespace."""
-    servers = [Server(redis, channel_prefix=unique, request_timeout_s=0.5) for _ in range(2)]
+    servers = [Server(redis, channel_prefix=unique, request_timeout_s=1.0) for _ in range(2)]
     for sio in servers:
         sio.on("hello", lambda name, sid: name, namespace=re.compile(r"/t/\d+"))
         await sio.start()
