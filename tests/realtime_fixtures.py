@@ -225,6 +225,28 @@ def node_modules() -> Path:
     return NODE_FOLDER
 
 
+@asynccontextmanager
+async def node_script(name: str, *arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A script of the npm folder as a process that ends when its input does; killed if it does not within 20 s."""
+    process = await asyncio.create_subprocess_exec(
+        *("node", name, *map(str, arguments)),
+        cwd=NODE_FOLDER,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=2**26,
+    )
+    try:
+        yield process
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), 20)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
 @pytest.fixture
 async def start_node(node_modules: Path) -> AsyncIterator[Callable[[], Awaitable[NodePeer]]]:
     """Start Node processes; they end with the test."""

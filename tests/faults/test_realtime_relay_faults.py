@@ -27,7 +27,7 @@ import pytest
 
 from flotta.redis.embedded import EmbeddedRedis
 from realtime_balanced import round_robin
-from realtime_fixtures import NODE_FOLDER, node_modules
+from realtime_fixtures import node_modules, node_script
 
 __all__ = ["node_modules"]
 
@@ -146,24 +146,9 @@ class Rovers:
 async def _rovers(port: int) -> AsyncIterator[Rovers]:
     polling = websocket = CLIENTS // 5
     upgrading = CLIENTS - polling - websocket
-    process = await asyncio.create_subprocess_exec(
-        *("node", "rovers.js", f"http://127.0.0.1:{port}"),
-        *map(str, (upgrading, polling, websocket, upgrading // 2)),
-        cwd=NODE_FOLDER,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=2**26,
-    )
-    try:
+    counts = upgrading, polling, websocket, upgrading // 2
+    async with node_script("rovers.js", f"http://127.0.0.1:{port}", *counts) as process:
         yield Rovers(process)
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), 20)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from realtime_fixtures import NODE_FOLDER, node_modules
+from realtime_fixtures import node_modules, node_script
 from supervisor_service import Service, service
 
 __all__ = ["node_modules"]
@@ -66,19 +66,8 @@ class Comers:
 @asynccontextmanager
 async def _comers(url: str, pause_ms: int) -> AsyncIterator[Comers]:
     port = url.rsplit(":", 1)[1]
-    process = await asyncio.create_subprocess_exec(
-        *("node", "comers.js", f"http://127.0.0.1:{port}", str(CLIENTS), str(pause_ms)),
-        cwd=NODE_FOLDER,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=2**24,
-    )
-    try:
+    async with node_script("comers.js", f"http://127.0.0.1:{port}", CLIENTS, pause_ms) as process:
         yield Comers(process)
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        await asyncio.wait_for(process.wait(), 20)
 
 
 @contextmanager
