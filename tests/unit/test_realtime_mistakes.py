@@ -152,3 +152,10 @@ async def test_clients_that_are_too_old_are_told_of_in_the_log_and_scanners_are_
         with capture_logs() as lines:
             assert (await ask(sio, f"EIO={version}&transport=polling"))[0] == 400
     assert [line["cure"] for line in lines] == ["socket.io-client 3 or newer, which speaks Engine.IO 4"] * told
+
+
+@pytest.mark.parametrize("to", [None, ["one", "other"], 7])
+async def test_call_asks_one_client_and_says_what_asks_several(to: Any) -> None:
+    async with Server() as sio:
+        with pytest.raises(TypeError, match="call needs to=, one session id; call_all asks several clients"):
+            await sio.call("chat", to=to)

@@ -48,8 +48,8 @@ class Asking(Base):
             NotStarted: before `start`.
         """
         to = to or sid
-        if to is None:
-            raise TypeError("call needs to=, a session id")
+        if not isinstance(to, str):
+            raise TypeError("call needs to=, one session id; call_all asks several clients")
         args = client_event(event, data)
         socket = self._socket(to, namespace)
         loop = asyncio.get_running_loop()
