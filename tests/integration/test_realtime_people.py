@@ -257,6 +257,21 @@ async def test_disconnected_user_is_gone_everywhere_and_may_come_back(redis: Red
         assert (await come(at_one, user="ada")).sid
 
 
+@pytest.mark.parametrize("milliseconds", [time.time() * 1000, float("nan")])
+async def test_times_that_are_no_unix_seconds_are_refused(unique: str, milliseconds: float) -> None:
+    async with fleet(None, unique, 1) as ((sio, port),):
+        ada = await come(port, user="ada")
+        with pytest.raises(ValueError, match=r"expires_at.*divide by 1000"):
+            await sio.set_user(ada.sid, "ada", expires_at=milliseconds)
+        with pytest.raises(ValueError, match="issued_at"):
+            await sio.set_user(ada.sid, "ada", issued_at=milliseconds)
+        with pytest.raises(ValueError, match="expires_at"):
+            await sio.extend(ada.sid, milliseconds)
+        with pytest.raises(ValueError, match="issued_before"):
+            await sio.revoke("ada", issued_before=milliseconds)
+        assert sio.user_of(ada.sid) == "ada"
+
+
 async def test_errors_carry_their_facts(unique: str) -> None:
     async with fleet(None, unique, 1, connections_per_user_max=1) as ((sio, port),):
         ada, bob = await come(port, user="ada"), await come(port, user="bob")

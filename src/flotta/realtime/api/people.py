@@ -15,6 +15,8 @@ from flotta.realtime.rooms import user_room
 __all__ = ["PeopleApi"]
 
 REVOCATION_KEEP_S = 86_400.0
+UNIX_S_MAX = 1e11
+"""The year 5138. Milliseconds of today are above it: taken for seconds, an access would never end."""
 
 
 class PeopleApi(Base):
@@ -55,12 +57,15 @@ class PeopleApi(Base):
                 connect; later, now.
 
         Raises:
+            ValueError: a time is no Unix seconds but, say, milliseconds.
             AccessExpired: ``expires_at`` is over.
             AccessRevoked: the user was revoked at or after ``issued_at``.
             UserFull: the user has ``connections_per_user_max`` other connections, on all instances together.
             InvalidName: ``user`` is no such text.
             RealtimeError: the socket is in too many rooms. Nothing happens if it is gone.
         """
+        _check_seconds("expires_at", expires_at)
+        _check_seconds("issued_at", issued_at)
         people = self._people
         socket = self._socket(sid, namespace)
         if socket is not None:
@@ -73,7 +78,12 @@ class PeopleApi(Base):
 
     async def extend(self, sid: str, expires_at: float | None) -> bool:
         """The user of this instance's socket has shown a newer token: its connection may last until then (Unix
-        seconds; a moment that is over ends it at once; None: for ever). False: it is gone or has no user."""
+        seconds; a moment that is over ends it at once; None: for ever). False: it is gone or has no user.
+
+        Raises:
+            ValueError: as `set_user`.
+        """
+        _check_seconds("expires_at", expires_at)
         return self._people.extend(sid, expires_at)
 
     async def disconnect_user(self, user: str, *, close: bool = True) -> None:
@@ -106,8 +116,10 @@ class PeopleApi(Base):
         it when it has its Redis again.
 
         Raises:
+            ValueError: ``issued_before`` is no Unix seconds but, say, milliseconds.
             LinkUnavailable: Redis is away: only the own connections were ended. Try again.
         """
+        _check_seconds("issued_before", issued_before)
         people = self._people
         if not keep_s > 0:
             raise RealtimeError("keep_s must be above 0")
@@ -117,3 +129,8 @@ class PeopleApi(Base):
         await people.registry.revoke(user, until_s, keep_s)
         if issued_before is None:
             await self.disconnect_user(user)
+
+
+def _check_seconds(name: str, value: float | None) -> None:
+    if value is not None and not value < UNIX_S_MAX:  # NaN is not below it either
+        raise ValueError(f"{name}: {value!r} is no time in Unix seconds (milliseconds? divide by 1000)")
