@@ -209,7 +209,7 @@ async def test_a_record_that_makes_no_sense_stops_nobody_else(
             await redis.link.call("XADD", keys.inbox(worker), "*", "t", "start", "k", "junk", *bell(fields))
             await a.dispatch(1)
             if "s" in fields:  # without a state it is no record: the bell was late
-                await until(lambda: [line for line in logs if "junk" in str(line)], "it is reported", 3)
+                await until(lambda: [line for line in logs if "junk" in str(line)], "it is reported", 10)
             await until(lambda: {"watch:0", "watch:1"} <= set(open_runs(setup)), "the others run")
             assert await (await a.declared.charge.enqueue("t1")).result(timeout_s=10) == "t1"
 

@@ -361,7 +361,8 @@ async def drained(stream: Stream[bytes], sink_name: str, expected: int) -> tuple
         seen: set[bytes] = set()
         while True:
             batch = asyncio.create_task(slow.batch(wait_s=0))
-            done, _ = await asyncio.wait({batch}, timeout=1)
+            is_all = len(seen) + slow.stats.gap >= expected  # then: wait for what must not come
+            done, _ = await asyncio.wait({batch}, timeout=1 if is_all else 10)
             if not done:
                 batch.cancel()
                 await asyncio.wait({batch})

@@ -160,7 +160,7 @@ async def test_a_silent_consumer_with_a_fresh_keepalive_is_not_deleted(stream: S
 
 
 async def test_after_max_deliveries_an_event_is_a_dead_letter_and_can_be_redriven(stream: Stream[bytes]) -> None:
-    options = {"ack_grace_s": 0.1, "max_deliveries": 2}
+    options = {"ack_grace_s": GRACE_S, "max_deliveries": 2}
     async with stream.sink("k", **options) as sink, stream.sink("other", **options) as other:
         event_id = await stream.add("poison", b"\xff", topic="t")
         await stream.add("good", b"")
@@ -408,7 +408,7 @@ async def test_a_consumer_that_was_held_up_asks_what_is_still_its_own(stream: St
             await quick.ack(*taken)
             waits = [asyncio.create_task(anext(sink)) for sink in (slow, quick)]
             fresh = str(await again.add("n", b""))
-            done, left = await asyncio.wait(waits, timeout=2, return_when=asyncio.FIRST_COMPLETED)
+            done, left = await asyncio.wait(waits, timeout=10, return_when=asyncio.FIRST_COMPLETED)
             assert [each.result().id for each in done] == [fresh], f"handed out again, after {first.id}"
             for each in left:
                 each.cancel()
