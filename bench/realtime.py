@@ -108,21 +108,26 @@ def print_all_versions() -> None:
 
 
 async def contest(name: str, unit: str, servers: list[Peer], one_round: Callable[[Peer], Awaitable[int]]) -> None:
-    """Measure by CPU and by the wall in the same rounds."""
+    """Measure by CPU and by the wall in the same rounds; beside them what no server can save: the kernel's part."""
     by_wall: dict[str, list[float]] = {peer.name: [] for peer in servers}
+    in_kernel: dict[str, list[float]] = {peer.name: [] for peer in servers}
 
     def side(peer: Peer) -> Side:
         async def measure() -> float:
             peer.counter.reset()
-            cpu_s, started_s = peer.cpu_s(), time.perf_counter()
+            cpu_s, kernel_s, started_s = peer.cpu_s(), peer.kernel_s(), time.perf_counter()
             count = await one_round(peer)
             by_wall[peer.name].append(count / (time.perf_counter() - started_s))
+            in_kernel[peer.name].append((peer.kernel_s() - kernel_s) / count)
             return count / max(peer.cpu_s() - cpu_s, 0.01)
 
         return measure
 
     by_cpu = await compete({peer.name: side(peer) for peer in servers}, rounds=rounds_from())
     report(name, by_cpu, unit=f"{unit}/cpu-s")
+    kernel = _kept(in_kernel)
+    costs = (f"{peer} {1e6 / by_cpu[peer].median:.2f} ({kernel[peer].median * 1e6:.2f})" for peer in by_cpu)
+    print(f"      us of CPU for each (of them in the kernel): {'; '.join(costs)}", flush=True)
     report(f"{name}-wall", _kept(by_wall), unit=f"{unit}/s")
 
 

@@ -198,5 +198,8 @@ class Peer:
         times = psutil.Process(self.process.pid).cpu_times()  # type: ignore[union-attr]
         return times.user + times.system
 
+    def kernel_s(self) -> float:
+        return psutil.Process(self.process.pid).cpu_times().system  # type: ignore[union-attr]
+
     def rss_kib(self) -> float:
         return psutil.Process(self.process.pid).memory_info().rss / 1024  # type: ignore[union-attr]
