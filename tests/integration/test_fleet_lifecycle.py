@@ -195,7 +195,7 @@ async def test_cancelled_start_stops_what_had_started(settings: Settings) -> Non
 
 
 async def test_step_that_takes_too_long_ends_the_start_and_is_named(settings: Settings) -> None:
-    fleet = Fleet(replace(settings, start_timeout_s=0.3))
+    fleet = Fleet(replace(settings, start_timeout_s=1.5))
 
     @fleet.on_start
     async def for_ever() -> None:
@@ -228,7 +228,7 @@ async def test_start_without_redis_says_why_and_may_be_tried_again(
 ) -> None:
     own_valkey.kill()
     monkeypatch.setattr("flotta.redis.link.random.uniform", lambda _low, _high: pause)
-    fleet = Fleet(replace(settings, redis_url=own_valkey.url, start_timeout_s=1.0))
+    fleet = Fleet(replace(settings, redis_url=own_valkey.url, start_timeout_s=2.0))
     fleet.map("flags")
     with pytest.raises(LinkUnavailable):
         await fleet.start()
@@ -422,7 +422,7 @@ async def test_frozen_redis_is_noticed_within_the_health_timeout(settings: Setti
 
 
 async def test_readiness_requires_what_the_settings_name(settings: Settings, own_valkey: EmbeddedRedis) -> None:
-    required = replace(settings, redis_url=own_valkey.url, ready_requires=frozenset({"redis"}), health_timeout_s=0.5)
+    required = replace(settings, redis_url=own_valkey.url, ready_requires=frozenset({"redis"}), health_timeout_s=2.0)
     async with Fleet(required) as fleet:
         assert (await fleet.readiness()).ok
         own_valkey.kill()

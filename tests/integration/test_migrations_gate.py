@@ -242,7 +242,7 @@ async def test_waiter_gives_up_and_names_who_it_waited_for(project: Project):
             "UPDATE flotta_migration_run SET state = 'migrating', from_version = '0042', to_version = '0045'"
         )
         with pytest.raises(MigrationTimeout, match=r"waiting on api-2, 0042 -> 0045, \d+ s"):
-            await project.gate(wait_timeout_s=0.3).run(project.url)
+            await project.gate(wait_timeout_s=1.5).run(project.url)
         assert str(await project.gate().status(project.url)).startswith("waiting on api-2, 0042 -> 0045")
     assert (await project.gate().run(project.url)).applied == ("0002_next",)
 

@@ -115,7 +115,7 @@ async def test_a_dispatch_whose_start_takes_too_long_stops_the_start(valkey_url:
     async with joined(unique, valkey_url) as node:
         await node.add_worker(recorder)
         with pytest.raises(DispatchTimeout) as caught:
-            await node.dispatch("k", timeout_s=0.3)
+            await node.dispatch("k", timeout_s=1.5)  # time enough to be claimed
         assert not caught.value.withdrawn
         assert recorder.keys("starting") == ["k"]
         await until(lambda: node.stats.running == 0)

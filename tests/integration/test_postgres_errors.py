@@ -90,7 +90,7 @@ async def test_too_many_connections_is_explained_and_overcome():
         durable=False, settings={"max_connections": "4", "superuser_reserved_connections": "0"}
     ) as db:
         others = [psycopg.connect(db.url) for _ in range(3)]
-        options = PoolOptions(size_max=2, size_min=0, acquire_timeout_s=0.3, retry_delay_s=0.05)
+        options = PoolOptions(size_max=2, size_min=0, acquire_timeout_s=1.5, retry_delay_s=0.05)
         async with Pool(db.url, options=options) as pool, pool.connection(timeout_s=20):
             with pytest.raises(DatabaseUnavailable, match="Too many connections: lower size_max"):
                 await pool.fetch("SELECT 1")

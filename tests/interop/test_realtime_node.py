@@ -207,7 +207,7 @@ async def test_full_server_refuses_with_503_and_says_so_in_its_counters(node: No
 
 
 async def test_heartbeat_keeps_a_client_and_ends_a_silent_one(node: NodePeer, native: bool) -> None:
-    sio = _server(ping_interval_s=0.2, ping_timeout_s=0.3)
+    sio = _server(ping_interval_s=0.2, ping_timeout_s=1.0)
     async with serving(sio, native=native) as port:
         await node.connect("a", port)
         _reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -264,7 +264,7 @@ async def test_every_event_arrives_once_and_in_order_across_the_upgrade(node: No
 
 
 async def test_client_that_only_polls_is_served_whole(node: NodePeer) -> None:
-    sio = _server(ping_interval_s=0.2, ping_timeout_s=0.5)
+    sio = _server(ping_interval_s=0.2, ping_timeout_s=2.0)
     async with serving(sio, native=True) as port:
         sid = await node.connect("a", port, transports=["polling"])
         assert await node.do("ask", name="a", args=["echo", 1, b"\x00bytes", "é"]) == [1, b"\x00bytes", "é"]
