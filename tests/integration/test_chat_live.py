@@ -16,7 +16,8 @@ import pytest
 
 from chat_stage import HOME, Page, Stage, chat_stage, database, token
 from flotta.postgres import EmbeddedPostgres
-from realtime_balanced import free_port, nginx
+from free_ports import free_port
+from realtime_balanced import nginx
 from realtime_fixtures import NodePeer, node, node_modules, start_node
 from supervisor_service import wait_until
 

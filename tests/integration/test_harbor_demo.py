@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from free_ports import free_port
 from harbor_stage import HOME, SOURCE
 from peers import missing
 from supervisor_service import wait_until
@@ -36,11 +37,6 @@ def demo(folder: Path, port: int) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.mark.usefixtures("built")

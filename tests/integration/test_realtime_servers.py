@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ import pytest
 from websockets.asyncio.client import connect as ws_connect
 from websockets.exceptions import InvalidStatus
 
+from free_ports import free_port
 from realtime_fixtures import NodePeer, node, node_modules, start_node
 
 __all__ = ["node", "node_modules", "start_node"]
@@ -71,8 +71,7 @@ class Running:
 
 @asynccontextmanager
 async def serve(name: str, **environ: str) -> AsyncIterator[Running]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     command, *arguments = (part.format(port=port) for part in COMMANDS[name])
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).parent / command,

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from realtime_balanced import Instance, free_port, haproxy, instances, nginx
+from free_ports import free_port
+from realtime_balanced import Instance, haproxy, instances, nginx
 from realtime_fixtures import NodePeer, node, node_modules, start_node
 
 __all__ = ["node", "node_modules", "start_node"]
