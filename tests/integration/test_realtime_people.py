@@ -257,7 +257,7 @@ async def test_disconnected_user_is_gone_everywhere_and_may_come_back(redis: Red
         assert (await come(at_one, user="ada")).sid
 
 
-@pytest.mark.parametrize("milliseconds", [time.time() * 1000, float("nan")])
+@pytest.mark.parametrize("milliseconds", [1_795_338_031_194.8, float("nan")])
 async def test_times_that_are_no_unix_seconds_are_refused(unique: str, milliseconds: float) -> None:
     async with fleet(None, unique, 1) as ((sio, port),):
         ada = await come(port, user="ada")
