@@ -184,9 +184,12 @@ async def test_stopped_server_hangs_nobody_and_is_used_again(server: EmbeddedPos
 async def test_pool_outlives_an_outage_and_then_serves_who_waits(server: EmbeddedPostgres):
     async with Pool(server.url, options=OPTIONS) as pool:
         await pool.check(timeout_s=20)
+        async with asyncio.timeout(20):
+            while pool.stats.idle < OPTIONS.size_min:  # the others are being connected
+                await asyncio.sleep(0.01)
         # Those that serve a client, named "postgres: <user> <database> ...", outlive their postmaster a little.
         backends = [p for p in psutil.Process(server.pid).children() if "flotta flotta" in " ".join(p.cmdline())]
-        assert backends
+        assert len(backends) == OPTIONS.size_min
         server.kill()
         await asyncio.to_thread(await_end, backends)
         with pytest.raises(DatabaseUnavailable, match="Nothing listens there now"):
