@@ -7,10 +7,12 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
+from free_ports import free_port
 from postgres_fixtures import database_url, postgres_folder, postgres_server
 
 __all__ = [
@@ -26,6 +28,10 @@ __all__ = [
 
 STAGES = (("browser", "faults", "interop"), ("integration",), ("fuzz", "property", "unit"))
 """The folders of tests in the order in which their files are given to the workers of a parallel run."""
+
+# How long an example takes says nothing about it where other tests share the processor.
+hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("shared")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -85,8 +91,11 @@ async def redis(valkey_url: str) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 def own_valkey() -> Iterator[EmbeddedRedis]:
-    """A server of this test alone: it may be killed, paused and restarted. Its data is kept (appendfsync always)."""
-    with EmbeddedRedis(appendonly=True, appendfsync="always") as server:
+    """A server of this test alone: it may be killed, paused and restarted. Its data is kept (appendfsync always).
+
+    Nobody is given its port while it is down.
+    """
+    with EmbeddedRedis(port=free_port(), appendonly=True, appendfsync="always") as server:
         yield server
         if server.owned:
             server.kill()  # nobody wants its data any more: an orderly end would take a tenth of a second
