@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from flotta.errors import Closed, CommandError
 from flotta.redis import Hub, LinkOptions, Redis
 from flotta.redis.embedded import EmbeddedRedis
+from free_ports import free_port
 
 QUICK = LinkOptions(reconnect_min_s=0.01, reconnect_max_s=0.05, command_timeout_s=2.0)
 WAIT_S = 15.0
@@ -165,9 +165,7 @@ async def test_refused_channel_is_told_and_its_neighbours_live(own_valkey: Embed
 @pytest.fixture
 async def cluster_node() -> AsyncIterator[Redis]:
     """One node that holds all slots."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        bus_port = taken.getsockname()[1]
-    async with EmbeddedRedis(arguments=["--cluster-enabled", "yes", "--cluster-port", str(bus_port)]) as server:
+    async with EmbeddedRedis(arguments=["--cluster-enabled", "yes", "--cluster-port", str(free_port())]) as server:
         client = await Redis.from_url(server.url, options=QUICK).connect()
         await client.link.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         async with asyncio.timeout(WAIT_S):

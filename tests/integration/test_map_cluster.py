@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,12 +11,14 @@ from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.rmap import Map
 from flotta.rmap.recipes import RateLimit
+from free_ports import free_port
 
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[Redis]:
     """One node that holds all slots: it refuses a script that touches a key of another slot, as any cluster does."""
-    arguments = ["--cluster-enabled", "yes", "--cluster-port", str(_free_port())]
+    # The port of the cluster's bus would else be 10,000 above the other: often past the last one.
+    arguments = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
     async with EmbeddedRedis(arguments=arguments) as server:
         client = await Redis.from_url(server.url).connect()
         await client.link.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
@@ -26,13 +27,6 @@ async def cluster() -> AsyncIterator[Redis]:
                 await asyncio.sleep(0.01)
         yield client
         await client.aclose()
-
-
-def _free_port() -> int:
-    """For the cluster bus, which would else be 10,000 above the port: often past the last one."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-    return port
 
 
 def _raw(text: str | bytes) -> bytes:

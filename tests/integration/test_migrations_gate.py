@@ -22,6 +22,7 @@ from flotta.errors import (
 from flotta.migrations import Migrations
 from flotta.migrations.lock import lock_key
 from flotta.postgres import EmbeddedPostgres, Pool
+from free_ports import free_port
 
 SHIPS = "CREATE TABLE ships (mmsi bigint PRIMARY KEY, name text);\nCREATE INDEX ON ships (name);"
 
@@ -315,10 +316,8 @@ def pgbouncer(tmp_path: Path, project: Project, postgres_server: EmbeddedPostgre
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     if program is None:
         pytest.skip("pgbouncer is not installed")
-    from flotta.postgres.embedded import _free_port
-
     user, password = postgres_server.url.split("//")[1].split("@")[0].split(":")
-    port = _free_port()
+    port = free_port()
     folder = postgres_server._temporary / f"bouncer-{port}"
     folder.mkdir(mode=0o755)
     (folder / "users.txt").write_text(f'"{user}" "{password}"\n')

@@ -23,6 +23,7 @@ from flotta.realtime import Server
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.testing import FaultProxy
+from free_ports import free_port
 from realtime_fixtures import until
 from realtime_members import Member, attach
 
@@ -410,8 +411,7 @@ async def test_redis_that_goes_and_comes_costs_what_was_sent_meanwhile_and_no_ro
 @contextlib.asynccontextmanager
 async def _cluster_node(first: int, last: int) -> AsyncIterator[tuple[EmbeddedRedis, Redis, int]]:
     """A server in cluster mode that has the slots ``first`` to ``last``, its client and the port of its bus."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        bus_port = taken.getsockname()[1]
+    bus_port = free_port()
     async with EmbeddedRedis(arguments=["--cluster-enabled", "yes", "--cluster-port", str(bus_port)]) as server:
         admin = await Redis.from_url(server.url).connect()
         await admin.link.call("CLUSTER", "ADDSLOTSRANGE", first, last)
