@@ -41,7 +41,7 @@ async def test_several_takers_share_and_none_waits_for_what_is_there() -> None:
     takers = [asyncio.create_task(inbox.get()) for _ in range(3)]
     await steps(2)
     inbox.put([event(1), event(2), event(3)])
-    found = await asyncio.wait_for(asyncio.gather(*takers), 1)
+    found = await asyncio.wait_for(asyncio.gather(*takers), 10)
     assert sorted(taken.id for taken in found if taken) == ["1-0", "2-0", "3-0"]
 
 
@@ -55,7 +55,7 @@ async def test_a_batch_that_another_taker_emptied_waits_on() -> None:
     await asyncio.wait({slow}, timeout=0.1)  # past its wait for more
     assert not slow.done(), "an empty batch means the end"
     inbox.put([event(2)])
-    assert [each.id for each in await asyncio.wait_for(slow, 1)] == ["2-0"]
+    assert [each.id for each in await asyncio.wait_for(slow, 10)] == ["2-0"]
 
 
 async def test_what_is_put_back_comes_first() -> None:
@@ -74,7 +74,7 @@ async def test_reading_is_held_back_until_half_is_free() -> None:
     await steps(2)
     assert not waiting.done()
     await inbox.get()
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 10)
     assert inbox.room == 2
 
 
