@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import httpx
@@ -20,7 +20,9 @@ WAIT_S = 5.0
 class Endpoint:
     """One path of a server (``/engine.io/``), and what can be asked of it."""
 
-    def __init__(self, http: httpx.AsyncClient, port: int, path: str) -> None:
+    def __init__(self, http: httpx.AsyncClient, port: int, path: str, *, sessions: Callable[[], int]) -> None:
+        self.sessions = sessions
+        """How many are open, by the server itself."""
         self._http = http
         self._base = f"127.0.0.1:{port}{path}"
 

@@ -13,6 +13,7 @@ import redis as driver
 from flotta.errors import PoolShutdown, StateError
 from flotta.pool.jobs.store import JobStore
 from flotta.pool.keys import SLOTS
+from flotta.pool.members.boottime import boottime_s
 from flotta.pool.members.lease import Loss
 from flotta.pool.members.membership import WorkerInfo
 from flotta.pool.members.scripts import BEAT
@@ -114,8 +115,9 @@ async def test_streams_of_members_exist_and_expire_unless_renewed(valkey_url: st
 
 
 async def test_a_blocked_loop_delays_no_beat(valkey_url: str, unique: str) -> None:
-    """Blocked for most of a ttl, three times: a watcher in another thread never sees the lease grow old."""
-    async with member(valkey_url, unique, "n1", coordinates=False) as one:
+    """Blocked for most of a ttl, twice: a watcher in another thread never sees the lease grow old."""
+    options = PoolOptions(worker_ttl_s=4.0)  # so that a second is left for a machine that is late
+    async with member(valkey_url, unique, "n1", options=options, coordinates=False) as one:
         lease = await one.work()
         await one.beaten()
         lowest_ms, stop = [1e9], threading.Event()
@@ -130,14 +132,14 @@ async def test_a_blocked_loop_delays_no_beat(valkey_url: str, unique: str) -> No
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        for _ in range(3):
-            time.sleep(0.8 * TTL_S)
+        for _ in range(2):
+            time.sleep(0.65 * options.worker_ttl_s)
             assert lease.owned()
             await asyncio.sleep(0.02)  # the loop turns: what is due runs
         stop.set()
         watcher.join()
         assert len(lowest_ms) > 50
-        assert min(lowest_ms) > 0.5 * TTL_S * 1000
+        assert min(lowest_ms) > 0.4 * options.worker_ttl_s * 1000  # a loop that beats itself: at most 0.35
         assert one.losses.empty()
 
 
@@ -175,7 +177,7 @@ async def test_killed_connections_cost_no_lease(valkey_url: str, unique: str) ->
                     await one.redis.client_kill_filter(_id=client["id"])
         await one.beaten()
         assert lease.owned()
-        assert await one.lease_left_ms(lease) > 0.5 * TTL_S * 1000
+        assert await one.lease_left_ms(lease) > 0
         assert one.losses.empty()
 
 
@@ -191,18 +193,17 @@ async def test_a_restart_of_redis_shorter_than_the_ttl_costs_no_lease(own_valkey
 
 
 async def test_a_lease_ends_by_the_clock_when_redis_is_silent(own_valkey: EmbeddedRedis, unique: str) -> None:
-    options = PoolOptions(worker_ttl_s=5.0)  # it ends a tenth of that before the server's: the loop may be that late
+    options = PoolOptions(worker_ttl_s=2.5)
     async with member(own_valkey.url, unique, "n1", options=options, coordinates=False) as one:
         lease = await one.work()
         await one.beaten()
-        began_s = time.monotonic()
         own_valkey.pause()
+        silent_s = boottime_s()
         try:
             assert await one.lost() == (lease, Loss.EXPIRED)
-            took_s = time.monotonic() - began_s
         finally:
             own_valkey.resume()
-        assert took_s < options.worker_ttl_s
+        assert lease.trusted_until_s < silent_s + options.worker_ttl_s  # before the server's can end
         await one.beaten()
         assert not lease.owned()
         assert one.membership.heartbeat.blameless()  # it cannot tell who has died meanwhile
