@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from flotta.realtime import Server
+from flotta.realtime.presence.shared import RELEASE_S
 from flotta.realtime.recovery.session import read_session
 from flotta.realtime.recovery.store import Saved
 from flotta.realtime.relay import leases
@@ -48,6 +49,25 @@ async def test_moved_session_keeps_ids_rooms_data_request_and_forgets_its_first_
         assert wanderer.events[-1] == ["still"]
         wanderer.near.lost("transport close")
         assert made.heard[1:] == [("disconnect", 1, "transport close")]
+
+
+async def test_watchers_hear_that_a_session_has_moved_and_never_that_its_user_was_offline(
+    valkey_url: str, unique: str
+) -> None:
+    async with world(valkey_url, unique, 2, presence=True) as made, made.servers[0].presence.changes() as changes:
+        home, there = made.servers
+        wanderer = Wanderer(home)
+        await wanderer.join()
+        await home.set_user(wanderer.socket_sid, "ada")
+        await move(made, wanderer)
+        await until(lambda: there.presence.stats.waiting == 0)
+        wanderer.near.lost("transport close")
+        heard = []
+        async for change in changes:
+            heard.append((change.kind, change.sockets, change.socket.server_id))
+            if change.kind == "leave":
+                break
+        assert heard == [("join", 1, "ins0"), ("move", 1, "ins1"), ("leave", 0, "ins1")]
 
 
 @pytest.mark.parametrize("adapter", ["classic", "sharded", "streams"])
@@ -296,8 +316,8 @@ async def test_new_instance_dies_at_any_step_and_handlers_of_the_end_run_once(
     valkey_url: str, unique: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "BEAT_S", 0.1)
-    async with world(valkey_url, unique, 2) as made:
-        wanderer = await _go(made, steps)
+    async with world(valkey_url, unique, 2, presence=True) as made:
+        wanderer = await _go(made, steps, user="ada")
         arrived = made.servers[1].stats.connections == 1
         await made.clients[1].hub.aclose()
         await made.clients[1].link.aclose(drain_s=0.0)
@@ -309,15 +329,20 @@ async def test_new_instance_dies_at_any_step_and_handlers_of_the_end_run_once(
         if client.over:  # the client had gone over to the dead instance
             assert made.heard == [("disconnect", 0, "transport error")]
             assert made.servers[0].stats.connections == made.servers[0].stats.sockets == 0
+            registry = made.servers[0].presence
+            await until(lambda: registry.stats.waiting == 0, RELEASE_S / 2)
+            assert await registry.users() == []
         else:  # it goes on polling
             await made.servers[0].emit("still", room="room")
             assert '42["still"]' in await wanderer.polling.take()
 
 
-async def _go(made: World, steps: int) -> Wanderer:
+async def _go(made: World, steps: int, user: str | None = None) -> Wanderer:
     """A move up to the ``steps``-th message, each instance hearing in turn."""
     wanderer = Wanderer(made.servers[0])
     await wanderer.join("room")
+    if user is not None:
+        await made.servers[0].set_user(wanderer.socket_sid, user)
     made.heard.clear()
     for gate in made.gates:
         gate.is_open = False

@@ -129,6 +129,27 @@ async def test_instance_that_hung_does_not_take_back_what_has_gone_on_elsewhere(
         assert told.kinds == [("join", "ada"), ("join", "bob"), ("move", "ada"), ("join", "end")]
 
 
+async def test_what_goes_elsewhere_is_there_all_the_time_and_gone_soon_if_nobody_takes_it(
+    redis: Redis, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flotta.realtime.presence.shared.RELEASE_S", 0.1)
+    async with registry(redis, unique, "aaaa") as (one, told), registry(redis, unique, "bbbb") as (other, _):
+        for number, user in enumerate(("ada", "bob", "eve")):
+            await entered(one, entry(f"s{number}", user))
+        for number in range(3):
+            one.release(f"s{number}")
+        await one._renew(quiet=False)  # it may fall into that time
+        assert [len(sockets) for sockets in await one.online(["ada", "bob", "eve"])] == [1, 1, 1]
+        other.restore(entry("s0", "ada", "bbbb"))
+        one.restore(entry("s1", "bob"))  # it has come back
+        await settled(other)
+        await until(lambda: one.stats.waiting == 0)
+        found = await one.online(["ada", "bob", "eve"])
+        assert [[online.server_id for online in sockets] for sockets in found] == [["bbbb"], ["aaaa"], []]
+        await until(lambda: ("leave", "eve") in told.kinds)
+        assert told.kinds[3:] == [("move", "ada"), ("leave", "eve")]
+
+
 async def test_client_that_leaves_while_redis_does_not_answer_is_not_written_down_after(unique: str) -> None:
     with EmbeddedRedis() as valkey:
         async with (

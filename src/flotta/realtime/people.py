@@ -184,8 +184,8 @@ class People:
         else:
             self._deadlines.put(sid, person.expires_at)
 
-    def _forget(self, person: Person) -> None:
-        """The socket is not this user's any more."""
+    def _forget(self, person: Person, *, moved: bool = False) -> None:
+        """The socket is not this user's any more, or not here."""
         sid, user = person.online.socket_id, person.online.user
         if self._persons.get(sid) is not person:
             return
@@ -199,13 +199,21 @@ class People:
         if space is not None:
             space.rooms.leave(sid, user_room(user))
         if self.registry is not None:
-            self.registry.leave(sid)
+            (self.registry.release if moved else self.registry.leave)(sid)
 
     def left(self, socket: Socket) -> None:
         """A socket is gone."""
         person = self._persons.get(socket.sid)
-        if person is not None:
+        if person is not None and person.socket is socket:
             self._forget(person)
+        elif person is None and self.registry is not None:
+            self.registry.leave(socket.sid)  # it was to go on elsewhere and has not got there
+
+    def moved(self, socket: Socket) -> None:
+        """A socket goes on at another instance, with what `facts` has said."""
+        person = self._persons.get(socket.sid)
+        if person is not None:
+            self._forget(person, moved=True)
 
     def extend(self, sid: str, expires_at: float | None) -> bool:
         """See `Server.extend`."""

@@ -69,6 +69,10 @@ class LocalRegistry:
             del self._users[user]
         self._tell(PresenceChange("leave", user, entry.online, len(sockets)))
 
+    def release(self, sid: str) -> None:
+        """There is no other instance."""
+        self.leave(sid)
+
     def update(self, entry: Entry) -> None:
         """Status or state have changed."""
         if entry.online.socket_id in self._entries:

@@ -93,6 +93,11 @@ class Registry(Protocol):
         """The socket is gone. Unknown ones are fine. Does not wait."""
         ...
 
+    def release(self, sid: str) -> None:
+        """The socket goes on at another instance, which takes it over (`restore`); it is gone if that one does not.
+        Unknown ones are fine. Does not wait."""
+        ...
+
     def update(self, entry: Entry) -> None:
         """Status or state have changed. Does not wait."""
         ...

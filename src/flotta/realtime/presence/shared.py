@@ -37,6 +37,8 @@ BATCH: Final = 250
 """Records per script: short enough (about a millisecond) that nobody waits behind it."""
 RETRY_S: Final = 1.0
 CLOSE_TIMEOUT_S: Final = 3.0
+RELEASE_S: Final = 2.0
+"""How long another instance may take to write down what has gone there."""
 
 
 @final
@@ -62,6 +64,8 @@ class SharedRegistry:
         self._wanted: dict[str, Entry] = {}
         self._entering: set[str] = set()
         self._leaving: dict[tuple[str, str], None] = {}  # (socket id, user), in the order of their going
+        self._released: dict[str, tuple[str, asyncio.TimerHandle]] = {}
+        """Users, by socket id, that have gone on elsewhere and may not be written down there yet."""
         self._updating: set[str] = set()
         self._writing = 0
         self._has_work = asyncio.Event()
@@ -94,6 +98,8 @@ class SharedRegistry:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._wanted.clear()
         if tasks and self._redis.link.connected:
+        for sid in list(self._released):
+            self._take_back(sid)
             try:
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self._reap(self._me, own=True)
@@ -135,6 +141,7 @@ class SharedRegistry:
 
     def _want(self, entry: Entry) -> None:
         self._wanted[entry.online.socket_id] = entry
+        self._take_back(entry.online.socket_id)
         self._leaving.pop((entry.online.socket_id, entry.online.user), None)  # it went and came before that was written
 
     def _unwant(self, entry: Entry) -> None:
@@ -171,13 +178,29 @@ class SharedRegistry:
     def leave(self, sid: str) -> None:
         """Delete it with the next batch."""
         entry = self._wanted.pop(sid, None)
-        if entry is not None:
+        user = self._take_back(sid) if entry is None else entry.online.user
+        if user is not None:
             self._updating.discard(sid)
-            self._leaving[sid, entry.online.user] = None
+            self._leaving[sid, user] = None
             self._has_work.set()
 
     def update(self, entry: Entry) -> None:
         """Write it with the next batch; only the latest of several counts."""
+    def release(self, sid: str) -> None:
+        """Delete it if the other instance has not taken it by then: deleted at once it would be gone before."""
+        entry = self._wanted.pop(sid, None)
+        if entry is not None:
+            self._updating.discard(sid)
+            timer = asyncio.get_running_loop().call_later(RELEASE_S, self.leave, sid)
+            self._released[sid] = entry.online.user, timer
+
+    def _take_back(self, sid: str) -> str | None:
+        """The user that a socket had when it went elsewhere, if that is not settled yet."""
+        user, timer = self._released.pop(sid, (None, None))
+        if timer is not None:
+            timer.cancel()
+        return user
+
         if entry.online.socket_id in self._wanted:
             self._wanted[entry.online.socket_id] = entry
             self._updating.add(entry.online.socket_id)
@@ -273,14 +296,15 @@ class SharedRegistry:
 
     @property
     def _moving(self) -> int:
-        return len(self._entering) + len(self._leaving) + len(self._updating) + self._writing
+        underway = len(self._entering) + len(self._leaving) + len(self._updating) + self._writing
+        return underway + len(self._released)
 
     async def _renew(self, *, quiet: bool) -> None:
         """Make Redis have exactly the own entries."""
         self._renewed += 1
         there = await self._redis.link.call("HGETALL", f"{self._prefix}of:{self._me}")
         found = {sid.decode(): user.decode() for sid, user in there.items()}
-        kept = self._wanted.keys() | self._entering
+        kept = self._wanted.keys() | self._entering | self._released.keys()
         for batch in batched([(sid, user) for sid, user in found.items() if sid not in kept], BATCH):
             await self._delete(batch)
         here = [entry for sid, entry in self._wanted.items() if sid not in self._entering]

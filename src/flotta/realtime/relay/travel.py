@@ -114,8 +114,8 @@ class TravellingPeople:
         return self._people.facts(socket.sid)
 
     def left(self, socket: Socket) -> None:
-        """Not here any more; what is written of its presence is by then the next instance's, or becomes it."""
-        self._people.left(socket)
+        """Not here any more; what is written of its presence is the next instance's to take over."""
+        self._people.moved(socket)
 
     def arrive(self, socket: Socket, value: Any) -> None:
         """The user goes on here."""
