@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from flotta.errors import Closed, NotStarted
 from flotta.realtime import Server
@@ -111,16 +110,3 @@ async def test_server_whose_start_failed_has_not_started_and_can_be_started_agai
     await sio.emit("news")
     assert await sio.presence.users() == []
     await sio.aclose()
-
-
-async def test_second_server_at_one_path_says_that_neither_is_served_natively() -> None:
-    async with Server(path="/one"), Server(path="/two"), Server(path="/one", native=False):
-        with capture_logs() as lines:
-            async with Server(path="/one"):
-                pass
-    (line,) = [line for line in lines if line["log_level"] == "warning" and "one path" in line["event"]]
-    assert line["path"] == "/one"
-    with capture_logs() as lines:
-        async with Server(path="/one"):
-            pass
-    assert not [line for line in lines if "one path" in line["event"]]

@@ -1,14 +1,25 @@
-"""The ASGI app of a server: routes its path to the transports, everything else to another app, and joins lifespans."""
+"""The ASGI app of a server: routes its path to the transports, everything else to another app, and joins lifespans;
+and how a web server's app is seen to lead to it.
+
+The native transport serves a WebSocket beside the app, so it must know before the first one comes that the app would
+hand it on, untouched, to this server. `engine_at` knows it where nothing but what is listed there stands before the
+`Mount`. Below another app's path, or behind middleware, every connection goes through the app, with its guards.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, final
+from typing import Any, Final, Protocol, final
 
 from flotta.realtime.engine.sessions import AnyEngine
 from flotta.realtime.transports.asgi import ASGIApp, Message, Receive, Scope, Send, serve_websocket
 from flotta.realtime.transports.polling import serve_http
 
-__all__ = ["Mount"]
+__all__ = ["Mount", "engine_at"]
+
+_CLEAR: Final = frozenset({"flotta", "uvicorn"})
+"""Whose wrappers of an app hand every WebSocket on as it came, at any path: `Mount` (but for its own path) and the gate
+of `flotta run`, and what uvicorn puts around an app for proxies and for its trace. Each holds the next one as ``app``.
+"""
 
 
 class Startable(Protocol):
@@ -40,6 +51,16 @@ class Mount:
         self._server = server
         self._core = core
         self._other = other
+
+    @property
+    def app(self) -> ASGIApp | None:
+        """What gets everything else."""
+        return self._other
+
+    @property
+    def engine(self) -> AnyEngine:
+        """Whose path it serves."""
+        return self._core
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -86,6 +107,17 @@ class Mount:
             if answered:
                 raise
             await _lifespan(scope, end_first, start_first)
+
+
+def engine_at(app: object, path: str) -> AnyEngine | None:
+    """The server that the app of a web server leads to at ``path``, if that can be told by looking. None: ask the app,
+    for it has no server there, or one that stands below a path or behind somebody's middleware."""
+    path = path.rstrip("/")
+    while type(app).__module__.partition(".")[0] in _CLEAR:
+        if isinstance(app, Mount) and app.engine.options.path == path:
+            return app.engine
+        app = getattr(app, "app", None)
+    return None
 
 
 async def _lifespan(_scope: Scope, receive: Receive, send: Send) -> None:

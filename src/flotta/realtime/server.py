@@ -32,7 +32,6 @@ from flotta.realtime.presence import Presence
 from flotta.realtime.presence.making import make_registry
 from flotta.realtime.presence.registry import Registry
 from flotta.realtime.relay.relay import Relay, RelayStats
-from flotta.realtime.transports import registry
 from flotta.realtime.transports.asgi import ASGIApp
 from flotta.redis import Redis
 
@@ -171,20 +170,9 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
                 await self._close_redis()
                 raise
             self._adapter = adapter
-            registry.add(self._core)
-            self._warn_if_not_alone()
             wanted, capped = self.options.connections_max, self._core.connections_max
             if capped < wanted:
                 self._log.warning("connections_max is capped by the open-file limit", wanted=wanted, capped=capped)
-
-    def _warn_if_not_alone(self) -> None:
-        path, loop = self.options.path, self._core.loop
-        assert loop is not None, "it has just started"
-        if self.options.native and registry.find(path, loop) is None:
-            cure = "give each a path of its own; native=False leaves the other served natively"
-            self._log.warning(
-                "two servers have one path: both are reached through their ASGI apps only", path=path, cure=cure
-            )
 
     async def _make_adapter(self, redis: str | Redis | None) -> Adapter:
         if redis is None:
@@ -242,7 +230,6 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
         raises Closed.
         """
         async with self._changing:
-            registry.remove(self._core)
             await self._core.aclose()
             await self._close_redis()
 

@@ -86,6 +86,11 @@ class Gate:
         """The paths that the gate answers itself."""
         return tuple(self._own)
 
+    @property
+    def app(self) -> ASGIApp:
+        """What it stands before: it gets every WebSocket as it came, which the native transport counts on."""
+        return self._app
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             own = self._own.get(scope["path"].removeprefix(scope.get("root_path", "")))

@@ -25,7 +25,7 @@ from flotta.realtime.engineio.session import Session
 from flotta.realtime.mount import Mount
 from flotta.realtime.option_names import options_of
 from flotta.realtime.socketio.packet import Encoded
-from flotta.realtime.transports import Outgoing, Transport, registry
+from flotta.realtime.transports import Outgoing, Transport
 from flotta.realtime.transports.asgi import ASGIApp
 
 __all__ = ["EngineServer", "EngineStats"]
@@ -245,7 +245,6 @@ class EngineServer:
                 raise Closed("the Engine.IO server")
             if self._engine.state is State.NEW:
                 await self._engine.start()
-                registry.add(self._engine)
 
     async def drain(self, deadline_s: float | None = None) -> None:
         """Refuse new clients with 503 and close the others in jittered batches. Returns when all are gone and their
@@ -256,7 +255,6 @@ class EngineServer:
     async def aclose(self) -> None:
         """Close every connection and stop. Idempotent; before `start` it only marks the server as closed."""
         async with self._changing:
-            registry.remove(self._engine)
             await self._engine.aclose()
 
     async def __aenter__(self) -> EngineServer:

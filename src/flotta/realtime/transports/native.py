@@ -1,9 +1,9 @@
 """Socket.IO on the event loop's own transport, under uvicorn: no task, no queue, no ASGI message per packet.
 
 ``uvicorn.run(app, ws=ws_protocol_class())``; `flotta run` does it by itself. uvicorn builds the class for every
-WebSocket upgrade and replays the request's head into it. A head whose path belongs to a running `Server` is served
-here; any other goes to uvicorn's own WebSocket implementation, untouched. ASGI middleware does not see the connections
-that are served here: authentication belongs into the ``connect`` handler, as with every Socket.IO server.
+WebSocket upgrade and replays the request's head into it. A head is served here if uvicorn's app is that of a running
+`Server` with this path, with nothing around it that might have a say (`engine_at`); any other goes to uvicorn's own
+WebSocket implementation, and with it through the app.
 
 Backpressure: the transport's high-water mark is ``volatile_bytes_max``. Below it nothing is measured; above it volatile
 packets are dropped, and a packet that would pass ``send_bytes_max`` aborts the connection: what is buffered for a
@@ -25,7 +25,8 @@ from flotta.realtime.engine.client import Reason
 from flotta.realtime.engine.request import Request, parse_head
 from flotta.realtime.engine.sessions import AnyEngine
 from flotta.realtime.engineio.handshake import Refusal, Refused
-from flotta.realtime.transports import Outgoing, Receiver, Transport, registry
+from flotta.realtime.mount import engine_at
+from flotta.realtime.transports import Outgoing, Receiver, Transport
 from flotta.realtime.transports.websocket import (
     OP_CLOSE,
     OP_PING,
@@ -92,9 +93,9 @@ class _Router(asyncio.Protocol):
         assert self._made is not None
         path = head.split(b" ", 2)[1].partition(b"?")[0].decode("latin-1")
         loop = asyncio.get_running_loop()
-        core = registry.find(path, loop)
+        core = engine_at(self._config.loaded_app, path)
         target: UvicornProtocol
-        if core is None:
+        if core is None or not core.options.native or core.loop is not loop:
             target = _own_implementation(self._config)(**self._kwargs)
         else:
             target = NativeTransport(core, self._kwargs["server_state"], self._kwargs["config"])

@@ -1,0 +1,127 @@
+"""Which WebSockets the native transport serves: those that the web server's app leads to the server, and no other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from websockets.asyncio.client import connect as ws_connect
+from websockets.exceptions import InvalidStatus
+
+from flotta.realtime import EngineServer, Server
+from flotta.realtime.transports.native import NativeTransport
+from flotta.server.gate import Gate
+from realtime_fixtures import serving
+
+QUERY = "EIO=4&transport=websocket"
+
+
+async def _refuse(scope: Any, receive: Any, send: Any) -> None:
+    """What an app does that lets nobody in."""
+    await receive()
+    await send({"type": "websocket.close", "code": 1008})
+
+
+class Guard:
+    """Middleware around an app: it lets in who brings the password."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        open_ = scope["type"] != "websocket" or (b"x-password", b"yes") in scope["headers"]
+        await (self.app if open_ else _refuse)(scope, receive, send)
+
+
+class Below:
+    """Puts an app below a path, and hands its lifespan on to it, as some dispatchers do."""
+
+    def __init__(self, path: str, app: Any) -> None:
+        self.path, self.app = path, app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            if not scope["path"].startswith(self.path + "/"):
+                await _refuse(scope, receive, send)
+                return
+            scope = {**scope, "root_path": self.path}
+        await self.app(scope, receive, send)
+
+
+@asynccontextmanager
+async def _open(sio: Any, port: int, path: str = "/socket.io", **headers: str) -> AsyncIterator[bool]:
+    """A connection; whether it is served natively."""
+    async with ws_connect(f"ws://127.0.0.1:{port}{path}/?{QUERY}", additional_headers=headers) as socket:
+        sid = json.loads((await socket.recv())[1:])["sid"]
+        engine = sio._core if isinstance(sio, Server) else sio._engine
+        yield isinstance(engine.clients[sid].transport, NativeTransport)
+
+
+async def _status(port: int, path: str = "/socket.io") -> int:
+    with pytest.raises(InvalidStatus) as caught:
+        await ws_connect(f"ws://127.0.0.1:{port}{path}/?{QUERY}")
+    return int(caught.value.response.status_code)
+
+
+def _starlette(sio: Server) -> Any:
+    @asynccontextmanager
+    async def lifespan(_app: Any) -> AsyncIterator[None]:
+        async with sio:
+            yield
+
+    site = Starlette(lifespan=lifespan)
+    site.mount("/a", Guard(sio.app()))
+    return site
+
+
+@pytest.mark.parametrize("place", [_starlette, lambda sio: Below("/a", Guard(sio.app()))])
+async def test_server_below_a_path_is_reached_there_only_and_past_its_guards(place: Any) -> None:
+    sio = Server()
+    async with serving(sio, native=True, whole=place(sio), drain=False) as port:
+        assert await _status(port) == 403  # from the first connection on
+        assert await _status(port, "/a/socket.io") == 403
+        async with _open(sio, port, "/a/socket.io", **{"x-password": "yes"}) as native:
+            assert not native
+        assert await _status(port) == 403
+        assert sio.stats.opened == 1
+
+
+async def test_middleware_around_a_server_sees_its_connections() -> None:
+    sio = Server()
+    async with serving(sio, native=True, whole=Guard(sio.app())) as port:
+        assert await _status(port) == 403
+        async with _open(sio, port, **{"x-password": "yes"}) as native:
+            assert not native
+
+
+async def test_servers_one_inside_the_other_are_served_natively_behind_the_gate_of_a_worker() -> None:
+    sio, engine = Server(path="/one"), EngineServer(path="/two")
+    nobody: Any = None
+    app = sio.app(engine.app(Starlette()))
+    gate = Gate(app, nobody, health_path=None, metrics_path=None, metrics_token=None, log=None)
+    async with serving(sio, native=True, whole=gate, proxy_headers=True) as port:
+        for server, path in ((sio, "/one"), (engine, "/two")):
+            async with _open(server, port, path) as native:
+                assert native
+        assert await _status(port, "/three") == 403
+
+
+async def test_of_two_servers_at_one_path_the_outer_one_answers_natively_or_not() -> None:
+    outer, inner = Server(native=False), Server()
+    async with serving(inner, native=True, whole=outer.app(inner.app())) as port, _open(outer, port) as native:
+        assert not native
+        assert inner.stats.connections == 0
+
+
+async def test_two_web_servers_of_one_process_each_serve_their_own_natively() -> None:
+    one, two = Server(), Server()
+    async with serving(one, native=True) as at_one, serving(two, native=True) as at_two:
+        async with _open(one, at_one) as first, _open(two, at_two) as second:
+            assert (first, second) == (True, True)
+            assert (one.stats.connections, two.stats.connections) == (1, 1)
+        async with serving(Server(path="/other"), native=True) as elsewhere:
+            assert await _status(elsewhere) == 403
