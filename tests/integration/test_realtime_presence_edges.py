@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import structlog
 
+from flotta.errors import InvalidName, RedisError
 from flotta.realtime import Server
 from flotta.realtime.presence.making import make_registry
 from flotta.realtime.presence.records import Online, PresenceChange
 from flotta.realtime.presence.registry import Entered, Entry
+from flotta.realtime.presence.revocations import Revocations
 from flotta.realtime.presence.shared import SharedRegistry
 from flotta.redis import LinkOptions, Redis
 from flotta.redis.embedded import EmbeddedRedis
@@ -172,7 +174,109 @@ async def test_client_that_leaves_while_redis_does_not_answer_is_not_written_dow
             assert await sio.presence.users() == []
 
 
+async def test_users_of_a_large_dead_instance_are_cleared_away_to_the_last(redis: Redis, unique: str) -> None:
+    """As many as a scan of emptied places does not come to the end of, if it begins anew each time."""
+    async with registry(redis, unique, "aaaa") as (one, _), registry(redis, unique, "bbbb") as (dead, _):
+        people = [entry(f"s{n}", f"user {n}", "bbbb") for n in range(20_000)]
+        dead._wanted |= {who.online.socket_id: who for who in people}
+        for at in range(0, len(people), 250):
+            await dead._put(people[at : at + 250], "")
+        assert await one.users_count() == len(people)
+        await redis.zadd(f"{{{unique}}}:people:leases", {dead._me: 1})
+        async with asyncio.timeout(20):
+            await one._beat()
+        assert await one.users_count() == 0
+        assert await redis.keys(f"{{{unique}}}:people:of:*") == []
+        dead._wanted.clear()
+        assert await redis.zrange(f"{{{unique}}}:people:leases", 0, -1) == [one._me.encode()]
+
+
+# --- what nobody can write down ---
+
+
+async def test_halves_of_characters_are_refused_before_they_are_to_be_written(redis: Redis, unique: str) -> None:
+    """A client may send them, and programs take users and states out of what clients send."""
+    async with fleet(redis, unique, 1, presence=True) as ((sio, port),):
+        refusal = (await come(port, user="ada\ud83d")).refusal
+        assert "characters" not in refusal  # our reasons are not the client's
+        visitor = await come(port, user="bob")
+        with pytest.raises(InvalidName, match="whole characters"):
+            await sio.presence.set_status(visitor.sid, "\udc00")
+        with pytest.raises(InvalidName, match="whole characters"):
+            await sio.revoke("\ud83d")
+        assert await sio.presence.set_status(visitor.sid, "away")
+        async with asyncio.timeout(10):
+            while [online.status for online in await sio.presence.online("bob")] != ["away"]:
+                await asyncio.sleep(0.01)
+
+
+async def test_state_is_what_it_was_when_it_was_said(redis: Redis, unique: str) -> None:
+    async with fleet(redis, unique, 1, presence=True) as ((sio, port),):
+        visitor = await come(port, user="ada")
+        state: dict[str, Any] = {"doing": ["reading"]}
+        assert await sio.presence.set_status(visitor.sid, state=state)
+        state["doing"].append(object())  # nobody could write that
+        assert await sio.presence.set_status(visitor.sid, "away")
+        async with asyncio.timeout(10):
+            while [online.status for online in await sio.presence.online("ada")] != ["away"]:
+                await asyncio.sleep(0.01)
+        assert [online.state for online in await sio.presence.online("ada")] == [{"doing": ["reading"]}]
+
+
+async def test_socket_that_says_something_and_is_refused_in_the_same_moment_stops_no_writing(unique: str) -> None:
+    with EmbeddedRedis() as valkey:
+        async with Redis.from_url(valkey.url) as redis, registry(redis, unique, "aaaa") as (one, _):
+            await one.revoke("ada", time.time() + 60, 60)
+            await entered(one, entry("s1", "bob"))
+            assert one._ears is not None
+            one._ears.revocations = Revocations()  # this instance has not heard of it
+            valkey.pause()
+            one.update(entry("s1", "bob", state="typing"))
+            await until(lambda: one._writing == 1)  # the writer waits for Redis
+            entering = asyncio.create_task(one.enter(entry("s2", "ada"), issued_at=time.time(), connections_max=None))
+            await until(lambda: "s2" in one._wanted)
+            one.update(entry("s2", "ada", state="typing"))
+            valkey.resume()
+            assert await entering is Entered.REVOKED
+            await settled(one)
+            one.update(entry("s1", "bob", state="calling"))
+            await settled(one)
+            assert [online.state for (online,) in await one.online(["bob"])] == ["calling"]
+
+
 # --- what watchers are told ---
+
+
+async def test_nobody_comes_twice_when_redis_is_flushed_while_people_are_written(redis: Redis, unique: str) -> None:
+    """The flush comes between what an instance has asked and what it writes, before any beat has noticed."""
+    async with registry(redis, unique, "aaaa") as (one, told):
+        await entered(one, entry("s1", "ada"))
+        await entered(one, entry("s2", "bob"))
+        await redis.delete(*await redis.keys(f"{{{unique}}}:people:*"))
+        one.update(entry("s1", "ada", state="typing"))
+        await settled(one)
+        await one._renew(quiet=False)
+        assert [len(sockets) for sockets in await one.online(["ada", "bob"])] == [1, 1]
+        await one._beat()
+        await entered(one, entry("s3", "end"))
+        await until(lambda: ("join", "end") in told.kinds)
+        assert [kind for kind, user in told.kinds if user != "end"] == ["join", "join", "gap", "gap"]
+
+
+async def test_nobody_comes_twice_when_redis_goes_away_again_while_a_loss_is_made_good(unique: str) -> None:
+    with EmbeddedRedis() as valkey:
+        async with Redis.from_url(valkey.url) as redis, registry(redis, unique, "aaaa") as (one, told):
+            await entered(one, entry("s1", "ada"))
+            await redis.flushall()
+            await redis.link.call("ACL", "SETUSER", "default", "-hgetall")
+            with pytest.raises(RedisError):
+                await one._beat()
+            await redis.link.call("ACL", "SETUSER", "default", "+hgetall")
+            await one._beat()
+            await entered(one, entry("s2", "end"))
+            await until(lambda: ("join", "end") in told.kinds)
+            assert [user for kind, user in told.kinds if kind == "join"] == ["ada", "end"]
+            assert [len(sockets) for sockets in await one.online(["ada"])] == [1]
 
 
 async def test_who_looks_again_after_a_loss_of_data_ends_with_the_truth(redis: Redis, unique: str) -> None:

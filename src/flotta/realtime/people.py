@@ -233,10 +233,8 @@ class People:
         if person is None or self.registry is None:
             return False
         online = person.online
-        changed = online._replace(
-            status=online.status if status is None else status, state=online.state if keep_state else state
-        )
-        check_status(changed.status, changed.state)
+        changed = online._replace(status=online.status if status is None else status)
+        changed = changed._replace(state=check_status(changed.status, online.state if keep_state else state))
         if changed != online:
             person.online = changed
             self.registry.update(person.entry)

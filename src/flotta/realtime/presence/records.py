@@ -121,21 +121,32 @@ _unpack_control = msgspec.msgpack.Decoder(list[Any]).decode
 
 def check_user(user: object) -> str:
     """Raises InvalidName for what is no id of a user."""
-    if not isinstance(user, str) or not 0 < len(user) <= USER_CHARACTERS_MAX:
-        raise InvalidName("user", user, f"text of 1 to {USER_CHARACTERS_MAX} characters")
-    return user
+    return _check_text("user", user, USER_CHARACTERS_MAX)
 
 
-def check_status(status: object, state: Any) -> None:
-    """Raises InvalidName, or RealtimeError for a state that is too large or no JSON."""
-    if not isinstance(status, str) or not 0 < len(status) <= STATUS_CHARACTERS_MAX:
-        raise InvalidName("status", status, f"text of 1 to {STATUS_CHARACTERS_MAX} characters")
+def _check_text(kind: str, value: object, characters_max: int) -> str:
+    """JSON lets clients send halves of characters (lone surrogates), which Redis cannot be told."""
+    if isinstance(value, str) and 0 < len(value) <= characters_max:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            pass
+        else:
+            return value
+    raise InvalidName(kind, value, f"text of 1 to {characters_max} whole characters")
+
+
+def check_status(status: object, state: Any) -> Any:
+    """Gives the state as whoever asks will read it: what becomes of the given value later changes nothing. Raises
+    InvalidName, or RealtimeError for a state that is too large or no JSON."""
+    _check_text("status", status, STATUS_CHARACTERS_MAX)
     try:
-        size_bytes = len(_encode(state))
-    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        written = _encode(state)
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise RealtimeError(f"the state of a presence must be JSON: {error}") from error
-    if size_bytes > STATE_BYTES_MAX:
-        raise RealtimeError(f"the state of a presence may take {STATE_BYTES_MAX} bytes of JSON, not {size_bytes}")
+    if len(written) > STATE_BYTES_MAX:
+        raise RealtimeError(f"the state of a presence may take {STATE_BYTES_MAX} bytes of JSON, not {len(written)}")
+    return msgspec.json.decode(written)
 
 
 def write_record(online: Online) -> bytes:

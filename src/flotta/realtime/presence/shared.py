@@ -72,6 +72,7 @@ class SharedRegistry:
         self._tasks: list[asyncio.Task[None]] = []
         self._ears: Ears | None = None
         self._epoch: bytes | None = None
+        """Of the data that holds everything of this instance."""
         self._connections = -1
         self._away = False
         self._reaped = self._renewed = self._lost = 0
@@ -97,9 +98,9 @@ class SharedRegistry:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._wanted.clear()
-        if tasks and self._redis.link.connected:
         for sid in list(self._released):
             self._take_back(sid)
+        if tasks and self._redis.link.connected:
             try:
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self._reap(self._me, own=True)
@@ -140,13 +141,14 @@ class SharedRegistry:
             self._has_work.set()
 
     def _want(self, entry: Entry) -> None:
-        self._wanted[entry.online.socket_id] = entry
         self._take_back(entry.online.socket_id)
+        self._wanted[entry.online.socket_id] = entry
         self._leaving.pop((entry.online.socket_id, entry.online.user), None)  # it went and came before that was written
 
     def _unwant(self, entry: Entry) -> None:
         if self._is_wanted(entry):
             del self._wanted[entry.online.socket_id]
+            self._updating.discard(entry.online.socket_id)
 
     def _is_wanted(self, entry: Entry) -> bool:
         """It has not left meanwhile, nor become another user's."""
@@ -184,8 +186,6 @@ class SharedRegistry:
             self._leaving[sid, user] = None
             self._has_work.set()
 
-    def update(self, entry: Entry) -> None:
-        """Write it with the next batch; only the latest of several counts."""
     def release(self, sid: str) -> None:
         """Delete it if the other instance has not taken it by then: deleted at once it would be gone before."""
         entry = self._wanted.pop(sid, None)
@@ -201,6 +201,8 @@ class SharedRegistry:
             timer.cancel()
         return user
 
+    def update(self, entry: Entry) -> None:
+        """Write it with the next batch; only the latest of several counts."""
         if entry.online.socket_id in self._wanted:
             self._wanted[entry.online.socket_id] = entry
             self._updating.add(entry.online.socket_id)
@@ -215,7 +217,9 @@ class SharedRegistry:
             try:
                 while self._leaving or self._updating:
                     await self._write_some()
-            except RedisError:
+            except Exception as error:  # noqa: BLE001 - our bug, but what comes after it must be written
+                if not isinstance(error, RedisError):
+                    self._log.exception("writing presence failed")
                 self._lost += 1
                 self._connections = -1  # the next beat finds out what is missing
                 await asyncio.sleep(RETRY_S)
@@ -255,7 +259,7 @@ class SharedRegistry:
 
     async def _put(self, entries: Sequence[Entry], how: str) -> None:
         args = [word for entry in entries for word in _row(entry)]
-        await SYNC(self._redis.link, keys=self._keys, args=(self._me, self._lease_ms, how, *args))
+        await SYNC(self._redis.link, keys=self._keys, args=(self._me, self._lease_ms, how, self._epoch or b"", *args))
         gone = {(e.online.socket_id, e.online.user): None for e in entries if not self._is_wanted(e)}
         if gone:  # they left while they were written
             self._leaving |= gone
@@ -274,6 +278,8 @@ class SharedRegistry:
                 if not self._away:
                     self._log.warning("presence is not renewed until Redis is back", reason=str(error))
                 self._away = True
+            except Exception:  # noqa: BLE001 - our bug, but an instance that does not beat counts as dead
+                self._log.exception("renewing presence failed")
             else:
                 self._away = False
 
@@ -282,14 +288,13 @@ class SharedRegistry:
         args = (self._me, self._lease_ms, self._silence_ms, secrets.token_hex(8))
         epoch, had, count, *dead = await BEAT(self._redis.link, keys=self._keys, args=args)
         is_first, is_other = self._epoch is None, self._epoch not in (None, epoch)
-        self._epoch = epoch
         doubtful = abs(count - len(self._wanted)) > max(moving, self._moving)
         if is_other and self._ears is not None:
             self._ears.tell_gap()
             await self._ears.give_back()
         if not is_first and (is_other or not had or doubtful or connections != self._connections):
             await self._renew(quiet=is_other)
-        self._connections = connections
+        self._epoch, self._connections = epoch, connections
         for instance in dead:
             if instance.decode() != self._me:
                 await self._reap(instance.decode(), own=False)
@@ -315,8 +320,9 @@ class SharedRegistry:
 
     async def _reap(self, instance: str, *, own: bool) -> None:
         """Clear away what an instance has left. Several may do it at once: each record goes once."""
-        while await REAP(self._redis.link, keys=self._keys, args=(instance, BATCH, int(own))):
-            pass
+        at: bytes | None = b"0"
+        while at is not None:
+            at = await REAP(self._redis.link, keys=self._keys, args=(instance, BATCH, int(own), at))
         if not own:
             self._reaped += 1
             self._log.warning("an instance has died: its people are offline", instance=instance)
