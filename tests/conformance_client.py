@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import httpx
@@ -20,11 +20,18 @@ WAIT_S = 5.0
 class Endpoint:
     """One path of a server (``/engine.io/``), and what can be asked of it."""
 
-    def __init__(self, http: httpx.AsyncClient, port: int, path: str, *, sessions: Callable[[], int]) -> None:
-        self.sessions = sessions
-        """How many are open, by the server itself."""
+    def __init__(self, http: httpx.AsyncClient, port: int, path: str, engine: Any) -> None:
         self._http = http
+        self._engine = engine
         self._base = f"127.0.0.1:{port}{path}"
+
+    def sessions(self) -> int:
+        """How many there are, by the server itself."""
+        return len(self._engine.clients)
+
+    def waiting(self) -> bool:
+        """Whether the server has a GET to which it has nothing to say yet."""
+        return any(client.transport.getting for client in self._engine.clients.values())
 
     def url(self, query: str, scheme: str = "http") -> str:
         return f"{scheme}://{self._base}?{query}"

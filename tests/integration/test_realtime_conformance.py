@@ -45,7 +45,7 @@ async def _endpoint(server: Any, path: str, *, native: bool) -> AsyncIterator[En
     async with AsyncExitStack() as stack:
         port = await stack.enter_async_context(serving(server, native=native))
         http = await stack.enter_async_context(httpx.AsyncClient())
-        yield Endpoint(http, port, path, sessions=lambda: server.stats.connections)
+        yield Endpoint(http, port, path, getattr(server, "_core", None) or server._engine)
 
 
 class EngineRules:
@@ -177,7 +177,7 @@ class TestEngineIO(EngineRules):
     async def test_message_polling_closes_the_session_upon_duplicate_poll_requests(self, server: Endpoint) -> None:
         sid = await server.open_polling()
         first = server.polling(sid)
-        await asyncio.sleep(0.05)  # the second comes while the first waits
+        await until(server.waiting)  # the second comes while the first waits
         second = await server.request("GET", f"{POLLING}&sid={sid}&t=burst")
         assert ((await first).status_code, (await first).text) == (200, "1")
         assert second.status_code == 400
@@ -186,7 +186,7 @@ class TestEngineIO(EngineRules):
     async def test_message_polling_closes_the_session_upon_cancelled_polling_request(self, server: Endpoint) -> None:
         sid = await server.open_polling()
         poll = server.polling(sid)
-        await asyncio.sleep(0.05)  # it is under way
+        await until(server.waiting)  # it is under way
         poll.cancel()
         await asyncio.gather(poll, return_exceptions=True)
         assert (await server.poll(sid)).status_code == 400

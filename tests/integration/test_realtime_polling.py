@@ -62,20 +62,25 @@ async def test_packets_travel_in_one_body_with_binary_as_base64() -> None:
         assert (await client.get()).text == f"431[1]\x1e{answer}\x1eb//8="
 
 
+def waiting(sio: Server) -> bool:
+    """Whether the server has a GET to which it has nothing to say yet."""
+    return any(client.transport.getting for client in sio._core.clients.values())
+
+
 async def test_second_get_or_cancelled_get_ends_the_session() -> None:
     sio = Server()
     async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
         client = Polling(http, port)
         await client.join()
         first = asyncio.create_task(client.get())
-        await asyncio.sleep(0.05)
+        await until(lambda: waiting(sio))
         assert (await client.get()).status_code == 400
         assert (await first).text == "1"
         assert (await client.get()).json()["code"] == 1
         other = Polling(http, port)
         await other.join()
         hanging = asyncio.create_task(other.get())
-        await asyncio.sleep(0.05)
+        await until(lambda: waiting(sio))
         hanging.cancel()
         await until(lambda: sio.stats.connections == 0)
         assert sio.stats.ended == {"transport error": 2}

@@ -226,14 +226,14 @@ async def test_what_does_not_fit_into_memory_is_read_once_for_all_who_ask_togeth
 
 
 async def test_the_loop_turns_while_many_look_for_what_they_missed(redis: Redis) -> None:
-    """Work for a second or so, if it were done at once."""
+    """Work for a second or so (of the processor), if it were done at once."""
     archive = Archive(redis, "unused", History((0, 0), count_max=20_000, bytes_max=2**24))
     data = b'{"opts":{"rooms":["r"],"except":[],"flags":{}},"packet":{"type":2,"data":["n"],"nsp":"/"}}'
     for number in range(1, 5_001):
         archive.history.append(Past((number, 0), "/", data))
     replay = Replay(archive, pace_bytes=1)
     session = Session("s", "p", ("r",), {}, "o" * 18, "/")
-    longest_s, last_s = 0.0, time.perf_counter()
+    longest_s, last_s = 0.0, time.thread_time()
 
     async def look() -> None:
         missed = await replay.missed(session, "/", (0, 0))
@@ -244,12 +244,12 @@ async def test_the_loop_turns_while_many_look_for_what_they_missed(redis: Redis)
         nonlocal longest_s, last_s
         while True:
             await asyncio.sleep(0)
-            longest_s, last_s = max(longest_s, time.perf_counter() - last_s), time.perf_counter()
+            longest_s, last_s = max(longest_s, time.thread_time() - last_s), time.thread_time()
 
     watching = asyncio.create_task(watch())
-    begun_s = time.perf_counter()
+    begun_s = time.thread_time()
     await asyncio.gather(*(look() for _ in range(100)))
-    whole_s = time.perf_counter() - begun_s
+    whole_s = time.thread_time() - begun_s
     watching.cancel()
     assert longest_s < max(0.2, whole_s / 2)  # at once it would be all of it
 
