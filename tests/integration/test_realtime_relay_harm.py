@@ -15,8 +15,10 @@ from flotta.realtime.engine.request import Request
 from flotta.realtime.engineio.handshake import Refused
 from flotta.realtime.relay import asks, leases
 from flotta.realtime.relay.wire import Answer
+from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.testing import FaultProxy
+from free_ports import free_port
 from realtime_fixtures import until
 from realtime_moves import SCOPE, Wanderer, World, move, world
 
@@ -206,6 +208,47 @@ async def test_lease_that_redis_lost_is_claimed_again_and_nobody_is_given_up(val
         await there._leases._look()
         await there._leases._look()  # it is not claimed again: nobody lives there
         assert (await waiting).json()["code"] == 1
+
+
+async def test_who_is_gone_is_seen_on_a_cluster_of_one_node_too(unique: str) -> None:
+    """Leases of several instances lie in different slots there."""
+    async with EmbeddedRedis(arguments=["--cluster-enabled", "yes", "--cluster-port", str(free_port())]) as server:
+        async with await Redis.from_url(server.url).connect() as admin, asyncio.timeout(20):
+            await admin.link.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            while "cluster_state:ok" not in str(await admin.link.call("CLUSTER", "INFO")):
+                await asyncio.sleep(0.01)
+        async with pair(server.url, unique) as two:
+            there: Any = two.there._relay
+            there._leases._beating.cancel()  # the test beats
+            gone: list[str] = []
+            there._leases._watched, there._leases._on_gone = lambda: ["home", "dead"], gone.append
+            await there._leases._look()
+            assert gone == ["dead"]
+
+
+async def test_nobody_is_given_up_while_redis_has_no_memory_for_leases(own_valkey: EmbeddedRedis, unique: str) -> None:
+    async with pair(own_valkey.url, unique) as two:
+        home, there = two.home._relay, two.there._relay
+        assert home is not None
+        assert there is not None
+        for relay in (home, there):
+            assert relay._leases._beating is not None
+            relay._leases._beating.cancel()  # the test beats
+        waiting = asyncio.create_task(two.get(await two.join()))
+        await until(lambda: there.stats.waiting == 1)
+        await two.clients[0].config_set("maxmemory", 1)
+        await two.clients[0].delete(home._leases._key("home"))  # it has run out
+        for _ in range(3):
+            await there._leases._refresh()
+            await there._leases._look()
+        await two.clients[0].config_set("maxmemory", 0)
+        for _ in range(2):  # it beats more often than the one that it looks for
+            await there._leases._refresh()
+            await there._leases._look()
+        await home._leases._refresh()
+        await there._leases._look()
+        await two.home.emit("here")
+        assert (await waiting).text == '42["here"]'
 
 
 async def test_instance_that_slept_while_another_took_its_name_goes_on_under_a_new_one(

@@ -50,7 +50,7 @@ class PeopleApi(Base):
         that this instance has heard of. Cancelling it leaves the socket without a user.
 
         Args:
-            user: any text of up to 256 characters.
+            user: any text of up to 256 whole characters (no lone surrogates, which JSON can hold).
             expires_at: Unix seconds; the connection is closed at that moment. None: never. `extend` moves it.
             issued_at: Unix seconds, when the access was granted (``iat`` of a JWT): an access that is not newer than
                 the last revocation is refused. None: while the ``connect`` handler runs, when the client asked to

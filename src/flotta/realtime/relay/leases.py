@@ -7,18 +7,21 @@ characters.
 ``<prefix>-instance#adapter`` names the adapter of the instances, so that one that has another can say so.
 
 An instance counts as gone when its key is gone for two beats, its value is another one, or nobody listens on its
-channel any more. The last is noticed first: the server knows of a killed process' closed socket at once.
+channel any more. The last is noticed first: the server knows of a killed process' closed socket at once. A key that is
+gone says nothing while Redis refuses to write (no memory, a replica): then nobody can refresh one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, final
 
 from flotta.errors import ConfigError, RedisError
+from flotta.realtime.sampling import is_told
 from flotta.redis import Effect, Redis, Script
 
 __all__ = ["TTL_S", "Leases"]
@@ -69,6 +72,8 @@ class Leases:
         self._adapter = adapter.encode()
         self._differing = 0
         self._differing_told = False
+        self._refused = 0
+        """Looks that Redis did not allow."""
         self._redis = redis
         self._prefix = prefix
         self._channel = channel
@@ -80,6 +85,8 @@ class Leases:
         self._known: dict[str, bytes] = {}
         self._missing: set[str] = set()
         """Watched ones whose leases were not there a beat ago."""
+        self._refused_s = -math.inf
+        """When the own lease could not be refreshed last."""
         self._beating: asyncio.Task[None] | None = None
 
     def _key(self, instance: str) -> str:
@@ -139,7 +146,8 @@ class Leases:
         try:
             held = await self._try(self.instance)
         except RedisError:
-            return  # the link says when Redis is away
+            self._refused_s = asyncio.get_running_loop().time()
+            return  # the link says when Redis is away, presence and the adapter when it refuses
         if held:
             return
         old = self.instance
@@ -153,9 +161,12 @@ class Leases:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
-            await self._refresh()
-            await self._look()
-            await self._compare()
+            try:
+                await self._refresh()
+                await self._look()
+                await self._compare()
+            except Exception:  # noqa: BLE001 - our bug, but an instance without a lease counts as gone
+                self._log.exception("looking after the lease failed", instance=self.instance)
 
     async def _compare(self) -> None:
         """Servers whose adapters differ do not hear each other, and nothing else would say so: a key names what those
@@ -181,21 +192,23 @@ class Leases:
             return
         link = self._redis.link
         try:
-            leases, listening = await link.call_many(
-                [
-                    ("MGET", *map(self._key, watched)),
-                    ("PUBSUB", "NUMSUB", *map(self._channel, watched)),
-                ]
-            )
+            # One command for each lease: on a Redis Cluster, of one node too, their keys lie in different slots.
+            asked = [("PUBSUB", "NUMSUB", *map(self._channel, watched)), *(("GET", self._key(it)) for it in watched)]
+            listening, *leases = await link.call_many(asked)
         except RedisError:
             return
-        if isinstance(leases, RedisError) or isinstance(listening, RedisError):
-            self._log.error("the instances' leases cannot be read", leases=str(leases), listening=str(listening))
+        refused = next((reply for reply in (listening, *leases) if isinstance(reply, RedisError)), None)
+        if refused is not None:
+            self._refused += 1
+            if is_told(self._refused):
+                self._log.error("the instances' leases cannot be read", reason=str(refused), so_far=self._refused)
             return
         counts = listening[1::2] if isinstance(listening, list) else list(listening.values())
         missed, self._missing = self._missing, set()
+        # After a refusal each of them must have had its turn.
+        unsure = asyncio.get_running_loop().time() - self._refused_s < 2 * BEAT_S
         for instance, value, count in zip(watched, leases, counts, strict=True):
-            if value is None and count and instance not in missed:
+            if value is None and count and (unsure or instance not in missed):
                 self._missing.add(instance)  # Redis may have lost it: who lives claims it again within a beat
             elif value is None or not count or self._known.setdefault(instance, value) != value:
                 self._known.pop(instance, None)
