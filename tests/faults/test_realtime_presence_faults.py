@@ -218,6 +218,29 @@ async def test_nobody_is_taken_for_dead_because_redis_was_away_for_longer_than_a
             assert await one.presence.users_count() == 10
 
 
+async def test_everybody_stays_online_while_redis_has_no_memory_for_leases(
+    own_valkey: EmbeddedRedis, unique: str
+) -> None:
+    async with (
+        await one_redis(own_valkey.url) as redis,
+        fleet(redis, unique, 2, presence=True, presence_ttl_s=TTL_S / 2) as ((one, at_one), (_, at_two)),
+    ):
+        visitors = [await come((at_one, at_two)[n % 2], user=f"user {n}") for n in range(4)]
+        await redis.config_set("maxmemory", 1)
+        while (await redis.zrange(f"{{{unique}}}:people:leases", -1, -1, withscores=True))[0][1] > await _now_ms(redis):
+            await asyncio.sleep(0.02)
+        visitors.append(await come(at_one, user="user 4"))  # who comes now is let in, and written down afterwards
+        found = await one.presence.sockets([f"user {n}" for n in range(5)])
+        assert [len(sockets) for sockets in found.values()] == [1, 1, 1, 1, 0]
+        await redis.config_set("maxmemory", 0)
+        await _comes_back(one, visitors, redis, unique)
+
+
+async def _now_ms(redis: Redis) -> float:
+    seconds, microseconds = await redis.time()
+    return seconds * 1000 + microseconds / 1000
+
+
 def _beaten_twice(redis: Redis, prefix: str) -> Callable[[], bool]:
     """Whether the link has sent two beats since now: then everybody dead by its clock would have been reaped."""
     begun = redis.link.stats.commands

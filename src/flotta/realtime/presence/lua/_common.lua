@@ -7,7 +7,8 @@
 --   user:<user>     hash  socket id -> "<instance>\n<connection>\n<record>"; the record is JSON and opaque here
 --   of:<instance>   hash  socket id -> user: what ends with the instance
 --   users           zset  every user with a record, score 0: pages in the order of their names
---   meta            hash  epoch (who wrote first; another one: the data was lost), beat (when any instance last beat)
+--   meta            hash  epoch (who wrote first; another one: the data was lost), beat (when any instance last beat),
+--                         silence (after how many ms without a beat of anybody it is Redis that let none through)
 --   revoked:<user>  until when tokens were revoked, ms; it expires
 -- and the channels "changes" and "control".
 local P = string.sub(KEYS[1], 1, -7)
@@ -23,12 +24,22 @@ local function now_ms()
   return clock_ms
 end
 
--- Whether the lease of an instance is valid now.
+-- Whether nobody at all has beaten for a while: Redis was away, or has no memory left to write in.
+local silent
+local function is_silent()
+  if silent == nil then
+    local last = redis.call('HMGET', META, 'beat', 'silence')
+    silent = last[1] and last[2] and now_ms() - tonumber(last[1]) > tonumber(last[2])
+  end
+  return silent
+end
+
+-- Whether the lease of an instance is valid now. In a silence time says nothing of anybody (see beat.lua).
 local live = {}
 local function is_live(instance)
   if live[instance] == nil then
     local until_ms = redis.call('ZSCORE', LEASES, instance)
-    live[instance] = until_ms and tonumber(until_ms) > now_ms() or false
+    live[instance] = until_ms and (tonumber(until_ms) > now_ms() or is_silent()) or false
   end
   return live[instance]
 end

@@ -4,8 +4,8 @@
 -- Returns {epoch, 1 if the lease was there else 0, records of this instance, instances whose lease has ended...}.
 local now, lease_ms = now_ms(), tonumber(ARGV[2])
 redis.call('HSETNX', META, 'epoch', ARGV[4])
-local beat_ms = redis.call('HGET', META, 'beat')
-if beat_ms and now - tonumber(beat_ms) > tonumber(ARGV[3]) then
+redis.call('HSET', META, 'silence', ARGV[3])
+if is_silent() then
   for _, instance in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
     redis.call('ZADD', LEASES, 'GT', now + lease_ms, instance)
   end
