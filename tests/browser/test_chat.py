@@ -191,6 +191,10 @@ def test_a_phone_and_the_keyboard_are_enough(visits: Callable[..., Visit], chat:
     page.get_by_role("button", name="Send").tap()
     visit.message(f"Hello from a {scheme} phone").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    page.reload()
+    visit.message(f"Hello from a {scheme} phone").wait_for()
+    page.go_back()
+    page.get_by_role("button", name="Room Quayside").tap()
     page.get_by_role("button", name="Back to the rooms").tap()
     page.get_by_role("button", name="Room Quayside").focus()
     page.keyboard.press("Enter")

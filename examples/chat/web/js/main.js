@@ -3,6 +3,7 @@
 import { Connection } from "./connection.js";
 import { $, icon, notice, show } from "./dom.js";
 import { Outbox } from "./outbox.js";
+import { enterRoom, forgetRoom, leaveRoom, roomInAddress } from "./place.js";
 import { Session } from "./session.js";
 import { Store } from "./store.js";
 import { Composer } from "./ui/composer.js";
@@ -28,10 +29,11 @@ const actions = {
     store.current = id;
     store.opening = null;
     $("app").dataset.pane = "talk";
+    enterRoom(id, !WIDE.matches);
     store.changed("current", "rooms");
     if (!room.loaded) actions.older();
-    if (WIDE.matches) $("text").focus();
-    else $("room-name").focus();
+    const first = $(WIDE.matches ? "text" : "room-name");
+    requestAnimationFrame(() => first.focus()); // after what has changed is drawn: what is hidden takes no focus
   },
 
   // The first messages of the open room, or the ones before what is there.
@@ -82,7 +84,7 @@ const actions = {
   async leave(room) {
     await session.ask("DELETE", `/api/rooms/${room.id}/members/me`);
     store.removeRoom(room.id);
-    $("app").dataset.pane = "rooms";
+    leaveRoom(showRooms);
     store.changed("current");
   },
 
@@ -98,6 +100,12 @@ const actions = {
   discard: (clientId) => outbox.discard(clientId),
   typing: (room) => connection.tell("typing", { room }),
 };
+
+function showRooms() {
+  if ($("app").dataset.pane === "rooms") return;
+  $("app").dataset.pane = "rooms";
+  if (!WIDE.matches) (document.querySelector(".row[aria-current]") ?? $("rooms-title")).focus();
+}
 
 async function loadPeople() {
   clearTimeout(peoplePlanned);
@@ -131,7 +139,10 @@ function live() {
   outbox.pump();
   const room = store.room();
   if (room && !room.loaded) actions.older();
-  if (!room && WIDE.matches) actions.open([...store.rooms.values()].find((one) => one.kind === "open")?.id);
+  if (room) return;
+  const kept = roomInAddress();
+  if (store.rooms.has(kept)) actions.open(kept);
+  else if (WIDE.matches) actions.open([...store.rooms.values()].find((one) => one.kind === "open")?.id);
 }
 
 function theme() {
@@ -155,17 +166,27 @@ new Sidebar(store, actions);
 new Conversation(store, actions);
 new Composer(store, actions);
 new Fleet(store, () => connection.sync());
-const welcome = new Welcome(session, begin);
+const welcome = new Welcome(session, () => {
+  begin();
+  $("rooms-title").focus(); // the button that had the focus is gone
+});
 theme();
 store.addEventListener("people", noticeStrangers);
 $("show-members").addEventListener("click", () => members(session, store, store.room(), actions.leave));
 $("sign-out").addEventListener("click", () => session.end());
-$("back").addEventListener("click", () => {
-  $("app").dataset.pane = "rooms";
-  document.querySelector(".row[aria-current]")?.focus();
+$("back").addEventListener("click", () => leaveRoom(showRooms));
+$("skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address is the room's
+  $("text").focus();
+});
+addEventListener("popstate", () => {
+  const id = roomInAddress();
+  if (store.rooms.has(id)) actions.open(id);
+  else showRooms();
 });
 session.addEventListener("ended", ({ detail }) => {
   connection.close();
+  forgetRoom();
   if (detail.asked) sessionStorage.removeItem("quay-outbox"); // else it waits for the same user to come back
   location.reload(); // nothing of one person stays for the next
 });

@@ -56,7 +56,7 @@ export class Sidebar {
       mark: h("span", { class: "room-mark", "aria-hidden": "true" }, icon("hash")),
       name: room.name,
       preview,
-      label: `Room ${room.name}`,
+      label: `Room ${room.name}, ${preview}`, // has in it what is seen: that is what somebody says who speaks to the page
       open: () => this.#actions.open(room.id),
     });
   }
@@ -85,7 +85,7 @@ export class Sidebar {
       },
       children: [
         mark,
-        h("span", { class: "row-words" }, h("b", {}, name), h("span", { class: "row-preview" }, preview)),
+        h("span", { class: "row-words" }, h("b", {}, name), " ", h("span", { class: "row-preview" }, preview)),
         unread ? h("span", { class: "badge", "aria-hidden": "true" }, unread > 99 ? "99+" : String(unread)) : null,
       ],
       open,

@@ -47,6 +47,7 @@ export class Welcome {
   }
 
   #submit() {
+    for (const id of ["sign-name", "sign-password"]) $(id).removeAttribute("aria-invalid");
     const name = $("sign-name").value.trim().toLowerCase();
     const password = $("sign-password").value;
     if (!this.#registering) return this.#begin("/api/session", { name, password });
@@ -58,6 +59,7 @@ export class Welcome {
 
   #wrong(id, message) {
     $("sign-error").textContent = message;
+    $(id).setAttribute("aria-invalid", "true");
     $(id).focus();
   }
 
