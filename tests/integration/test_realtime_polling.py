@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 from websockets.asyncio.client import connect as ws_connect
 from websockets.exceptions import ConnectionClosed
 
@@ -101,6 +102,48 @@ async def test_bad_body_ends_that_session_only(body: str | bytes, status: int) -
         waiting = asyncio.create_task(good.get())
         await sio.emit("still", "here")
         assert (await waiting).text == '42["still","here"]'
+
+
+async def test_body_that_ends_too_early_is_a_lost_connection_and_not_a_large_message() -> None:
+    sio = Server()
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        await client.join()
+        with capture_logs() as lines:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            head = f"POST {client.url} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 100\r\n\r\n"
+            writer.write(head.encode() + b"42[")
+            await until(lambda: any(each.transport.posting for each in sio._core.clients.values()))
+            writer.close()
+            await until(lambda: sio.stats.connections == 0)
+        assert sio.stats.ended == {"transport error": 1}
+        assert [line for line in lines if line["log_level"] != "info"] == []
+
+
+async def test_what_is_taken_for_a_get_whose_client_has_just_left_ends_the_session() -> None:
+    # Else the event would be missed by a client that goes on with another GET.
+    sio = Server()
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        await client.join()
+        leaves, answers = asyncio.Event(), []
+
+        async def receive() -> dict[str, Any]:
+            await leaves.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            answers.append(message)
+
+        url = httpx.URL(client.url)
+        scope = {"type": "http", "method": "GET", "path": url.path, "query_string": url.query, "headers": []}
+        get = asyncio.create_task(sio.app()(scope, receive, send))
+        await until(lambda: all(each.transport.getting for each in sio._core.clients.values()))
+        leaves.set()
+        await sio.emit("news")
+        await get
+        assert not answers
+        assert sio.stats.ended == {"transport error": 1}
 
 
 @pytest.mark.parametrize(
@@ -314,6 +357,46 @@ async def test_who_is_sent_away_hears_what_was_sent_before_and_then_the_end(
         assert (await client.get()).json()["code"] == 1
 
 
+@pytest.mark.parametrize("waits", [True, False])
+async def test_who_is_sent_away_may_still_say_that_it_goes_and_what_it_had_to_say(waits: bool) -> None:
+    # Official clients answer the end of their last namespace with a close, and may have an event on its way.
+    sio = Server()
+    heard: list[str] = []
+    sio.on("late", lambda sid: heard.append(sid))
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        await client.join()
+        pending = asyncio.create_task(client.get()) if waits else None
+        if waits:
+            await until(lambda: all(each.transport.getting for each in sio._core.clients.values()))
+        await sio.disconnect_sockets(close=True)
+        late = await client.post('42["late"]')
+        assert (late.status_code, late.text) == (200, "ok")
+        assert (await (pending or client.get())).text == "41"
+        answer = await client.post("1")
+        assert (answer.status_code, answer.text) == (200, "ok")
+        assert not heard
+        # But not a session that was ended for a fault.
+        faulty = Polling(http, port)
+        await faulty.join()
+        await faulty.post("junk")
+        assert (await faulty.post("1")).json()["code"] == 1
+
+
+async def test_requests_after_the_end_are_waited_for_so_long_and_of_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flotta.realtime.transports.polling.SENT_AWAY_S", 0.3)
+    monkeypatch.setattr("flotta.realtime.engine.sessions.PARTED_MAX", 2)
+    sio = Server()
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        clients = [Polling(http, port) for _ in range(3)]
+        for client in clients:
+            await client.join()
+        await sio.disconnect_sockets(close=True)
+        assert sorted([(await client.post("1")).status_code for client in clients]) == [200, 200, 400]
+        await until(lambda: not sio._core._parted)
+        assert (await clients[0].post("1")).json()["code"] == 1
+
+
 async def test_who_is_sent_away_hears_it_through_another_instance(valkey_url: str, unique: str) -> None:
     here, there = (Server(valkey_url, channel_prefix=unique, native=False) for _ in range(2))
     async with (
@@ -325,6 +408,7 @@ async def test_who_is_sent_away_hears_it_through_another_instance(valkey_url: st
         await client.join()
         client.url = client.url.replace(str(port), str(other), 1)
         await _send_away(here)
+        assert (await client.post("3")).text == "ok"
         assert (await client.get()).text == '42["last","word"]\x1e41'
         assert (await client.get()).text == "1"
         assert (await client.get()).json()["code"] == 1

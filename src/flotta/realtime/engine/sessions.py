@@ -34,8 +34,8 @@ __all__ = ["AnyEngine", "Engine", "EngineCounters", "State", "connections_allowe
 
 PARTED_S = 0.25
 SENT_AWAY_S = 5.0
-"""How long a polling client that was sent away has for the GET that tells it."""
-PARTED_MAX = 1_000
+"""How long a polling client that was sent away has for the GET that tells it, and for what it still had to say."""
+PARTED_MAX = 10_000
 FILES_KEPT = 128
 """Open files that a process needs besides its clients: Redis, PostgreSQL, logs, listening sockets."""
 
@@ -123,7 +123,7 @@ class Engine(ABC, Generic[C]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
         self._explained: set[str] = set()
-        self._parted: dict[str, Transport] = {}
+        self._parted: dict[str, tuple[Transport, asyncio.TimerHandle]] = {}
 
     @abstractmethod
     def _make_client(self, sid: str, transport: Transport, request: Request, session: Session, now_s: float) -> C:
@@ -244,20 +244,26 @@ class Engine(ABC, Generic[C]):
         return client
 
     def part(self, sid: str, transport: Transport, for_s: float = PARTED_S) -> None:
-        """A polling session has ended, and its client's GET may still be on the way here, on another connection: for a
-        moment it finds ``transport``, and on it the end that it waits for."""
+        """A polling session has ended, and requests of its client may still be on their way here: from now on they find
+        its ``transport`` for a while, and on it the end."""
         assert self._loop is not None
-        if sid not in self._parted and len(self._parted) < PARTED_MAX:
-            self._parted[sid] = transport
-            self._loop.call_later(for_s, self._parted.pop, sid, None)
+        self.forget_parted(sid)
+        if len(self._parted) < PARTED_MAX:
+            self._parted[sid] = transport, self._loop.call_later(for_s, self._parted.pop, sid, None)
+
+    def forget_parted(self, sid: str) -> None:
+        """The client has been told; unknown ids are fine."""
+        if (parted := self._parted.pop(sid, None)) is not None:
+            parted[1].cancel()
+
+    def parted(self, sid: str) -> Transport | None:
+        """What `part` was given."""
+        parted = self._parted.get(sid)
+        return None if parted is None else parted[0]
 
     def awaits(self, facts: Facts) -> bool:
-        """The request is of a session of this instance, or the GET that hears of its end."""
-        return facts.sid in self.clients or (facts.method == "GET" and facts.sid in self._parted)
-
-    def take_parted(self, sid: str) -> Transport | None:
-        """What `part` was given, once."""
-        return self._parted.pop(sid, None)
+        """The request is of a session of this instance, or of one that has just ended."""
+        return facts.sid in self.clients or facts.sid in self._parted
 
     def accept_websocket(self, transport: Transport, request: Request, facts: Facts) -> tuple[Receiver, str | None]:
         """The receiver of an admitted WebSocket, and the packet to send first: a new session, or an upgrade."""

@@ -139,6 +139,8 @@ class Asks:
         except TimeoutError:
             await answer.refuse(Refusal(Refused.BAD_REQUEST), status=408)
             return
+        except EOFError:
+            return  # nobody is there to be answered
         if isinstance(found, Answer):
             await answer.send(found.status, found.body, kind=found.kind)
         elif found is not None:

@@ -5,7 +5,9 @@ or POST of the same session breaks the protocol and ends it, and so does a GET t
 bounded like a socket's: volatile packets are dropped while no GET waits, a packet over the limit ends the session.
 
 Whoever is sent away is told, also if no GET waits just then (`Engine.part`), and what was sent before goes first, in an
-answer of its own: of one answer that holds both, official clients hear the close before the events.
+answer of its own: of one answer that holds both, official clients hear the close before the events. What such a client
+still says meanwhile (that it goes, for one: official clients do when they have left their last namespace) is taken and
+handled by nobody.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ class PollingTransport:
         self.getting = False
         self.posting = False
         self.parting: Callable[[], None] | None = None
-        """Call it, and the next GET of a session that has ended still comes here."""
+        """Call it, and the requests of a session that has ended still come here for a while."""
         self.relayed: Relayed | None = None
         """The last GET, if another instance has handed it on."""
         self.reading = asyncio.Event()
@@ -145,13 +147,17 @@ class PollingTransport:
         self._closed = True
         self._tells = reason not in UNTOLD
         self.reading.set()
-        if not self.getting:
-            self.part()
+        self.part()
 
     def part(self) -> None:
-        """Let the next GET come here if it has an end to hear of."""
+        """Let requests still come here, from now on for a while, if the client is to hear of an end."""
         if self._tells and self._pending and self.parting is not None:
             self.parting()
+
+    @property
+    def has_last_words(self) -> bool:
+        """The session has ended, and a GET is to hear of it."""
+        return self._closed and bool(self._pending)
 
     @property
     def is_parting(self) -> bool:
@@ -201,12 +207,9 @@ async def serve_http(core: AnyEngine, scope: Scope, receive: Receive, send: Send
     if facts.method == "OPTIONS":
         await answer.send(204 if origin_allowed(facts, core.options.origins) else 403, b"")
         return
-    parted = core.take_parted(facts.sid) if facts.method == "GET" else None
-    if parted is not None:
+    if (parted := core.parted(facts.sid)) is not None and facts.method in {"GET", "POST"}:
         assert isinstance(parted, PollingTransport)
-        last = await parted.take()
-        parted.part()
-        await answer.send(200, last.encode())
+        await _after_the_end(core, facts, parted, receive, answer)
     elif (refusal := core.admit(facts)) is not None:
         await answer.refuse(refusal)
     elif not facts.sid:
@@ -221,7 +224,30 @@ async def serve_http(core: AnyEngine, scope: Scope, receive: Receive, send: Send
         elif (body := await _repeated(client.transport, scope)) is not None:
             await answer.send(200, body)
         else:
-            await _get(client, client.transport, receive, answer)
+            await _get(core, client, client.transport, receive, answer)
+
+
+async def _after_the_end(
+    core: AnyEngine, facts: Facts, transport: PollingTransport, receive: Receive, answer: _Answer
+) -> None:
+    """Serve a request of a session that has ended: a GET hears the end once, what a POST brings is let fall."""
+    if facts.method == "POST":
+        assert transport.client is not None
+        await _post(core, transport.client, transport, receive, answer)
+    elif transport.has_last_words and not transport.getting:
+        last = await transport.take()
+        _see_off(core, facts.sid, transport)
+        await answer.send(200, last.encode())
+    else:
+        await answer.refuse(Refusal(Refused.SESSION_UNKNOWN))
+
+
+def _see_off(core: AnyEngine, sid: str, transport: PollingTransport) -> None:
+    """A GET has taken what there was: a client that has heard of its end by it needs no more."""
+    if transport.has_last_words:
+        transport.part()
+    else:
+        core.forget_parted(sid)
 
 
 async def _repeated(transport: PollingTransport, scope: Scope) -> bytes | None:
@@ -276,26 +302,35 @@ async def _open(core: AnyEngine, request: Request, facts: Facts, answer: _Answer
     await answer.send(200, packet.encode(), extra=cookie)
 
 
-async def _get(client: EngineClient, transport: PollingTransport, receive: Receive, answer: _Answer) -> None:
+async def _get(
+    core: AnyEngine, client: EngineClient, transport: PollingTransport, receive: Receive, answer: _Answer
+) -> None:
     if transport.getting:
         client.close(Reason.TRANSPORT_ERROR)
         await answer.refuse(Refusal(Refused.BAD_REQUEST))
         return
+    body = await _next_body(transport, receive)
+    if body is None:
+        if client.transport is transport:
+            client.lost(Reason.TRANSPORT_ERROR)
+    elif client.transport is not transport:  # it has switched
+        await answer.refuse(Refusal(Refused.BAD_REQUEST))
+    else:
+        if client.over:
+            _see_off(core, client.sid, transport)
+        await answer.send(200, body.encode())
+
+
+async def _next_body(transport: PollingTransport, receive: Receive) -> str | None:
+    """What a GET is answered, once there is something. None: its client has left, and what was for it is lost."""
     transport.getting = True
     taking = asyncio.ensure_future(transport.take())
     leaving = asyncio.ensure_future(client_left(receive))
     try:
         await asyncio.wait({taking, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if taking.done() and client.transport is not transport:  # it has switched
-            await answer.refuse(Refusal(Refused.BAD_REQUEST))
-        elif taking.done():
-            transport.part()
-            await answer.send(200, taking.result().encode())
-        elif not client.over and client.transport is transport:
-            client.lost(Reason.TRANSPORT_ERROR)
+        return None if leaving.done() else taking.result()
     finally:
         transport.getting = False
-        transport.part()
         for task in (taking, leaving):
             task.cancel()
         await asyncio.gather(taking, leaving, return_exceptions=True)
@@ -328,6 +363,8 @@ async def _post(
         if transport.is_parting:
             core.part(client.sid, transport)
         await answer.send(200, b"ok", kind=b"text/html")
+    except EOFError:
+        client.close(Reason.TRANSPORT_ERROR)
     except TimeoutError:
         client.close(Reason.TRANSPORT_ERROR)
         await answer.refuse(Refusal(Refused.BAD_REQUEST), status=408)
@@ -350,12 +387,12 @@ async def _receive(client: EngineClient, transport: PollingTransport, body: str)
 
 
 async def read_body(receive: Receive, bytes_max: int) -> bytearray | None:
-    """The whole body; None if it is larger than allowed, or the client left."""
+    """The whole body; None if it is larger than allowed. Raises EOFError if the client leaves before its end."""
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return None
+            raise EOFError("the client has left within its request")
         body += message.get("body", b"")
         if len(body) > bytes_max:
             return None
