@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flotta.errors import CommandError
+from flotta.errors import AmbiguousOutcome
 from flotta.realtime import Server
 from flotta.realtime.adapters.streams_wire import Read
 from flotta.realtime.client import Socket
@@ -19,6 +19,7 @@ from flotta.realtime.recovery.replay import Replay
 from flotta.realtime.recovery.session import Position, Session, read_session
 from flotta.realtime.recovery.store import Store
 from flotta.redis import Redis
+from flotta.redis.embedded import EmbeddedRedis
 from flotta.streaming.event import parse_id
 from realtime_fixtures import until
 from realtime_recovery_places import Place, connections, gone, one, place, two
@@ -170,6 +171,17 @@ async def test_a_failure_that_nobody_thought_of_still_answers_the_client(
     assert again.ids["pid"] != client.ids["pid"]
 
 
+async def test_what_redis_refuses_for_good_keeps_nobody_waiting(own_valkey: EmbeddedRedis, unique: str) -> None:
+    """A right that is missing: the client begins anew at once instead of coming back for ever."""
+    async with await Redis.from_url(own_valkey.url).connect() as admin, place(own_valkey.url, unique) as there:
+        client = await Raw.join(there.port)
+        await gone(there, client)
+        await admin.link.call("ACL", "SETUSER", "default", "-xinfo")
+        async with asyncio.timeout(5):
+            again = await Raw.join(there.port, client.back(None))
+        assert again.ids["pid"] != client.ids["pid"]
+
+
 async def test_who_is_the_owner_is_told_though_the_first_answer_to_the_claim_was_lost(
     one: Place, two: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +194,7 @@ async def test_who_is_the_owner_is_told_though_the_first_answer_to_the_claim_was
         calls += 1
         found = await claim(self, *args)
         if calls == 1:
-            raise CommandError("ERR the answer is lost")
+            raise AmbiguousOutcome("the connection broke")
         return found
 
     monkeypatch.setattr(Store, "claim", ambiguous)

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeAlias, final
 
-from flotta.errors import Closed, RedisError, WireError
+from flotta.errors import Closed, CommandError, Outcome, RedisError, WireError
 from flotta.realtime.client import Socket
 from flotta.realtime.recovery.plan import Asked, begins, is_complete
 from flotta.realtime.recovery.replay import Missed, Replay, is_current
@@ -96,12 +96,14 @@ class Claims:
 
     async def take(self, socket: Socket, wanted: Asked) -> None:
         """Let the socket enter the session that it asks for, if it can be had. You bound the time: while Redis is away
-        this waits for it."""
+        this waits for it. Raises CommandError for what it refuses."""
         owners: set[str] = set()
         while True:
             try:
                 await self._take(socket, wanted, owners)
-            except (RedisError, Closed):
+            except (RedisError, Closed) as error:
+                if isinstance(error, CommandError) and error.outcome is Outcome.APP:
+                    raise  # a right that is missing, no memory: asking again gives the same
                 await asyncio.sleep(RETRY_S)  # until it is back, or the time is over
             else:
                 return
