@@ -362,7 +362,7 @@ async def test_who_is_sent_away_may_still_say_that_it_goes_and_what_it_had_to_sa
     # Official clients answer the end of their last namespace with a close, and may have an event on its way.
     sio = Server()
     heard: list[str] = []
-    sio.on("late", lambda sid: heard.append(sid))
+    sio.on("late", heard.append)
     async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
         client = Polling(http, port)
         await client.join()

@@ -17,6 +17,7 @@ from flotta.realtime import (
     EmitterOptions,
     EngineOptions,
     EngineServer,
+    Namespace,
     Server,
     ServerOptions,
     SyncEmitter,
@@ -58,6 +59,57 @@ def test_a_handler_that_cannot_be_called_is_refused_where_it_is_registered() -> 
 
         @sio.event
         def connect() -> None: ...
+
+
+@pytest.mark.parametrize("event", ["connect_error", "newListener", "removeListener"])
+def test_an_event_that_no_client_can_send_has_no_handler(event: str) -> None:
+    class Chat(Namespace):
+        pass
+
+    setattr(Chat, f"on_{event}", lambda self, sid: None)
+    sio = Server()
+    for register in (lambda: sio.on(event, print), lambda: sio.register_namespace(Chat("/chat"))):
+        with pytest.raises(ValueError, match=f"'{event}' is an event of Socket.IO itself: no client can send it"):
+            register()
+
+
+@pytest.mark.parametrize(
+    ("event", "cure"),
+    [("connection", "@sio.event async def connect(sid, environ, auth)"), ("new_namespace", "pattern or a predicate")],
+)
+def test_an_event_of_nodes_servers_is_told_of_where_it_is_registered(event: str, cure: str) -> None:
+    class Chat(Namespace):
+        pass
+
+    setattr(Chat, f"on_{event}", lambda self, sid: None)
+    sio = Server()
+    for register in (lambda: sio.on(event, print), lambda: sio.register_namespace(Chat("/chat"))):
+        with capture_logs() as lines:
+            register()
+        (line,) = lines
+        assert line["log_level"] == "warning"
+        assert line["realtime_event"] == event
+        assert cure in line["cure"]
+    with capture_logs() as lines:
+        for fine in ("connect", "disconnecting", "disconnect", "message", "error", "*"):
+            sio.on(fine, print)
+    assert not lines
+
+
+@pytest.mark.parametrize("event", ["connect", "connection", "new_namespace"])
+def test_an_event_that_no_server_can_send_has_no_handler(event: str) -> None:
+    with pytest.raises(ValueError, match=f"'{event}' is an event of Node's servers themselves"):
+        Server().on_server_side(event, print)
+
+
+def test_a_decorator_without_its_name_is_refused_and_does_not_swallow_the_function() -> None:
+    sio = Server()
+    for name in ("on", "on_server_side", "may_see"):
+        with pytest.raises(TypeError, match=rf"it takes a name: @sio\.{name}\('"):
+            getattr(sio, name)(test_an_event_that_no_client_can_send_has_no_handler)
+    for wrong in ("chat", partial(print)):
+        with pytest.raises(TypeError, match=r"has no name to be registered under: @sio\.on\('"):
+            sio.event(wrong)  # type: ignore[call-overload]
 
 
 async def test_another_event_loop_is_told_of_emit_sync_and_sends_nothing() -> None:

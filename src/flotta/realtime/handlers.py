@@ -11,17 +11,36 @@ acknowledgement, if it waits for one, does not come.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, TypeAlias, final
 
 from flotta.realtime.middleware import EventMiddleware, Layer, finish, through
+from flotta.realtime.socketio.packet import RESERVED_EVENTS
 
-__all__ = ["ALL_EVENTS", "RESERVED", "UNHANDLED", "Handler", "Handlers", "MaySee", "Table", "finish"]
+__all__ = [
+    "ALL_EVENTS",
+    "OF_NODE",
+    "RESERVED",
+    "UNHANDLED",
+    "Handler",
+    "Handlers",
+    "MaySee",
+    "Table",
+    "check_event",
+    "check_name",
+    "finish",
+]
 
 ALL_EVENTS: Final = "*"
 RESERVED: Final = ("connect", "disconnecting", "disconnect")
 """Handlers of these are called by the server, never by a client's event, and ``"*"`` does not take them."""
+OF_NODE: Final[Mapping[str, str]] = {
+    "connection": "@sio.event async def connect(sid, environ, auth)",
+    "new_namespace": "register under a pattern or a predicate; its connect handler hears of each client",
+}
+"""What Node's servers tell a program by an event, and what takes its place here. A client may send events of these
+names all the same, so their handlers are only told of."""
 UNHANDLED: Final[Any] = object()
 """The result of an event that nobody takes: it is not acknowledged."""
 ANY_NUMBER = 1_000
@@ -48,6 +67,20 @@ def positional_count(handler: Handler) -> int:
     return count
 
 
+def check_name(name: object, method: str) -> None:
+    """Raises TypeError for what is no text: a decorator that was given its function instead of a name would take it
+    for one, and the function would never be called."""
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is no name; it takes a name: @sio.{method}('...')")
+
+
+def check_event(event: str) -> None:
+    """Raises TypeError for what is no event's name, ValueError for one that no client can send."""
+    check_name(event, "on")
+    if event in RESERVED_EVENTS and event not in RESERVED:
+        raise ValueError(f"{event!r} is an event of Socket.IO itself: no client can send it")
+
+
 @final
 class Table:
     """What was registered for one ``namespace=``."""
@@ -72,7 +105,9 @@ class Table:
 
         Raises:
             TypeError: it cannot be called with the arguments that a handler gets.
+            ValueError: as `check_event`.
         """
+        check_event(event)
         if not callable(handler):
             raise TypeError(f"the handler of {event!r} must be a function, not {handler!r}")
         if positional_count(handler) == 0:

@@ -10,6 +10,7 @@ from flotta.errors import ClusterTimeout
 from flotta.realtime.adapters import Command, SocketFacts, Target, obey
 from flotta.realtime.api.asking import CALLBACK_S
 from flotta.realtime.api.base import Base, Names, names_of, server_event, target_of
+from flotta.realtime.handlers import check_name
 
 if TYPE_CHECKING:
     from flotta.realtime.server import Server
@@ -211,7 +212,10 @@ class Cluster(Base):
 
         Raises:
             StateError: a namespace's name that is new after `start`.
+            ValueError: a name that Node's servers keep for themselves, which no server can send.
         """
+        check_name(event, "on_server_side")
+        server_event(event, ())
         handlers = self._core.namespaces.named(namespace).server_side
 
         def register(function: H) -> H:

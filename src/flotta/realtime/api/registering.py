@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from flotta.realtime.api.base import Base
 from flotta.realtime.api.namespace import Namespace
-from flotta.realtime.handlers import MaySee
+from flotta.realtime.handlers import OF_NODE, MaySee, check_event, check_name
 from flotta.realtime.namespaces import NamespaceSpec
 
 if TYPE_CHECKING:
@@ -43,11 +43,15 @@ class Registering(Base):
         Raises:
             StateError: a namespace's name that is new after `start`.
             RealtimeError: ``namespace`` is none.
+            TypeError: ``event`` is no text, or the handler takes no argument.
+            ValueError: an event that is Socket.IO's own and that no client can send, such as ``connect_error``.
         """
+        check_event(event)
         table = self._core.namespaces.table(namespace)
 
         def register(function: H) -> H:
             table.add(event, function)
+            self._tell_of_node([event])
             return function
 
         return register if handler is None else register(handler)
@@ -59,10 +63,14 @@ class Registering(Base):
     def event(self, handler: None = None, *, namespace: NamespaceSpec = "/") -> Callable[[H], H]: ...
 
     def event(self, handler: H | None = None, *, namespace: NamespaceSpec = "/") -> H | Callable[[H], H]:
-        """Decorator: register a handler under its function's name; ``@sio.event(namespace="/admin")`` also works."""
+        """Decorator: register a handler under its function's name; ``@sio.event(namespace="/admin")`` also works.
+        Raises as `on`."""
 
         def register(function: H) -> H:
-            return self.on(function.__name__, function, namespace=namespace)
+            name = getattr(function, "__name__", None)
+            if name is None:
+                raise TypeError(f"{function!r} has no name to be registered under: @sio.on('...') takes one")
+            return self.on(name, function, namespace=namespace)
 
         return register if handler is None else register(handler)
 
@@ -71,13 +79,21 @@ class Registering(Base):
 
         Raises:
             TypeError: it is no `Namespace`.
+            ValueError: a method for an event that no client can send.
         """
         if not isinstance(namespace, Namespace):
             raise TypeError(f"register_namespace takes an instance of a Namespace, not {namespace!r}")
         namespace.bind(cast("Server", self))
         table = self._core.namespaces.table(namespace.namespace)
-        for event, handler in namespace.handlers().items():
+        handlers = namespace.handlers()
+        for event, handler in handlers.items():
             table.add_method(event, handler)
+        self._tell_of_node(handlers)
+
+    def _tell_of_node(self, events: Iterable[str]) -> None:
+        for event in OF_NODE.keys() & set(events):
+            told = "a handler waits for an event that only Node's servers raise: clients do not send it by themselves"
+            self._log.warning(told, realtime_event=event, cure=OF_NODE[event])
 
     @overload
     def use(self, guard: H, *, namespace: NamespaceSpec = "/") -> H: ...
@@ -132,6 +148,7 @@ class Registering(Base):
         map, not into a database). Only True lets the event through: an instance that does not know the filter, or whose
         filter raises, sends to nobody.
         """
+        check_name(name, "may_see")
         table = self._core.namespaces.table(namespace)
 
         def decorate(function: MaySee) -> MaySee:
