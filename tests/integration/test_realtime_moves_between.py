@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flotta.realtime.relay import departures
+from flotta.redis.embedded import EmbeddedRedis
 from realtime_fixtures import until
 from realtime_members import attach
 from realtime_moves import Wanderer, World, move, world
@@ -132,6 +133,30 @@ async def test_instance_that_gets_ready_too_late_is_asked_again_and_the_connecti
         heard.set()
         await until(lambda: made.relay(1).moved_here == 1)
         await until(lambda: not there._core.delivery._holds)
+
+
+async def test_session_whose_cut_redis_has_no_memory_for_stays_whole_and_moves_later(
+    own_valkey: EmbeddedRedis, unique: str
+) -> None:
+    async with world(own_valkey.url, unique, 2, adapter="streams", stream_name=unique, recovery_s=None) as made:
+        home, there = made.servers
+        wanderer = Wanderer(home)
+        await wanderer.join("room")
+        await made.clients[0].config_set("maxmemory", 1)
+        wanderer.upgrade_at(there)
+        await until(lambda: wanderer.websocket.got == ["3probe"])
+        wanderer.switch()
+        await until(lambda: home.stats.adapter.publish_lost > 1)  # type: ignore[union-attr] # it is tried again
+        wanderer.send('421["said",1]')
+        await until(lambda: wanderer.flush() or "431[1]" in wanderer.websocket.got)
+        await home.emit("n", 1, room="room")
+        await until(lambda: wanderer.events == [["n", 1]])
+        await made.clients[0].config_set("maxmemory", 0)
+        await until(lambda: made.relay(1).moved_here == 1)
+        await there.emit("n", 2, room="room")
+        await until(lambda: wanderer.events == [["n", 1], ["n", 2]])
+        assert not home._core.delivery._holds
+        assert not there._core.delivery._holds
 
 
 async def test_session_in_a_namespace_that_a_pattern_made_moves_and_leaves_none_behind(

@@ -139,11 +139,15 @@ class StreamsAdapter(ClusterAdapter):
         """The connection over which requests are heard."""
         return self._seat.hub
 
-    def cut(self, tunnel: str) -> bool:
+    def cut(self, tunnel: str, on_refused: Callable[[], None]) -> bool:
         """Put a mark into the stream that all servers meet at the same place. Node's take it for a message of a type
-        that they do not know. False: Redis is away."""
+        that they do not know. False: Redis is away; ``on_refused`` is told if Redis has certainly not taken it."""
         fields = ("uid", self.uid, "nsp", "/", "type", CUT_TYPE, CUT, tunnel)
-        return self._traffic.send("XADD", self.stream, "MAXLEN", "~", self._maxlen, "*", *fields)
+        if not self._traffic.send("XADD", self.stream, "MAXLEN", "~", self._maxlen, "*", *fields):
+            return False
+        assert self._traffic.last is not None
+        self._traffic.last.add_done_callback(lambda added: on_refused() if _is_not_applied(added) else None)
+        return True
 
     def room_made(self, namespace: str, room: str) -> None:
         """Everybody reads everything."""

@@ -9,8 +9,9 @@ A session is asked to go as soon as it is quiet: no handler of its client runs o
 4. with the cut the session itself goes through the tunnel, as its last message, and is forgotten here. No
    ``disconnect`` handler runs: it has not been disconnected.
 
-A session that is not quiet is thawed and asked again later; until then the tunnel serves it. From step 2 on there is no
-way back: whatever fails ends the connection, and the client comes back.
+A session that is not quiet is thawed and asked again later; until then the tunnel serves it. From step 2 on there is
+one way back: Redis refuses the cut (it has no memory left), and nobody has heard it. Whatever else fails ends the
+connection, and the client comes back.
 """
 
 from __future__ import annotations
@@ -223,7 +224,15 @@ class _Departure:
         self._detached = self._all.core.detach(self._client)
         self.rooms = {socket: set(rooms) for socket, rooms in self._detached.items()}
         self._all.tap.leavers[self._far.tunnel] = self
-        self._all.ground.cut(self._far.near, self._far.tunnel, self._fail)
+        self._all.ground.cut(self._far.near, self._far.tunnel, on_refused=self._stay, on_unheard=self._fail)
+
+    def _stay(self) -> None:
+        """Redis has refused the cut. All that was heard meanwhile has reached the session as one that leaves."""
+        if self._step is _Step.CUTTING:
+            self._give_back(self._client)
+            self._finish()
+            self._far.thaw()
+            self._wait()
 
     def on_cut(self) -> None:
         """Everything that is heard from now on is for the other instance to deliver."""

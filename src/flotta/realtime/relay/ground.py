@@ -40,8 +40,9 @@ class Cutting(Protocol):
 
     on_cut: Callable[[str], None] | None
 
-    def cut(self, tunnel: str) -> bool:
-        """Put the cut into the order, for all servers. False: Redis is away."""
+    def cut(self, tunnel: str, on_refused: Callable[[], None]) -> bool:
+        """Put the cut into the order, for all servers. False: Redis is away; ``on_refused`` is told if Redis does not
+        take it: then nobody hears it."""
         ...
 
 
@@ -77,11 +78,12 @@ class Ground:
         """No more moves."""
         self.possible = False
 
-    def cut(self, near: str, tunnel: str, on_unheard: Callable[[], None]) -> None:
-        """Let this instance and ``near`` hear the cut at one place in the order of broadcasts."""
+    def cut(self, near: str, tunnel: str, *, on_refused: Callable[[], None], on_unheard: Callable[[], None]) -> None:
+        """Let this instance and ``near`` hear the cut at one place in the order of broadcasts. If that fails one of
+        the two is told: ``on_refused`` if nobody can have heard it."""
         if not isinstance(self._adapter, Cutting):
             self._post.cut(near, self._core.instance, tunnel, on_unheard)
-        elif not self._adapter.cut(tunnel):
+        elif not self._adapter.cut(tunnel, on_refused):
             asyncio.get_running_loop().call_soon(on_unheard)
 
     async def prepare(self, rooms: dict[str, list[str]]) -> bool:
