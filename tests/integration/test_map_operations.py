@@ -777,6 +777,7 @@ async def test_sets_of_one_turn_keep_their_order_and_each_its_revision(fleet_map
 
 
 async def test_other_writes_of_the_same_turn_stay_behind_the_sets_before_them(fleet_map: Map[str]) -> None:
+    await asyncio.gather(fleet_map.set("m", "1"), fleet_map.incr("m"), fleet_map.delete("m"))  # the scripts are there
     replies = await asyncio.gather(
         fleet_map.set("n", "5"),
         fleet_map.incr("n"),
