@@ -67,6 +67,7 @@ async def test_events_before_a_room_was_joined_or_after_it_was_left_do_not_come(
     assert again.ids == client.ids
     await two.sio.emit("end")
     assert [event[:2] for event in await again.events_until("end")] == [["n", 1], ["n", 4]]
+    client.cut()  # it would not hear that its server ends, and let it wait
 
 
 async def test_who_comes_back_elsewhere_is_dropped_where_it_was_and_its_session_stays(one: Place, two: Place) -> None:
