@@ -6,6 +6,7 @@ The first server has Redis; each of the others has it through a proxy of its own
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -278,6 +279,20 @@ async def test_a_stream_that_is_taken_away_while_all_are_connected_closes_nobody
             for member in them.members:
                 member.offset = before
                 await is_new_there(member)
+
+
+async def test_a_loss_that_cannot_be_marked_for_want_of_memory_is_told_once(unique: str) -> None:
+    with EmbeddedRedis() as valkey:
+        async with cluster(valkey.url, unique) as them, Redis.from_url(valkey.url) as redis:
+            await redis.config_set("maxmemory", 1)
+            await redis.delete(unique)
+            await redis.link.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")  # or they block for seconds
+            while (await redis.info("errorstats")).get("errorstat_OOM", {"count": 0})["count"] < 6:
+                await asyncio.sleep(0.01)
+            await redis.config_set("maxmemory", 0)
+            await them.go_on()
+            assert [member.stats.gaps for member in them.members] == [1] * 2
+            assert [member.logs.errors for member in them.members] == [[LOST]] * 2
 
 
 async def test_a_failover_to_a_replica_that_lags_closes_nobody(unique: str) -> None:

@@ -199,22 +199,23 @@ class StreamReader:
         first = None if facts is None else facts.first
         # A stream that is whole is another one: Redis came back without the old, and somebody was quicker to write.
         cut = facts is not None and first is not None and first > self.position and not facts.whole
+        before = self.position
+        if cut:
+            assert first is not None
+            self._witness, self.position = first, _before(first)
+        else:
+            self._witness = await self._find_mark(facts)  # fails while Redis refuses it: then all this comes again
+            self._loss = self.position, self._witness
         self.gaps += 1
         self._log.error(
             "events were trimmed before they were read: clients here begin anew"
             if cut
             else "Redis has lost events of the stream: clients that come back begin anew",
             stream=self._key,
-            position=format_id(self.position),
+            position=format_id(before),
             first=None if first is None else format_id(first),
             end=None if facts is None else format_id(facts.last),
         )
-        if cut:
-            assert first is not None
-            self._witness, self.position = first, _before(first)
-        else:
-            self._witness = await self._find_mark(facts)
-            self._loss = self.position, self._witness
         self._on_lost(cut)
         return False
 
