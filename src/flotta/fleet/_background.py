@@ -13,8 +13,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from flotta.errors import StopTimeout
-
 __all__ = ["Background", "BackgroundTask"]
 
 BACKOFF_MIN_S: Final = 1.0
@@ -53,18 +51,18 @@ class Background:
         for background in self.tasks:
             self._spawn(background)
 
-    async def stop(self, timeout_s: float) -> None:
-        """Cancels every task and waits for them. Raises `StopTimeout` naming those that are still there after
-        ``timeout_s``; they stay cancelled."""
+    async def stop(self, _left_s: float) -> None:
+        """Cancels every task and returns when all have ended. Cancelled: they stay cancelled, see `lasting`."""
         self._open = False
-        tasks = {b.task: b.name for b in self.tasks if b.task is not None}
+        tasks = [background.task for background in self.tasks if background.task is not None]
         for task in tasks:
             task.cancel()
-        if not tasks:
-            return
-        _, pending = await asyncio.wait(tasks, timeout=timeout_s * 0.95)
-        if pending:
-            raise StopTimeout("background tasks " + ", ".join(sorted(tasks[task] for task in pending)), timeout_s)
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def lasting(self) -> str:
+        """The names of those that have not ended."""
+        return ", ".join(sorted(b.name for b in self.tasks if b.task is not None and not b.task.done()))
 
     def _spawn(self, background: BackgroundTask) -> None:
         background.task = asyncio.create_task(self._supervise(background), name=f"background {background.name}")

@@ -267,7 +267,13 @@ class Fleet(Declarations):
         plan += [start_hook(fn) for fn in self._start_hooks]
         plan += [self._work(handle) for handle in self.pools if not handle.options.client_only]
         plan.append(
-            Step("background tasks", self._background.start, self._background.stop, time_limit=self._drain_time)
+            Step(
+                "background tasks",
+                self._background.start,
+                self._background.stop,
+                time_limit=self._drain_time,
+                lasting=self._background.lasting,
+            )
         )
         return plan
 

@@ -69,6 +69,8 @@ class Step:
     """False where the part bounds its own start (migrations wait for another instance)."""
     time_limit: Callable[[float], float] | None = None
     """Narrows the seconds that ``stop`` gets; None: all that are left."""
+    lasting: Callable[[], str] | None = None
+    """What of the part has not ended, in words; None: it is one thing."""
 
 
 def start_hook(fn: Hook) -> Step:
@@ -134,7 +136,8 @@ async def _stop_one(step: Step, stop: Callable[[float], Awaitable[object]], dead
         async with expired:
             await stop(left_s)
     except TimeoutError as error:
-        return StopTimeout(step.name, left_s) if expired.expired() else error
+        part = step.name if step.lasting is None else f"{step.name} {step.lasting()}"
+        return StopTimeout(part, left_s) if expired.expired() else error
     except Exception as error:  # noqa: BLE001 - collected: the parts below must stop all the same
         error.add_note(f"while the fleet stopped: {step.name}")
         return error
