@@ -32,6 +32,7 @@ from flotta.redis.embedded import EmbeddedRedis
 from flotta.rmap import Map
 from flotta.settings import Redactor, Settings
 from flotta.streaming import Stream
+from free_ports import free_port
 
 
 @pytest.fixture
@@ -208,10 +209,8 @@ async def test_step_that_takes_too_long_ends_the_start_and_is_named(settings: Se
 
 async def test_start_waits_for_a_redis_that_comes_up_late(settings: Settings) -> None:
     log = Trace()
-    server = EmbeddedRedis()
-    with server:
-        url, port = server.url, server.port
-    fleet = Fleet(replace(settings, redis_url=url), logger=log)
+    port = free_port()
+    fleet = Fleet(replace(settings, redis_url=f"redis://127.0.0.1:{port}/0"), logger=log)
     start = asyncio.create_task(fleet.start())
     while not any(event == "waiting for Redis" for event, _ in log.events):
         await asyncio.sleep(0.01)
@@ -416,7 +415,7 @@ async def test_frozen_redis_is_noticed_within_the_health_timeout(settings: Setti
     async with Fleet(replace(settings, redis_url=own_valkey.url, health_timeout_s=0.3)) as fleet:
         own_valkey.pause()
         try:
-            assert not (await asyncio.wait_for(fleet.health(), 3)).ok
+            assert not (await asyncio.wait_for(fleet.health(), 4.5)).ok  # a call by itself would wait for 5 s
         finally:
             own_valkey.resume()
 
