@@ -16,6 +16,7 @@ from flotta.redis import Hub, LinkOptions, Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.rmap import EventKind, Map, MapOptions
 from flotta.testing import FaultProxy
+from free_ports import free_port
 from linearizability import UNKNOWN, Operation, is_linearizable
 
 pytestmark = pytest.mark.faults
@@ -157,7 +158,7 @@ async def test_an_outage_in_which_nothing_was_written_reports_nothing(
 
 
 async def test_a_server_that_lost_its_data_leaves_the_map_empty(connected: Connect, unique: str) -> None:
-    with EmbeddedRedis() as server:
+    with EmbeddedRedis(port=free_port()) as server:
         client = await connected(server.url)
         async with await Map.join(unique, client, options=NO_CHECK) as joined:
             await joined.set_and_wait("a", "1")
@@ -172,7 +173,7 @@ async def test_a_server_that_lost_its_data_leaves_the_map_empty(connected: Conne
 
 
 async def test_a_map_that_should_expire_while_redis_is_away_waits_quietly(connected: Connect, unique: str) -> None:
-    with EmbeddedRedis() as server:
+    with EmbeddedRedis(port=free_port()) as server:
         client = await connected(server.url)
         async with await Map.join(unique, client, options=NO_CHECK, ttl_s=0.2) as joined:
             await joined.set_and_wait("a", "1")

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from flotta.postgres import EmbeddedPostgres
+from free_ports import free_port
 
 pytestmark = pytest.mark.faults
 
@@ -151,7 +152,7 @@ def test_lost_lock_connection_ends_the_migration_and_another_wins(project: Proje
 
 
 def test_server_killed_in_the_middle_of_a_migration(tmp_path: Path):
-    with EmbeddedPostgres(durable=False, settings={"synchronous_commit": "on"}) as server:
+    with EmbeddedPostgres(port=free_port(), durable=False, settings={"synchronous_commit": "on"}) as server:
         project = Project(tmp_path, server.url)
         project.write("0001_a", "CREATE TABLE a (n int); INSERT INTO a VALUES (1)")
         project.write("0002_slow", "INSERT INTO a VALUES (2); SELECT pg_sleep(1)")

@@ -16,6 +16,7 @@ import pytest
 
 from flotta.errors import DatabaseUnavailable, PostgresError
 from flotta.postgres import EmbeddedPostgres, Pool, PoolOptions
+from free_ports import free_port
 from postgres_fixtures import await_end
 
 pytestmark = pytest.mark.faults
@@ -35,7 +36,7 @@ OPTIONS = PoolOptions(
 @pytest.fixture
 def server() -> Iterator[EmbeddedPostgres]:
     # Without fsync: the machine goes on, so what the operating system was given survives.
-    with EmbeddedPostgres(durable=False, settings={"synchronous_commit": "on"}) as server:
+    with EmbeddedPostgres(port=free_port(), durable=False, settings={"synchronous_commit": "on"}) as server:
         yield server
 
 

@@ -20,6 +20,7 @@ from flotta.realtime.presence import PresenceChange
 from flotta.redis import LinkOptions, Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.testing import FaultProxy
+from free_ports import free_port
 from realtime_fixtures import until
 from realtime_people import Visitor, come, fleet
 
@@ -162,7 +163,7 @@ async def _comes_back(sio: Server, visitors: list[Visitor], redis: Redis, prefix
 @pytest.mark.parametrize("how", ["flushed", "restarted empty", "restarted with its data"])
 async def test_instances_write_their_people_again_when_redis_has_lost_them(how: str, unique: str) -> None:
     aof = how == "restarted with its data"
-    with EmbeddedRedis(appendonly=aof, appendfsync="always") as valkey:
+    with EmbeddedRedis(port=free_port(), appendonly=aof, appendfsync="always") as valkey:
         async with (
             await one_redis(valkey.url) as redis,
             fleet(redis, unique, 2, presence=True, presence_ttl_s=TTL_S) as ((one, at_one), (two, at_two)),

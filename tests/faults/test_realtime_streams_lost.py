@@ -20,6 +20,7 @@ from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.streaming.event import parse_id
 from flotta.testing import FaultProxy
+from free_ports import free_port
 from realtime_fixtures import until
 from realtime_recovery_places import Place, connections, place
 from realtime_recovery_stage import Raw, Switchboard
@@ -140,7 +141,7 @@ async def is_new_there(member: Member) -> None:
 
 @pytest.mark.parametrize("servers", [2, 3])
 async def test_all_servers_keep_their_clients_when_redis_comes_back_empty(unique: str, servers: int) -> None:
-    with EmbeddedRedis() as valkey:
+    with EmbeddedRedis(port=free_port()) as valkey:
         async with cluster(valkey.url, unique, servers) as them:
             await them.shut_out()
             await empty(valkey, them.members[0])
@@ -163,7 +164,7 @@ async def test_all_servers_keep_their_clients_when_redis_comes_back_empty(unique
 
 
 async def test_who_comes_back_from_before_begins_anew_on_every_server(unique: str) -> None:
-    with EmbeddedRedis() as valkey:
+    with EmbeddedRedis(port=free_port()) as valkey:
         async with cluster(valkey.url, unique) as them:
             await them.shut_out()
             await empty(valkey, them.members[0])
@@ -174,7 +175,7 @@ async def test_who_comes_back_from_before_begins_anew_on_every_server(unique: st
 
 async def test_a_stream_that_begins_with_an_event_was_not_trimmed_either(unique: str) -> None:
     """Whoever sends is quicker than whoever looks."""
-    with EmbeddedRedis() as valkey:
+    with EmbeddedRedis(port=free_port()) as valkey:
         async with cluster(valkey.url, unique) as them:
             second, before = them.members[1], them.members[1].offset
             await them.shut_out()
@@ -194,7 +195,7 @@ async def test_a_stream_that_begins_with_an_event_was_not_trimmed_either(unique:
 
 
 async def test_redis_comes_back_empty_twice_before_the_second_server_notices(unique: str) -> None:
-    with EmbeddedRedis() as valkey:
+    with EmbeddedRedis(port=free_port()) as valkey:
         async with cluster(valkey.url, unique) as them:
             first, second = them.members
             await them.shut_out()
@@ -213,7 +214,7 @@ async def test_only_clients_of_the_server_that_had_read_less_are_told_whoever_no
     unique: str, late: int
 ) -> None:
     """What the other server's clients have got, they can get no more."""
-    with EmbeddedRedis() as valkey:
+    with EmbeddedRedis(port=free_port()) as valkey:
         async with cluster(valkey.url, unique, proxied=True) as them:
             fresh, stale = them.members
             await them.shut_out(stale)
@@ -231,7 +232,7 @@ async def test_only_clients_of_the_server_that_had_read_less_are_told_whoever_no
 
 
 async def test_a_marker_that_was_trimmed_itself_is_a_true_trim(unique: str) -> None:
-    with EmbeddedRedis() as valkey:
+    with EmbeddedRedis(port=free_port()) as valkey:
         async with cluster(valkey.url, unique, stream_maxlen=200) as them:
             first, second = them.members
             await them.shut_out()
@@ -248,7 +249,7 @@ async def test_a_marker_that_was_trimmed_itself_is_a_true_trim(unique: str) -> N
 
 
 async def test_an_older_snapshot_closes_nobody_and_no_id_comes_twice(unique: str) -> None:
-    with EmbeddedRedis() as valkey:
+    with EmbeddedRedis(port=free_port()) as valkey:
         async with cluster(valkey.url, unique) as them:
             first, second = them.members
             async with Redis.from_url(valkey.url) as redis:

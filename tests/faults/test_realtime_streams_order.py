@@ -18,6 +18,7 @@ from flotta.realtime.adapters import AdapterStats
 from flotta.redis import LinkOptions, Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.testing import FaultProxy
+from free_ports import free_port
 from realtime_fixtures import serving, until
 from realtime_recovery_places import connections
 from realtime_recovery_stage import Raw
@@ -80,7 +81,7 @@ async def narrow(url: str, prefix: str, *, timeout_s: float = 20.0, **options: A
 
 
 async def test_what_the_link_held_when_redis_died_comes_before_what_is_emitted_afterwards(unique: str) -> None:
-    with EmbeddedRedis() as valkey:
+    with EmbeddedRedis(port=free_port()) as valkey:
         async with narrow(valkey.url, unique) as one:
             await one.emit(-2, -1)
             await one.hear(-2, -1)

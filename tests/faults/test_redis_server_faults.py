@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from flotta.errors import AmbiguousOutcome, CommandError, LinkUnavailable, NotApplied, Outcome, RedisError
 from flotta.redis import Link, LinkOptions, Redis, Script
 from flotta.redis.embedded import EmbeddedRedis
+from free_ports import free_port
 
 pytestmark = pytest.mark.faults
 CALLS = int(os.environ.get("FLOTTA_CANCELLED_CALLS", "30000"))
@@ -282,7 +283,9 @@ async def test_acl_user_may_what_it_may(own_valkey: EmbeddedRedis) -> None:
 
 async def test_loading_server_makes_callers_wait_instead_of_failing() -> None:
     async with EmbeddedRedis(
-        appendonly=True, arguments=["--key-load-delay", "200", "--loading-process-events-interval-bytes", "1024"]
+        port=free_port(),
+        appendonly=True,
+        arguments=["--key-load-delay", "200", "--loading-process-events-interval-bytes", "1024"],
     ) as server:
         client = await Redis.from_url(
             server.url, options=LinkOptions(reconnect_min_s=0.01, command_timeout_s=20)
