@@ -126,11 +126,13 @@ async def test_joins_that_never_pause_are_acted_on_after_four_pauses(valkey_url:
         first = await one.work()
         assert await one.membership.placed(first.worker, PATIENCE_S)
         second = await one.work()
-        began_s = time.monotonic()
+        joined_s, pause_s = [time.monotonic()], 0.0
         async with asyncio.timeout(PATIENCE_S):
             while not await one.membership.placed(second.worker, 0.1):
                 await one.work()
-        assert 1.0 < time.monotonic() - began_s < 10.0
+                joined_s.append(time.monotonic())
+                pause_s = max(pause_s, joined_s[-1] - joined_s[-2])
+        assert time.monotonic() - joined_s[0] > 1.0 or pause_s > 0.2, "a machine that is late makes a pause"
 
 
 async def test_jobs_without_any_worker_are_parked_and_go_to_the_next_one(valkey_url: str, unique: str) -> None:

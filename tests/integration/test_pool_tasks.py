@@ -712,7 +712,7 @@ async def test_a_drain_gives_tasks_back_without_using_up_a_retry(pool: TaskPool)
     ending = await quick.enqueue()
     while first.running < 2:
         await asyncio.sleep(0.01)
-    await first.drain(0.3)
+    await first.drain(1.0)
     assert (await ending.status()).state is TaskState.DONE  # it had the time
     assert (await handle.status()).state is TaskState.QUEUED
     assert await pool.redis.link.call("HEXISTS", pool.keys.idle, first.worker) == 0

@@ -33,7 +33,7 @@ async def test_failed_connects_are_explained_without_the_password(postgres_serve
     assert wrong.address == f"127.0.0.1:{port}/flotta"
     missing = await refusal(postgres_server.url_for("nowhere"))
     assert "Create the database" in missing.reason
-    nobody = await refusal(f"postgresql://flotta:{CANARY}@127.0.0.1:1/flotta", acquire_timeout_s=0.5)
+    nobody = await refusal(f"postgresql://flotta:{CANARY}@127.0.0.1:1/flotta", acquire_timeout_s=1.0)
     assert "Nothing listens there now" in nobody.reason
     assert not nobody.lasting
     tls = await refusal(postgres_server.url + "?sslmode=require")
@@ -80,7 +80,7 @@ async def test_silent_host_is_given_up_after_the_connect_timeout():
     with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel answers, nobody accepts
         port = silent.getsockname()[1]
         error = await refusal(
-            f"postgresql://flotta:{CANARY}@127.0.0.1:{port}/x", connect_timeout_s=0.1, acquire_timeout_s=0.7
+            f"postgresql://flotta:{CANARY}@127.0.0.1:{port}/x", connect_timeout_s=0.1, acquire_timeout_s=1.5
         )
         assert "no answer in 0.1 s" in error.reason
 
