@@ -182,6 +182,38 @@ async def test_what_redis_refuses_for_good_keeps_nobody_waiting(own_valkey: Embe
         assert again.ids["pid"] != client.ids["pid"]
 
 
+async def test_redis_without_memory_is_told_of_rarely_and_without_private_ids(
+    own_valkey: EmbeddedRedis, unique: str
+) -> None:
+    said: list[str] = []
+
+    class Logs:
+        def __getattr__(self, level: str) -> Any:
+            return lambda what, **facts: said.append(f"{level}: {what} {facts}")
+
+    async with (
+        await Redis.from_url(own_valkey.url).connect() as admin,
+        place(own_valkey.url, unique, logger=Logs()) as there,
+    ):
+        client = await Raw.join(there.port)
+        left = await Raw.join(there.port)
+        await gone(there, left)
+        said.clear()
+        await admin.config_set("maxmemory", 1)
+        for number in range(20):
+            await there.sio.save_session(client.ids["sid"], {"number": number})
+        again = await Raw.join(there.port, left.back(None))
+        assert again.ids["pid"] != left.ids["pid"]
+        assert 5 <= len([line for line in said if "sessions could not be saved" in line]) <= 7
+        assert len([line for line in said if "refuses to restore" in line]) == 1
+        assert not any(line.startswith("exception") or left.ids["pid"] in line for line in said)
+        await admin.config_set("maxmemory", 0)
+        await there.sio.save_session(client.ids["sid"], {"number": 20})
+        value = await admin.get(f"{unique}:session:{client.ids['pid']}")
+        assert value is not None
+        assert read_session(value).data == {"number": 20}
+
+
 async def test_who_is_the_owner_is_told_though_the_first_answer_to_the_claim_was_lost(
     one: Place, two: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, final
 
-from flotta.errors import Closed, ConnectRefused, RedisError, WireError
+from flotta.errors import Closed, CommandError, ConnectRefused, RedisError, WireError
 from flotta.realtime.adapters.wire import unsendable_is_junk
 from flotta.realtime.client import Client, Reason, Socket
 from flotta.realtime.delivery import Delivery
@@ -180,6 +180,8 @@ class Keeper:
                 self._log.warning("a session was not restored in time", namespace=socket.namespace)
                 if self._store.reachable:  # this instance is too slow: the client tries again, perhaps elsewhere
                     socket.client.close(Reason.TRANSPORT_CLOSE, CLOSE_TRY_AGAIN)
+            except CommandError as error:
+                self._saver.tell("Redis refuses to restore sessions: their clients begin anew", error)
             except Exception:  # noqa: BLE001 - our bug, or what lies in Redis; the client must get an answer
                 self._log.exception("restoring a session failed: the client begins anew", namespace=socket.namespace)
         if not is_current(socket) or socket.kept is None:
@@ -370,13 +372,13 @@ class Keeper:
         try:
             await self._store.save([saved])
         except (RedisError, Closed) as error:
-            self._log.warning("a session could not be saved", reason=str(error))
+            self._saver.tell("the last state of a session could not be saved", error)
 
     async def _forget(self, kept: Kept, *, grave_s: float) -> None:
         try:
             await self._store.forget(kept.pid, kept.owner, grave_s, kept.elder)
         except (RedisError, Closed) as error:
-            self._log.warning("a session that has ended could not be deleted", reason=str(error))
+            self._saver.tell("a session that has ended could not be deleted", error)
 
     def renounce(self, socket: Socket) -> None:
         """The client is somebody else now: the session ends, and so does the connection. The client comes back by

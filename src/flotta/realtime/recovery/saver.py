@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, final
 
 from flotta.errors import Closed, RedisError
 from flotta.realtime.client import Socket
 from flotta.realtime.recovery.store import Saved, Store
+from flotta.realtime.sampling import is_told
 
 __all__ = ["Saver"]
 
@@ -45,6 +47,8 @@ class Saver:
         self._saved_of = saved_of
         self._on_taken = on_taken
         self._log = logger
+        self._failures: Counter[str] = Counter()
+        """What has failed since sessions were saved last."""
         self._saved_s: dict[Socket, float] = {}  # oldest first
         self._dirty: dict[Socket, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -68,6 +72,12 @@ class Saver:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def tell(self, what: str, error: Exception) -> None:
+        """Write into the log what Redis has not done; rarely, while it goes on."""
+        self._failures[what] += 1
+        if is_told(self._failures[what]):
+            self._log.warning(what, reason=str(error), times=self._failures[what])
 
     # --- what changes ---
 
@@ -151,9 +161,10 @@ class Saver:
         except (RedisError, Closed) as error:
             self.failed += len(batch)
             self._retry(socket for socket, _ in batch)
-            self._log.warning("sessions could not be saved", sessions=len(batch), reason=str(error))
+            self.tell("sessions could not be saved", error)
             return
         self.saved += len(batch)
+        self._failures.clear()
         for (socket, saved), ours in zip(batch, answers, strict=True):
             if not ours and socket.kept is not None and socket.kept.owner == saved.owner:
                 self._on_taken(socket)
