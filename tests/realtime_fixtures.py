@@ -37,11 +37,12 @@ async def serving(
     other: Any = None,
     whole: Any = None,
     drain: bool = True,
+    listening: socket.socket | None = None,
     **uvicorn_options: Any,
 ) -> AsyncIterator[int]:
     """Serve ``sio`` by uvicorn in this loop, natively or through ASGI; gives the port. ``whole``: an app that
     holds it."""
-    listening = socket.create_server(("127.0.0.1", port))
+    listening = listening or _listening(port)
     web = _Web(
         uvicorn.Config(
             whole or sio.app(other),
@@ -57,7 +58,7 @@ async def serving(
         await until(lambda: web.started or task.done())
         if task.done():
             await task
-        yield listening.getsockname()[1]
+        yield listening.getsockname()[1] if listening.family != socket.AF_UNIX else 0
     finally:
         if drain:
             await sio.drain(0.5)
@@ -65,6 +66,15 @@ async def serving(
         await asyncio.wait_for(task, 30)
         listening.close()
         await sio.aclose()
+
+
+def _listening(port: int) -> socket.socket:
+    """A socket that names its protocol: only then does asyncio send small packets without waiting (TCP_NODELAY)."""
+    own = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    own.bind(("127.0.0.1", port))
+    own.listen(128)
+    return own
 
 
 class _Web(uvicorn.Server):

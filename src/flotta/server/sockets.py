@@ -34,7 +34,8 @@ def _inherited(fd: int) -> socket.socket:
 
 def _tcp(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    own = socket.socket(family, socket.SOCK_STREAM)
+    # With its protocol: asyncio sends small packets at once (TCP_NODELAY) only for sockets that name it.
+    own = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         own.bind((host, port))
