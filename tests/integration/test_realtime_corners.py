@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from flotta.realtime import Namespace, Reason, Server, SyncEmitter
 from flotta.realtime.adapters.memory import MemoryAdapter
 from flotta.realtime.client import HELD_MAX
 from flotta.realtime.engine.request import Request
+from flotta.realtime.transports.native import NativeTransport
 from flotta.redis import Redis
 from realtime_fixtures import serving, until
 
@@ -234,6 +237,32 @@ async def test_leaving_that_comes_too_late_does_not_meet_who_has_come_back() -> 
         assert await _next(socket) == '42["still"]'
 
 
+async def test_nothing_follows_the_last_packet_of_a_namespace() -> None:
+    sio = Server(namespaces=("/", "/b"))
+    goes_on = asyncio.Event()
+
+    @sio.event
+    async def work(sid: str) -> str:
+        await goes_on.wait()
+        await sio.disconnect(sid)
+        return "done"
+
+    @sio.event
+    async def more(sid: str) -> str:
+        return "done as well"
+
+    async with _client(sio) as socket:
+        await _join(socket)
+        await _join(socket, "/b")
+        await socket.send('421["work"]')
+        await socket.send('422["more"]')
+        goes_on.set()
+        assert await _next(socket) == "41"
+        await until(lambda: not sio.stats.handlers_running)
+        await sio.emit("alive", namespace="/b")
+        assert await _next(socket) == '42/b,["alive"]'
+
+
 # --- handlers ---
 
 
@@ -353,6 +382,29 @@ def test_header_with_an_underscore_does_not_pass_for_the_one_with_a_hyphen() -> 
     environ = Request(scope=scope).environ()
     assert environ["HTTP_X_REMOTE_USER"] == "ada"
     assert "HTTP_X_REAL_IP" not in environ
+
+
+@pytest.mark.parametrize("path", ["tcp", "unix"])
+async def test_small_packets_do_not_wait_for_each_other_whatever_the_listening_socket(
+    tmp_path: Path, path: str
+) -> None:
+    if path == "tcp":
+        listening = socket.create_server(("127.0.0.1", 0))  # names no protocol, as those of uvicorn's workers
+    else:
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(tmp_path / "socket"))
+        listening.listen()
+    sio = Server()
+    async with serving(sio, native=True, listening=listening):
+        peer = socket.socket(listening.family)
+        peer.connect(listening.getsockname())
+        client = await ws_connect(f"ws://localhost/socket.io/?{QUERY}", sock=peer)
+        assert str(await client.recv()).startswith("0{")
+        (held,) = sio._core.clients.values()
+        assert isinstance(held.transport, NativeTransport)
+        own = held.transport._transport.get_extra_info("socket")
+        assert path == "unix" or own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        await client.close()
 
 
 # --- servers among themselves, and emitters ---

@@ -374,7 +374,9 @@ class Socket:
             self.elder.acked(ack_id, args)
 
     def gone(self) -> None:
-        """The client has left: nobody waits for its answers any more."""
+        """The client has left: nobody waits for its answers any more, and nothing follows the last packet of its
+        namespace, acknowledgements of handlers that still run among it."""
+        self.write, self.write_volatile = _drop, _drop_volatile
         if self.elder is not None:
             self.elder.gone()
         acks, self._acks = self._acks, None
@@ -385,6 +387,10 @@ class Socket:
         """Nobody waits for this acknowledgement any more."""
         if self._acks:
             self._acks.pop(ack_id, None)
+
+
+def _drop(_packet: Outgoing) -> None:
+    pass
 
 
 def _drop_volatile(_packet: Outgoing) -> bool:
