@@ -649,6 +649,36 @@ async def test_client_that_goes_while_its_connect_handler_runs_is_known_in_disco
         await until(lambda: not sio._core.spaces["/"].leaving)
 
 
+async def test_client_that_goes_while_middleware_decides_is_told_of_to_nobody() -> None:
+    sio, go, told = Server(), asyncio.Event(), list[str]()
+
+    @sio.use
+    async def slow(sid: str) -> None:
+        await go.wait()
+
+    @sio.use
+    def next_one(sid: str) -> None:
+        told.append("next")
+
+    @sio.event
+    def connect(sid: str) -> None:
+        told.append("connect")
+
+    @sio.event
+    def disconnect(sid: str) -> None:
+        told.append("disconnect")
+
+    async with _clients(sio) as (client,):
+        await client.socket.send("40")
+        await until(lambda: len(sio._core.spaces["/"].rooms) == 1)
+        await client.socket.send("41")
+        await until(lambda: len(sio._core.spaces["/"].rooms) == 0)
+        go.set()
+        await until(lambda: not sio.stats.handlers_running)
+        assert told == []
+        assert not sio._core.spaces["/"].leaving
+
+
 # --- names of python-socketio ---
 
 

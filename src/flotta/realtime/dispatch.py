@@ -204,7 +204,8 @@ class Dispatcher(Running):
                     return ConnectRefused("Invalid namespace")
                 trusted = self.recovery is not None and self.recovery.trusts(socket)
                 for guard in () if trusted else space.handlers.guards(socket.sid, environ, auth):
-                    if await finish(guard()) is False:
+                    refused = await finish(guard()) is False
+                    if refused or client.sockets.get(socket.namespace) is not socket:  # or it has left: tell nobody
                         return ConnectRefused(REJECTED)
                 answer = None if trusted else space.handlers.call_reserved("connect", socket.sid, environ, auth)
                 if await finish(answer) is False:
