@@ -22,6 +22,7 @@ from flotta.realtime.adapters.classic_wire import (
     write_broadcast,
     write_command,
 )
+from flotta.realtime.engineio import packet as engine_packet
 from flotta.realtime.engineio import session as engine
 from flotta.realtime.engineio.packet import encode_payload, read_payload
 from flotta.realtime.engineio.session import Session
@@ -85,7 +86,9 @@ def test_near_packets_raise_only_packet_error(junk: str) -> None:
         "2",
         "2[]",
         "2{}",
-        "2[1]",
+        "2[1.5]",
+        "2[true]",
+        "2[1e400]",
         '2["connect"]',
         '2["disconnect"]',
         '2["a"',
@@ -110,6 +113,13 @@ def test_malformed_packet_is_refused(bad: str) -> None:
         Decoder().add(bad)
 
 
+def test_number_as_the_name_of_an_event_is_its_text_as_javascript_writes_it() -> None:
+    for wire, name in (("2[7,1]", "7"), ("2/x,3[-1.0,1]", "-1"), ("2[1e3,1]", "1000")):
+        packet = Decoder().add(wire)
+        assert packet is not None
+        assert packet.data == [name, 1]
+
+
 def test_placeholder_without_its_attachment_is_refused() -> None:
     for number in (1, -1, True, "0", None, 0.0):
         decoder = Decoder()
@@ -125,6 +135,13 @@ def test_text_between_attachments_is_refused_and_so_is_an_attachment_of_nothing(
         decoder.add('2["b"]')
     with pytest.raises(PacketError):
         Decoder().add(b"x")
+
+
+@given(st.binary(max_size=30))
+def test_binary_message_may_come_as_base64_over_websocket_too(data: bytes) -> None:
+    assert engine_packet.decode(encode_payload([data])) == (engine_packet.PacketType.MESSAGE, data)
+    with pytest.raises(PacketError):
+        engine_packet.decode("b!")
 
 
 @given(st.lists(text.map(lambda t: "4" + t.replace("\x1e", "")) | st.binary(max_size=30), min_size=1, max_size=8))

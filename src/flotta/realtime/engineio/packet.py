@@ -1,7 +1,8 @@
 """Engine.IO 4 packets: one character of type, then the payload; and the handshake's answer.
 
 Over WebSocket a text frame holds one packet, and a binary frame is the payload of a message as it is. Over HTTP
-polling a body holds packets joined by the record separator, a binary one as ``b`` + base64.
+polling a body holds packets joined by the record separator, a binary one as ``b`` + base64, a form that clients may
+choose for their text frames too.
 Junk raises `PacketError` and nothing else.
 """
 
@@ -63,9 +64,11 @@ _TYPES = {kind.value: kind for kind in PacketType}
 
 
 def decode(frame: Data) -> Packet:
-    """Read the packet of one WebSocket frame. Raises PacketError."""
+    """Read the packet of one WebSocket frame, or one of a polling body. Raises PacketError."""
     if isinstance(frame, bytes):
         return Packet(PacketType.MESSAGE, frame)
+    if frame[:1] == "b":  # over WebSocket too: from clients with `forceBase64`
+        return _decode_base64(frame)
     kind = _TYPES.get(frame[:1])
     if kind is None:
         raise PacketError("Engine.IO packet", "unknown type", frame)
@@ -84,18 +87,16 @@ def read_payload(body: str) -> Iterator[Packet]:
     to one that is malformed."""
     start = 0
     while (end := body.find(SEPARATOR, start)) >= 0:
-        yield _decode_polled(body[start:end])
+        yield decode(body[start:end])
         start = end + 1
-    yield _decode_polled(body[start:])
+    yield decode(body[start:])
 
 
-def _decode_polled(part: str) -> Packet:
-    if not part.startswith("b"):
-        return decode(part)
+def _decode_base64(part: str) -> Packet:
     try:
         return Packet(PacketType.MESSAGE, base64.b64decode(part[1:], validate=True))
     except (binascii.Error, ValueError) as error:
-        raise PacketError("Engine.IO payload", "bad base64", part) from error
+        raise PacketError("Engine.IO packet", "bad base64", part) from error
 
 
 def open_packet(

@@ -34,6 +34,7 @@ __all__ = [
 ATTACHMENTS_MAX: Final = 16
 ACK_ID_DIGITS_MAX: Final = 15  # below 2**53, the largest integer that every client keeps exact
 ACK_ID_MAX: Final = 10**ACK_ID_DIGITS_MAX - 1
+EXACT_MAX: Final = 2**53
 ATTACHMENT_DIGITS_MAX: Final = 4
 NAMESPACE_LENGTH_MAX: Final = 256
 
@@ -278,9 +279,10 @@ class _Filling:
 
 
 def check_data(kind: PacketType, data: Any, ack_id: int | None, raw: str | bytes) -> None:
-    """The shape that each type asks of its data; ``raw`` is for the error. Raises PacketError."""
+    """The shape that each type asks of its data; ``raw`` is for the error. An event's name that is a number becomes its
+    text. Raises PacketError."""
     if kind in {PacketType.EVENT, PacketType.BINARY_EVENT}:
-        good = isinstance(data, list) and bool(data) and isinstance(data[0], str) and data[0] not in RESERVED_EVENTS
+        good = isinstance(data, list) and bool(data) and _has_name(data)
     elif kind in {PacketType.ACK, PacketType.BINARY_ACK}:
         good = isinstance(data, list) and ack_id is not None
     elif kind is PacketType.DISCONNECT:
@@ -291,6 +293,15 @@ def check_data(kind: PacketType, data: Any, ack_id: int | None, raw: str | bytes
         good = isinstance(data, (str, dict)) and ack_id is None
     if not good:
         raise _error(f"bad data for {kind.name}", raw)
+
+
+def _has_name(data: list[Any]) -> bool:
+    """Whether an event has a name that clients may use. A number (``socket.emit(7)``) is written as JavaScript would:
+    for its emitters, too, ``7`` and ``"7"`` are one name."""
+    name = data[0]
+    if type(name) in {int, float} and abs(name) <= EXACT_MAX and name == int(name):
+        name = data[0] = str(int(name))
+    return isinstance(name, str) and name not in RESERVED_EVENTS
 
 
 def _error(reason: str, data: str | bytes) -> PacketError:
