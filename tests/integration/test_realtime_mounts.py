@@ -1,13 +1,16 @@
-"""Which WebSockets the native transport serves: those that the web server's app leads to the server, and no other."""
+"""Which WebSockets the native transport serves: those that the web server's app leads to the server, and no other; and
+what a start that fails is to the web server."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.applications import Starlette
 from websockets.asyncio.client import connect as ws_connect
 from websockets.exceptions import InvalidStatus
@@ -15,6 +18,7 @@ from websockets.exceptions import InvalidStatus
 from flotta.realtime import EngineServer, Server
 from flotta.realtime.transports.native import NativeTransport
 from flotta.server.gate import Gate
+from free_ports import free_port
 from realtime_fixtures import serving
 
 QUERY = "EIO=4&transport=websocket"
@@ -50,6 +54,17 @@ class Below:
                 return
             scope = {**scope, "root_path": self.path}
         await self.app(scope, receive, send)
+
+
+async def _passing(_scope: Any, receive: Any, send: Any) -> None:
+    """An app whose lifespan passes on whatever happens in its answer."""
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+
+
+async def _without(_scope: Any, _receive: Any, _send: Any) -> None:
+    """An app that knows no lifespan, as Django's."""
+    raise ValueError("no lifespan here")
 
 
 @asynccontextmanager
@@ -125,3 +140,17 @@ async def test_two_web_servers_of_one_process_each_serve_their_own_natively() ->
             assert (one.stats.connections, two.stats.connections) == (1, 1)
         async with serving(Server(path="/other"), native=True) as elsewhere:
             assert await _status(elsewhere) == 403
+
+
+@pytest.mark.parametrize("other", [None, Starlette(), _passing, _without])
+async def test_web_server_does_not_begin_where_the_start_fails_and_says_why(
+    other: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    sio = Server(f"redis://127.0.0.1:{free_port()}")
+    web = uvicorn.Config(sio.app(other), lifespan="auto", log_config=None)
+    web.load()
+    lifespan = web.lifespan_class(web)
+    await asyncio.wait_for(lifespan.startup(), 10)
+    assert lifespan.should_exit  # what the web server goes by
+    assert "the realtime server cannot start: no connection to 127.0.0.1:" in caplog.text
+    assert "unsupported" not in caplog.text

@@ -51,6 +51,11 @@ def test_a_number_that_is_none_is_refused_by_its_name(value: Any) -> None:
         Server(connections_max=value)
 
 
+def test_a_cookie_is_given_by_its_name() -> None:
+    with pytest.raises(ConfigError, match="the cookie's name"):
+        Server(cookie={"name": "io"})  # type: ignore[arg-type]
+
+
 def test_a_handler_that_cannot_be_called_is_refused_where_it_is_registered() -> None:
     sio = Server()
     with pytest.raises(TypeError, match="handler of 'chat' must be a function, not 'later'"):

@@ -36,6 +36,13 @@ async def test_events_that_would_end_every_clients_connection_are_refused_by_ser
     assert client_event("connected", (1, b"x")) == ["connected", 1, b"x"]
 
 
+@pytest.mark.parametrize("event", [5, b"told", None, ["told"]])
+def test_a_name_that_is_no_text_is_refused_before_other_servers_drop_it(event: Any) -> None:
+    for make in (client_event, server_event):
+        with pytest.raises(TypeError, match="is no name of an event: names are text"):
+            make(event, ())
+
+
 @pytest.mark.parametrize("event", ["connect", "connection", "new_namespace"])
 async def test_events_that_node_servers_tell_themselves_are_refused_by_servers_and_emitters(event: str) -> None:
     async with Server() as sio:

@@ -81,13 +81,22 @@ class Mount:
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the other app's lifespan with the server's inside: started after its start, ended before its end."""
-        owned = answered = False
+        owned = answered = failed = False
 
         async def start_first(message: Message) -> None:
-            nonlocal owned, answered
+            nonlocal owned, answered, failed
             answered = True
+            if failed:  # that is told already; the other app has only heard of it by the exception
+                return
             if message["type"] == "lifespan.startup.complete" and not self._server.started:
-                await self._server.start()
+                try:
+                    await self._server.start()
+                except Exception as error:
+                    # A web server takes an app that only raises for one without a lifespan (uvicorn does), and serves.
+                    failed = True
+                    text = f"the realtime server cannot start: {error}"
+                    await send({"type": "lifespan.startup.failed", "message": text})
+                    raise
                 owned = True
             await send(message)
 

@@ -63,14 +63,23 @@ def value_of(args: list[Any]) -> Any:
 
 def client_event(event: str, data: Any) -> list[Any]:
     """An event for clients, its name first. Raises ValueError for Socket.IO's own, at which official clients end their
-    connection."""
+    connection, and TypeError for a name that is no text."""
+    _check_name(event)
     if event in RESERVED_EVENTS:
         raise ValueError(f"{event!r} is an event of Socket.IO itself: give yours another name")
     return [event, *args_of(data)]
 
 
 def server_event(event: str, args: Iterable[Any]) -> list[Any]:
-    """An event for servers, its name first. Raises ValueError for one that Node's servers keep for themselves."""
+    """An event for servers, its name first. Raises ValueError for one that Node's servers keep for themselves, and
+    TypeError for a name that is no text."""
+    _check_name(event)
     if event in RESERVED_SERVER_EVENTS:
         raise ValueError(f"{event!r} is an event of Node's servers themselves")
     return [event, *args]
+
+
+def _check_name(event: object) -> None:
+    """Other servers drop a broadcast without a name as junk, so what emits it must hear of it."""
+    if not isinstance(event, str):
+        raise TypeError(f"{event!r} is no name of an event: names are text, such as {str(event)!r}")

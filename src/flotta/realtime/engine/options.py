@@ -86,8 +86,8 @@ class EngineOptions:
             raise self._wrong("transports", f"one or both of {_KNOWN_TRANSPORTS}")
         if self.instance is not None and not _INSTANCE.fullmatch(self.instance):
             raise self._wrong("instance", "4 characters of A-Z a-z 0-9 _ -")
-        if self.cookie is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", self.cookie):
-            raise self._wrong("cookie", "letters, digits, _ and -")
+        if self.cookie is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", str(self.cookie)):
+            raise self._wrong("cookie", "the cookie's name: letters, digits, _ and -")
 
     def _check_path(self) -> None:
         if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", self.path):
