@@ -45,6 +45,7 @@
     │   │   ├── AccessExpired      what the client showed is valid no longer
     │   │   ├── AccessRevoked      the user's access was revoked after it was granted
     │   │   └── UserFull           the user has as many connections as one may have
+    │   ├── UnknownClient          a session id that was never a client of this instance
     │   ├── AckTimeout             the other side did not acknowledge in time
     │   └── ClusterTimeout         not every server answered in time; ``answers`` holds what came
     └── WorkerPoolError
@@ -133,6 +134,7 @@ __all__ = [
     "TaskCancelled",
     "TaskError",
     "TaskFailed",
+    "UnknownClient",
     "UserFull",
     "WireError",
     "WorkerPoolError",
@@ -538,6 +540,19 @@ class UserFull(ConnectRefused):
         self.user = user
         self.connections_max = connections_max
         super().__init__("too many connections")
+
+
+class UnknownClient(RealtimeError):
+    """``sid`` was never a client of this instance in ``namespace``: it is another namespace's, another instance's, or
+    nobody's."""
+
+    def __init__(self, sid: object, namespace: str, *, found_in: str | None = None) -> None:
+        self.sid = sid
+        self.namespace = namespace
+        self.found_in = found_in
+        """The namespace in which it is a client of this instance."""
+        why = f": it is in {found_in!r}: say namespace=" if found_in is not None else ", and never was"
+        super().__init__(f"{sid!r} is no client of this instance in namespace {namespace!r}{why}")
 
 
 class AckTimeout(RealtimeError):

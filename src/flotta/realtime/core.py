@@ -21,6 +21,7 @@ from flotta.realtime.dispatch import Dispatcher
 from flotta.realtime.engine.client import EngineClient
 from flotta.realtime.engine.request import Request
 from flotta.realtime.engine.sessions import Elsewhere, Engine, State
+from flotta.realtime.engineio.handshake import INSTANCE_LENGTH, SID_LENGTH
 from flotta.realtime.engineio.session import Session
 from flotta.realtime.namespaces import Namespaces
 from flotta.realtime.options import ServerOptions
@@ -33,6 +34,9 @@ from flotta.realtime.socketio.parser import PARSERS
 from flotta.realtime.transports import Transport
 
 __all__ = ["Core", "Relaying", "State"]
+
+STRANGERS_MAX = 10_000
+"""Session ids of other instances' making whose clients have been here and gone."""
 
 
 class Relaying(Elsewhere, Protocol):
@@ -83,6 +87,8 @@ class Core(Engine[Client]):
             idle_s=options.idle_s,
             logger=logger,
         )
+        self._names = {self.instance}
+        self._strangers: dict[str, None] = {}
         self.adapter: Adapter | None = None
         """There from the start until all has ended: the last handlers still send."""
         self.relay: Relaying | None = None
@@ -149,11 +155,28 @@ class Core(Engine[Client]):
         )
         return Client(sid, self, transport=transport, request=request, session=session, connection=connection)
 
+    # --- clients that have been here ---
+
+    def _remember(self, sid: str) -> None:
+        """A client goes. That an id of this instance's making was here is seen by looking at it; others are kept."""
+        if sid[:INSTANCE_LENGTH] not in self._names:
+            self._strangers.pop(sid, None)
+            self._strangers[sid] = None
+            if len(self._strangers) > STRANGERS_MAX:
+                del self._strangers[next(iter(self._strangers))]
+
+    def was_here(self, sid: object) -> bool:
+        """Whether a session id that is nobody's here now has been a client's here, as far as can be told."""
+        if not isinstance(sid, str):
+            return False
+        return sid in self._strangers or (len(sid) == SID_LENGTH and sid[:INSTANCE_LENGTH] in self._names)
+
     # --- sessions that move between instances (`relay`) ---
 
     def take_name(self, instance: str) -> None:
         """Begin session ids with these characters from now on."""
         self.instance = instance
+        self._names.add(instance)
         self.people.take_name(instance)
 
     def make_moved(self, sid: str, transport: Transport, request: Request, states: dict[str, str]) -> Client:
@@ -187,6 +210,7 @@ class Core(Engine[Client]):
             for name in rooms[socket]:
                 self.delivery.hold_room(space.name, name)
             space.rooms.remove(socket.sid)
+            self._remember(socket.sid)
         self._leave(client)
         return rooms
 
@@ -236,6 +260,7 @@ class Core(Engine[Client]):
     def left(self, socket: Socket, reason: str) -> None:
         """A socket is gone."""
         space = self.spaces[socket.namespace]
+        self._remember(socket.sid)
         if self.keeper is not None:
             self.keeper.leaving(socket, reason)
         leaving = Leaving(socket, space.rooms.rooms_of(socket.sid), reason)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from flotta.errors import RealtimeError, StateError
+from flotta.errors import RealtimeError, StateError, UnknownClient
 from flotta.realtime.adapters import Adapter, Target
 from flotta.realtime.client import Socket
 from flotta.realtime.core import Core, State
@@ -86,3 +86,13 @@ class Base:
         space = self._space(namespace)
         leaving = space.leaving.get(sid)
         return space.rooms.get(sid) if leaving is None else leaving.socket
+
+    def _mine(self, sid: str, namespace: str) -> Socket | None:
+        """The socket, as `_known`; None: it has gone. Raises UnknownClient for one that was never here, which is a
+        mistake of the program, while who goes may go at any moment."""
+        socket = self._known(sid, namespace)
+        if socket is None and self._core.adapter is not None:
+            found_in = next((name for name, space in self._core.spaces.items() if space.rooms.get(sid)), None)
+            if found_in is not None or not self._core.was_here(sid):
+                raise UnknownClient(sid, namespace, found_in=found_in)
+        return socket

@@ -177,9 +177,9 @@ class Namespace:
         """`Server.get_session`."""
         return await self.server.get_session(sid, namespace=self._of(namespace))
 
-    async def save_session(self, sid: str, session: dict[str, Any], *, namespace: str | None = None) -> None:
+    async def save_session(self, sid: str, session: dict[str, Any], *, namespace: str | None = None) -> bool:
         """`Server.save_session`."""
-        await self.server.save_session(sid, session, namespace=self._of(namespace))
+        return await self.server.save_session(sid, session, namespace=self._of(namespace))
 
     def session(self, sid: str, *, namespace: str | None = None) -> AbstractAsyncContextManager[dict[str, Any]]:
         """`Server.session`."""

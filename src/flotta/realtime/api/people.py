@@ -62,13 +62,13 @@ class PeopleApi(Base):
             AccessRevoked: the user was revoked at or after ``issued_at``.
             UserFull: the user has ``connections_per_user_max`` other connections, on all instances together.
             InvalidName: ``user`` is no such text.
-            RealtimeError: the socket is in too many rooms. Nothing happens if it is gone.
+            UnknownClient: ``sid`` was never a client of this instance in this namespace. Nothing happens if it is gone.
+            RealtimeError: the socket is in too many rooms.
         """
         _check_seconds("expires_at", expires_at)
         _check_seconds("issued_at", issued_at)
         people = self._people
-        socket = self._socket(sid, namespace)
-        if socket is not None:
+        if self._mine(sid, namespace) is not None and (socket := self._socket(sid, namespace)) is not None:
             await people.set_user(socket, user, expires_at=expires_at, issued_at=issued_at)
 
     def user_of(self, sid: str, *, namespace: str = "/") -> str | None:

@@ -94,25 +94,35 @@ class Sockets(Base):
             await self._tell_holder(Command.DISCONNECT, sid, namespace)
 
     async def get_session(self, sid: str, *, namespace: str = "/") -> dict[str, Any]:
-        """The user's data of a client of this instance; empty if none was saved or the client is gone."""
-        socket = self._known(sid, namespace)
+        """The user's data of a client of this instance; empty if none was saved or the client is gone.
+
+        Raises:
+            UnknownClient: ``sid`` was never a client of this instance in this namespace.
+        """
+        socket = self._mine(sid, namespace)
         return {} if socket is None else dict(socket.session or {})
 
-    async def save_session(self, sid: str, session: dict[str, Any], *, namespace: str = "/") -> None:
-        """Store the user's data with the connection; it ends with it.
+    async def save_session(self, sid: str, session: dict[str, Any], *, namespace: str = "/") -> bool:
+        """Store the user's data with the connection; it ends with it. False: the client is gone.
 
         With recovery it is what the client gets back, and what other instances see as ``data``: then it must be what
         MessagePack can carry (text, numbers, bytes, lists, maps), or the client cannot be recovered.
+
+        Raises:
+            UnknownClient: ``sid`` was never a client of this instance in this namespace.
         """
         await self._settled()
-        socket = self._known(sid, namespace)
-        if socket is not None:
-            socket.session = dict(session)
-            await self._stored(socket)
+        socket = self._mine(sid, namespace)
+        if socket is None:
+            return False
+        socket.session = dict(session)
+        await self._stored(socket)
+        return True
 
     @asynccontextmanager
     async def session(self, sid: str, *, namespace: str = "/") -> AsyncIterator[dict[str, Any]]:
-        """``async with sio.session(sid) as session:`` what is changed inside is saved at the end."""
+        """``async with sio.session(sid) as session:`` what is changed inside is saved at the end, if the client has not
+        gone. Raises as `save_session`."""
         session = await self.get_session(sid, namespace=namespace)
         yield session
         await self.save_session(sid, session, namespace=namespace)
