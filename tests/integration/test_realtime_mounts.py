@@ -154,3 +154,48 @@ async def test_web_server_does_not_begin_where_the_start_fails_and_says_why(
     assert lifespan.should_exit  # what the web server goes by
     assert "the realtime server cannot start: no connection to 127.0.0.1:" in caplog.text
     assert "unsupported" not in caplog.text
+
+
+async def _silent(scope: Any, _receive: Any, _send: Any) -> None:
+    """An app that passes over what it does not know."""
+    assert scope["type"] in {"http", "lifespan"}
+
+
+async def _deaf(_scope: Any, _receive: Any, send: Any) -> None:
+    """An app that takes everything for a request."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+async def _hasty(scope: Any, receive: Any, send: Any) -> None:
+    """And one that reads it first."""
+    await receive()
+    await _deaf(scope, receive, send)
+
+
+@pytest.mark.parametrize("other", [_silent, _deaf, _hasty, _without])
+@pytest.mark.parametrize("mode", ["auto", "on"])
+async def test_server_of_an_app_without_a_lifespan_is_started_and_ended(other: Any, mode: Any) -> None:
+    sio = Server()
+    web = uvicorn.Config(sio.app(other), lifespan=mode, log_config=None)
+    web.load()
+    lifespan = web.lifespan_class(web)
+    await asyncio.wait_for(lifespan.startup(), 10)
+    assert not lifespan.should_exit
+    assert sio.running
+    await asyncio.wait_for(lifespan.shutdown(), 10)
+    assert sio.stats.state == "closed"
+
+
+async def test_app_that_fails_at_its_startup_has_a_lifespan_that_fails() -> None:
+    async def other(_scope: Any, receive: Any, _send: Any) -> None:
+        await receive()
+        raise OSError("no disk")
+
+    sio = Server()
+    web = uvicorn.Config(sio.app(other), lifespan="on", log_config=None)
+    web.load()
+    lifespan = web.lifespan_class(web)
+    await asyncio.wait_for(lifespan.startup(), 10)
+    assert lifespan.should_exit
+    assert not sio.started

@@ -66,7 +66,7 @@ class Mount:
         """Serve one connection."""
         kind = scope["type"]
         if kind == "lifespan":
-            await self._lifespan(scope, receive, send)
+            await _Lifespan(self._server, receive, send).run(scope, self._other)
         elif not self._is_ours(scope):
             await (self._other or _not_found)(scope, receive, send)
         elif kind == "websocket":
@@ -79,43 +79,74 @@ class Mount:
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
         return bool(path == self._core.options.path)
 
-    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the other app's lifespan with the server's inside: started after its start, ended before its end."""
-        owned = answered = failed = False
 
-        async def start_first(message: Message) -> None:
-            nonlocal owned, answered, failed
-            answered = True
-            if failed:  # that is told already; the other app has only heard of it by the exception
-                return
-            if message["type"] == "lifespan.startup.complete" and not self._server.started:
-                try:
-                    await self._server.start()
-                except Exception as error:
-                    # A web server takes an app that only raises for one without a lifespan (uvicorn does), and serves.
-                    failed = True
-                    text = f"the realtime server cannot start: {error}"
-                    await send({"type": "lifespan.startup.failed", "message": text})
+@final
+class _Lifespan:
+    """One lifespan: that of the other app with the server's inside, started after its start, ended before its end.
+
+    ASGI: an app that knows no lifespan may raise. Some pass over it instead, or take it for a request; then, too, the
+    server's is the only one.
+    """
+
+    def __init__(self, server: Startable, receive: Receive, send: Send) -> None:
+        self._server = server
+        self._receive_event = receive
+        self._send_answer = send
+        self._owned = False
+        self._asked = False
+        """The other app has taken an event."""
+        self._answered = False
+        self._is_request = False
+        """It has answered, but not to a lifespan."""
+        self._failed = False
+
+    async def run(self, scope: Scope, other: ASGIApp | None) -> None:
+        """Live it."""
+        if other is not None:
+            try:
+                await other(scope, self._receive, self._send)
+            except Exception:
+                if self._answered or (self._asked and not self._is_request):
                     raise
-                owned = True
-            await send(message)
+        if not self._answered:
+            await self._run_alone()
 
-        async def end_first() -> Message:
-            nonlocal answered
-            message = await receive()
-            answered = True
-            if message["type"] == "lifespan.shutdown" and owned:
-                await self._server.drain()
-                await self._server.aclose()
-            return message
+    async def _run_alone(self) -> None:
+        if not self._asked:
+            await self._receive()
+        await self._send({"type": "lifespan.startup.complete"})
+        await self._receive()
+        await self._send({"type": "lifespan.shutdown.complete"})
 
+    async def _receive(self) -> Message:
+        message = await self._receive_event()
+        self._asked = True
+        if message["type"] == "lifespan.shutdown" and self._owned:
+            await self._server.drain()
+            await self._server.aclose()
+        return message
+
+    async def _send(self, message: Message) -> None:
+        if not message["type"].startswith("lifespan."):
+            self._is_request = True
+            raise RuntimeError(f"{message['type']!r} is no answer to a lifespan event")
+        self._answered = True
+        if self._failed:  # that is told already; the other app has only heard of it by the exception
+            return
+        if message["type"] == "lifespan.startup.complete" and not self._server.started:
+            await self._start()
+        await self._send_answer(message)
+
+    async def _start(self) -> None:
         try:
-            await (self._other or _lifespan)(scope, end_first, start_first)
-        except Exception:
-            # ASGI, lifespan: an app may raise for a scope that it does not know (Django's does); then it has none.
-            if answered:
-                raise
-            await _lifespan(scope, end_first, start_first)
+            await self._server.start()
+        except Exception as error:
+            # A web server takes an app that only raises for one without a lifespan (uvicorn does), and serves.
+            self._failed = True
+            text = f"the realtime server cannot start: {error}"
+            await self._send_answer({"type": "lifespan.startup.failed", "message": text})
+            raise
+        self._owned = True
 
 
 def engine_at(app: object, path: str) -> AnyEngine | None:
@@ -127,13 +158,6 @@ def engine_at(app: object, path: str) -> AnyEngine | None:
             return app.engine
         app = getattr(app, "app", None)
     return None
-
-
-async def _lifespan(_scope: Scope, receive: Receive, send: Send) -> None:
-    await receive()
-    await send({"type": "lifespan.startup.complete"})
-    await receive()
-    await send({"type": "lifespan.shutdown.complete"})
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
