@@ -185,6 +185,7 @@ def adapter_classic(data: bytes) -> None:
 _CLUSTER_READERS = (
     cluster_wire.read_broadcast,
     cluster_wire.read_question,
+    cluster_wire.read_gone,
     cluster_wire.read_command,
     cluster_wire.read_fetch,
     cluster_wire.read_event,

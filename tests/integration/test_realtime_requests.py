@@ -69,7 +69,7 @@ async def test_requests_are_bounded_and_leave_nothing_behind() -> None:
     with pytest.raises(RealtimeError, match="fewer at a time"):
         await requests.gather("q", expected=1, timeout_s=60, send=lambda _: None, read=_as_list)
     with pytest.raises(RealtimeError):
-        requests.listen(expected=1, on_count=print, on_ack=print, timeout_s=60, send=print)
+        requests.listen(expected=1, on_count=print, on_ack=print, on_gone=print, timeout_s=60, send=print)
     waiting[0].cancel()
     with suppress(asyncio.CancelledError):
         await waiting[0]
@@ -84,27 +84,32 @@ async def test_requests_are_bounded_and_leave_nothing_behind() -> None:
     with pytest.raises(TypeError):
         await requests.gather("q", expected=1, timeout_s=60, send=refuse, read=_as_list)
     with pytest.raises(TypeError):
-        requests.listen(expected=1, on_count=print, on_ack=print, timeout_s=60, send=refuse)
+        requests.listen(expected=1, on_count=print, on_ack=print, on_gone=print, timeout_s=60, send=refuse)
     assert len(requests) == 0
 
 
 async def test_acknowledgements_count_up_to_what_the_servers_announced() -> None:
     requests, counts, acks = Requests("me"), list[int](), list[list[Any]]()
     sent = list[str]()
-    request_id = requests.listen(expected=2, on_count=counts.append, on_ack=acks.append, timeout_s=60, send=sent.append)
+    gone = list[None]()
+    heard: Any = {"on_count": counts.append, "on_ack": acks.append, "on_gone": lambda: gone.append(None)}
+    request_id = requests.listen(expected=2, **heard, timeout_s=60, send=sent.append)
     assert sent == [request_id]
     requests.ack(request_id, ["before any count"])
-    requests.count(request_id, 2, "a")
+    requests.gone(request_id)
+    requests.count(request_id, 3, "a")
     requests.count(request_id, 9, "a")
     requests.ack(request_id, [1])
     requests.count(request_id, 0, "b")
     requests.count(request_id, 7, "c")
+    requests.gone(request_id)
     assert len(requests) == 1
     requests.ack(request_id, [2])
     assert len(requests) == 0
     requests.ack(request_id, [3])
-    assert (counts, acks, requests.dropped) == ([2, 0], [[1], [2]], 4)
-    requests.listen(expected=1, on_count=counts.append, on_ack=acks.append, timeout_s=0.01, send=sent.append)
+    requests.gone(request_id)
+    assert (counts, acks, gone, requests.dropped) == ([3, 0], [[1], [2]], [None], 6)
+    requests.listen(expected=1, **heard, timeout_s=0.01, send=sent.append)
     await until(lambda: len(requests) == 0)
 
 
@@ -251,6 +256,35 @@ async def test_who_leaves_while_asked_ends_the_asking_at_once(pair: Any) -> None
         with pytest.raises(ClusterTimeout) as caught:
             await asking
     assert (caught.value.expected, caught.value.answers) == (2, [])
+
+
+@pytest.mark.parametrize("adapter", ["classic", "sharded", "streams"])
+async def test_who_leaves_another_server_while_asked_ends_the_asking_at_once(
+    adapter: Any, redis: Redis, unique: str
+) -> None:
+    one, two = (Server(redis, adapter=adapter, channel_prefix=unique, stream_name=unique) for _ in range(2))
+    await one.start()
+    await two.start()
+    try:
+        first, second, third = [await attach(two) for _ in range(3)]
+        calling = asyncio.create_task(one.call("e", to=first.sid, timeout_s=60), name="calls")
+        asking = asyncio.create_task(one.call_all("q", timeout_s=60), name="asks")
+        async with asyncio.timeout(10):
+            await until(lambda: len(first.got) == 2 and len(third.got) == 1)
+            first.leave()
+            with pytest.raises(AckTimeout) as alone:
+                await calling
+            assert alone.value.gone
+            await two.disconnect(second.sid)
+            [question] = third.got
+            third.client.receive(f'43{question[2 : question.index("[")]}["here"]')
+            with pytest.raises(ClusterTimeout) as caught:
+                await asking
+        assert (caught.value.expected, caught.value.answers) == (3, ["here"])
+        assert all(not sio.stats.adapter.junk for sio in (one, two))  # type: ignore[union-attr]
+    finally:
+        await one.aclose()
+        await two.aclose()
 
 
 async def test_an_event_for_many_is_encoded_once_and_each_answer_counts_once(pair: Any) -> None:

@@ -91,7 +91,7 @@ def test_a_broadcast_comes_back(uid: str, target: Target, args: list[Any], volat
 def test_a_question_comes_back(uid: str, target: Target, args: list[Any], request_id: str, ms: int) -> None:
     data = wire.question_data(target, args, request_id, ms / 1000)
     for message in _every_way(Message(uid, target.namespace, MessageType.BROADCAST, data)):
-        assert wire.read_question(message) == (target, args, request_id, ms / 1000)
+        assert wire.read_question(message) == (target, args, request_id, ms / 1000, True)
 
 
 @given(uids, targets, st.sampled_from(Command), rooms, st.booleans())
@@ -181,6 +181,7 @@ _FORGED = st.fixed_dictionaries(
 _READERS = [
     wire.read_broadcast,
     wire.read_question,
+    wire.read_gone,
     wire.read_command,
     wire.read_fetch,
     wire.read_event,

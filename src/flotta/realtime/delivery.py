@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, final
 
-from flotta.realtime.adapters import Adapter, Answer, Broadcast, OnAck, SocketFacts, Target
+from flotta.realtime.adapters import Adapter, Answer, Broadcast, OnAck, OnGone, SocketFacts, Target
 from flotta.realtime.adapters.wire import pack
 from flotta.realtime.client import Reason, Socket
 from flotta.realtime.engine.sessions import EngineCounters
@@ -200,7 +200,7 @@ class Delivery:
         args: list[Any],
         on_ack: OnAck,
         timeout_s: float,
-        on_gone: Callable[[], None] | None = None,
+        on_gone: OnGone | None = None,
     ) -> int:
         """Send an event to the own sockets of ``target``; ``on_ack`` gets each answer that comes in time, ``on_gone``
         is called for each of them that leaves without. How many sockets."""

@@ -20,6 +20,7 @@ __all__ = [
     "Node",
     "OnAck",
     "OnCount",
+    "OnGone",
     "SocketFacts",
     "Target",
     "obey",
@@ -30,6 +31,8 @@ OnAck: TypeAlias = Callable[[list[Any]], None]
 """Gets the arguments of one client's acknowledgement."""
 OnCount: TypeAlias = Callable[[int], None]
 """Gets the number of clients that one server has asked."""
+OnGone: TypeAlias = Callable[[], None]
+"""One client that was asked has left and will not answer."""
 Answer: TypeAlias = Callable[[Any], None]
 """Answers another server's `Server.server_side_call`; a second call does nothing."""
 
@@ -105,8 +108,11 @@ class Node(Protocol):
         which travels to the clients as the last argument."""
         ...
 
-    def ask(self, target: Target, args: list[Any], on_ack: OnAck, timeout_s: float) -> int:
-        """Send an event to the own sockets of ``target``; ``on_ack`` gets each answer that comes in time. How many."""
+    def ask(
+        self, target: Target, args: list[Any], on_ack: OnAck, timeout_s: float, on_gone: OnGone | None = None
+    ) -> int:
+        """Send an event to the own sockets of ``target``; ``on_ack`` gets each answer that comes in time, ``on_gone``
+        is called for each of them that leaves without. How many."""
         ...
 
     def join(self, target: Target, rooms: Iterable[str]) -> None:
@@ -218,9 +224,12 @@ class Adapter(Protocol):
         """The rooms that sockets of the others are in, those of their own ids included."""
         ...
 
-    async def ask(self, target: Target, args: list[Any], on_count: OnCount, on_ack: OnAck, timeout_s: float) -> int:
+    async def ask(
+        self, target: Target, args: list[Any], on_count: OnCount, on_ack: OnAck, on_gone: OnGone, *, timeout_s: float
+    ) -> int:
         """Let the others send an event to their sockets of ``target``: how many servers that are. ``on_count`` is
-        called once for each of them, ``on_ack`` for each client that answers within ``timeout_s``."""
+        called once for each of them, ``on_ack`` for each client that answers within ``timeout_s``, ``on_gone`` for each
+        that leaves before, as far as its server says so (Node's do not)."""
         ...
 
     def server_side_emit(self, namespace: str, args: list[Any]) -> None:

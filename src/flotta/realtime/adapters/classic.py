@@ -24,6 +24,7 @@ from flotta.realtime.adapters import (
     Node,
     OnAck,
     OnCount,
+    OnGone,
     SocketFacts,
     Target,
 )
@@ -176,6 +177,8 @@ class ClassicAdapter:
             self._requests.count(response.id, read_count(response))
         elif response.type == RequestType.BROADCAST_ACK:
             self._requests.ack(response.id, read_answer(response.fields))
+        elif response.type == RequestType.BROADCAST_GONE:
+            self._requests.gone(response.id)
         else:
             self._requests.answer(response.id, response.fields)
 
@@ -251,7 +254,9 @@ class ClassicAdapter:
             data=args,
         )
 
-    async def ask(self, target: Target, args: list[Any], on_count: OnCount, on_ack: OnAck, timeout_s: float) -> int:
+    async def ask(
+        self, target: Target, args: list[Any], on_count: OnCount, on_ack: OnAck, on_gone: OnGone, *, timeout_s: float
+    ) -> int:
         """Let the others send an event to their sockets of ``target``."""
         others = await self.server_count(target.namespace) - 1
         if others <= 0:
@@ -260,7 +265,9 @@ class ClassicAdapter:
         def send(request_id: str) -> None:
             self._request(target.namespace, write_question(self.uid, request_id, target, args, timeout_s))
 
-        self._requests.listen(expected=others, on_count=on_count, on_ack=on_ack, timeout_s=timeout_s, send=send)
+        self._requests.listen(
+            expected=others, on_count=on_count, on_ack=on_ack, on_gone=on_gone, timeout_s=timeout_s, send=send
+        )
         return others
 
     def _send(self, channel: str, payload: bytes) -> bool:

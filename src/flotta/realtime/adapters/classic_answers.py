@@ -5,6 +5,7 @@ Whoever asks counts on an answer from every server: each request that wants one 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -83,11 +84,20 @@ def _serve(node: Node, request: Request, reply: Reply) -> None:
 
 
 def _ask(node: Node, request: Request, reply: Reply) -> None:
-    """A broadcast with acknowledgements: first how many clients were asked, then the answer of each."""
+    """A broadcast with acknowledgements: first how many clients were asked, then the answer of each, or that there will
+    be none."""
     request_id = request.id
     if request_id is None:
         return
-    args, timeout_s = read_question(request)
+    args, timeout_s, tell_gone = read_question(request)
+
+    def on_ack(found: list[Any]) -> None:
+        reply(write_ack(request_id, found))
+
+    def on_gone() -> None:  # who leaves at once leaves behind the count
+        gone = write_response(request_id, type=int(RequestType.BROADCAST_GONE))
+        asyncio.get_running_loop().call_soon(reply, gone)
+
     with unsendable_is_junk():
-        count = node.ask(request.target, args, lambda found: reply(write_ack(request_id, found)), timeout_s)
+        count = node.ask(request.target, args, on_ack, timeout_s, on_gone if tell_gone else None)
     reply(write_response(request_id, type=int(RequestType.BROADCAST_CLIENT_COUNT), clientCount=count))

@@ -75,6 +75,8 @@ class RequestType(IntEnum):
     BROADCAST = 7
     BROADCAST_CLIENT_COUNT = 8
     BROADCAST_ACK = 9
+    BROADCAST_GONE = 105
+    """Flotta's: a client that was asked has left without an answer. Said only to who has asked for it (`TELL_GONE`)."""
 
 
 COMMANDS: Final = {
@@ -83,6 +85,10 @@ COMMANDS: Final = {
     RequestType.REMOTE_DISCONNECT: Command.DISCONNECT,
 }
 _REQUESTS: Final = {command: kind for kind, command in COMMANDS.items()}
+
+
+TELL_GONE: Final = "gone"
+"""What a question has that wants to hear of clients that leave. Who does not know it passes over it, as Node does."""
 
 
 @final
@@ -181,7 +187,7 @@ def write_question(uid: str, request_id: str, target: Target, args: list[Any], t
     """A broadcast that each recipient acknowledges. Raises TypeError or ValueError for what cannot travel."""
     packet, _ = write_packet(Broadcast(target, args))
     options = write_options(target, timeout=round(timeout_s * 1000))
-    request = {"uid": uid, "requestId": request_id, "type": int(RequestType.BROADCAST)}
+    request = {"uid": uid, "requestId": request_id, "type": int(RequestType.BROADCAST), TELL_GONE: True}
     return pack({**request, "packet": packet, "opts": options})
 
 
@@ -208,13 +214,14 @@ def _read(payload: bytes) -> dict[Any, Any]:
     return fields
 
 
-def read_question(request: Request) -> tuple[list[Any], float]:
-    """The event of a broadcast with acknowledgements, and how long they are waited for. Raises WireError."""
+def read_question(request: Request) -> tuple[list[Any], float, bool]:
+    """The event of a broadcast with acknowledgements, how long they are waited for, and whether who asks wants to hear
+    of clients that leave. Raises WireError."""
     packet, options = request.fields.get("packet"), request.fields.get("opts") or {}
     args = packet.get("data") if isinstance(packet, dict) else None
     if not is_event(args):
         raise WireError("adapter request", "no event to acknowledge")
-    return args, read_timeout_s(options)
+    return args, read_timeout_s(options), request.fields.get(TELL_GONE) is True
 
 
 def read_event(request: Request) -> list[Any]:

@@ -26,6 +26,7 @@ from flotta.realtime.adapters import (
     Node,
     OnAck,
     OnCount,
+    OnGone,
     SocketFacts,
     Target,
     obey,
@@ -124,7 +125,8 @@ class ClusterAdapter(ABC):
             node.deliver(broadcast, offset=offset)
 
     def _on_question(self, node: Node, message: Message) -> None:
-        """Another server's broadcast with acknowledgements: first how many clients were asked, then each answer."""
+        """Another server's broadcast with acknowledgements: first how many clients were asked, then each answer, or
+        that there will be none."""
         question = wire.read_question(message)
 
         def on_ack(args: list[Any]) -> None:
@@ -132,8 +134,13 @@ class ClusterAdapter(ABC):
             data, nothing = wire.ack_data(args, question.id), wire.ack_data([], question.id)
             self._respond(message, MessageType.BROADCAST_ACK, data, nothing)
 
+        def on_gone() -> None:  # who leaves at once leaves behind the count
+            data = wire.gone_data(question.id)
+            asyncio.get_running_loop().call_soon(self._respond, message, MessageType.BROADCAST_GONE, data)
+
         with unsendable_is_junk():
-            count = node.ask(question.target, question.args, on_ack, question.timeout_s)
+            tell = on_gone if question.tell_gone else None
+            count = node.ask(question.target, question.args, on_ack, question.timeout_s, tell)
         self._respond(message, MessageType.BROADCAST_CLIENT_COUNT, wire.count_data(count, question.id))
 
     def _on_command(self, node: Node, message: Message, _offset: str | None) -> None:
@@ -184,6 +191,8 @@ class ClusterAdapter(ABC):
         elif message.type is MessageType.BROADCAST_CLIENT_COUNT:
             count = wire.read_count(message)
             self._requests.count(count.id, count.clients, message.uid)
+        elif message.type is MessageType.BROADCAST_GONE:
+            self._requests.gone(wire.read_gone(message))
         else:
             ack = wire.read_ack(message)
             self._requests.ack(ack.id, ack.args)
@@ -262,7 +271,9 @@ class ClusterAdapter(ABC):
             for task in recounting:
                 task.cancel()
 
-    async def ask(self, target: Target, args: list[Any], on_count: OnCount, on_ack: OnAck, timeout_s: float) -> int:
+    async def ask(
+        self, target: Target, args: list[Any], on_count: OnCount, on_ack: OnAck, on_gone: OnGone, *, timeout_s: float
+    ) -> int:
         """Let the others send an event to their sockets of ``target``."""
         others = (await self._census(target.namespace, ())).servers - 1
         if others <= 0:
@@ -273,7 +284,9 @@ class ClusterAdapter(ABC):
             self._ask_others(Message(self.uid, target.namespace, MessageType.BROADCAST, data))
             self._begin_recount(target.namespace, request_id, timeout_s)
 
-        self._requests.listen(expected=others, on_count=on_count, on_ack=on_ack, timeout_s=timeout_s, send=send)
+        self._requests.listen(
+            expected=others, on_count=on_count, on_ack=on_ack, on_gone=on_gone, timeout_s=timeout_s, send=send
+        )
         return others
 
     def _ask_others(self, message: Message) -> None:
@@ -314,6 +327,7 @@ _ANSWERS = (
     MessageType.SERVER_SIDE_EMIT_RESPONSE,
     MessageType.BROADCAST_CLIENT_COUNT,
     MessageType.BROADCAST_ACK,
+    MessageType.BROADCAST_GONE,
 )
 
 

@@ -58,6 +58,7 @@ __all__ = [
     "count_data",
     "fetch_data",
     "found_data",
+    "gone_data",
     "own_openings",
     "pack_message",
     "question_data",
@@ -69,6 +70,7 @@ __all__ = [
     "read_event",
     "read_fetch",
     "read_found",
+    "read_gone",
     "read_message",
     "read_question",
     "server_side_data",
@@ -98,7 +100,12 @@ class MessageType(IntEnum):
     ADAPTER_CLOSE = 13
     FILTERED = 103
     """Flotta's: a BROADCAST with ``may_see``. Node cannot apply the filter; it drops a type that it does not know."""
+    BROADCAST_GONE = 105
+    """Flotta's: a client that was asked has left without an answer. Said only to who has asked for it (`TELL_GONE`)."""
 
+
+TELL_GONE: Final = "gone"
+"""What a question has that wants to hear of clients that leave. Who does not know it passes over it, as Node does."""
 
 _TYPES: Final = {int(kind): kind for kind in MessageType}
 _COMMANDS: Final = {
@@ -225,7 +232,8 @@ def broadcast_message(uid: str, broadcast: Broadcast) -> Message:
 def question_data(target: Target, args: list[Any], request_id: str, timeout_s: float) -> dict[str, Any]:
     """BROADCAST that each recipient acknowledges."""
     packet, _ = write_packet(Broadcast(target, args))
-    return {"opts": write_options(target, timeout=round(timeout_s * 1000)), "packet": packet, "requestId": request_id}
+    options = write_options(target, timeout=round(timeout_s * 1000))
+    return {"opts": options, "packet": packet, "requestId": request_id, TELL_GONE: True}
 
 
 def command_data(command: Command, target: Target, rooms: list[str], *, close: bool) -> tuple[MessageType, Any]:
@@ -256,6 +264,11 @@ def count_data(count: int, request_id: str) -> dict[str, Any]:
     return {"requestId": request_id, "clientCount": count}
 
 
+def gone_data(request_id: str) -> dict[str, Any]:
+    """BROADCAST_GONE."""
+    return {"requestId": request_id}
+
+
 def ack_data(args: list[Any], request_id: str) -> dict[str, Any]:
     """BROADCAST_ACK and SERVER_SIDE_EMIT_RESPONSE."""
     return {"requestId": request_id, **answer_fields(args)}
@@ -271,6 +284,8 @@ class Question(NamedTuple):
     args: list[Any]
     id: str
     timeout_s: float = ASK_S_DEFAULT
+    tell_gone: bool = False
+    """Whoever asks wants to hear of clients that leave."""
 
 
 class Order(NamedTuple):
@@ -337,7 +352,8 @@ def read_question(message: Message) -> Question:
     """A BROADCAST that wants acknowledgements. Raises WireError."""
     options = _map(message, "opts")
     broadcast = read_packet(message.namespace, _map(message, "packet"), options)
-    return Question(broadcast.target, broadcast.args, _id(message), read_timeout_s(options))
+    tell_gone = message.data.get(TELL_GONE) is True
+    return Question(broadcast.target, broadcast.args, _id(message), read_timeout_s(options), tell_gone)
 
 
 def read_command(message: Message) -> Order:
@@ -377,6 +393,11 @@ def read_count(message: Message) -> Count:
     if not is_count(count):
         raise _junk(message, "no count")
     return Count(_id(message), count)
+
+
+def read_gone(message: Message) -> str:
+    """BROADCAST_GONE: the request. Raises WireError."""
+    return _id(message)
 
 
 def read_ack(message: Message) -> Ack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, final
 
-from flotta.realtime.adapters import AdapterStats, Broadcast, Command, Node, OnAck, OnCount, SocketFacts, Target
+from flotta.realtime.adapters import AdapterStats, Broadcast, Command, Node, OnAck, OnCount, OnGone, SocketFacts, Target
 
 __all__ = ["MemoryAdapter"]
 
@@ -64,6 +64,8 @@ class MemoryAdapter:
         args: list[Any],  # noqa: ARG002
         on_count: OnCount,  # noqa: ARG002
         on_ack: OnAck,  # noqa: ARG002
+        on_gone: OnGone,  # noqa: ARG002
+        *,
         timeout_s: float,  # noqa: ARG002
     ) -> int:
         """No other servers."""

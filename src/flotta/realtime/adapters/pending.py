@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeAlias, TypeVar, final
 
 from flotta.errors import ClusterTimeout, RealtimeError
-from flotta.realtime.adapters import OnAck, OnCount
+from flotta.realtime.adapters import OnAck, OnCount, OnGone
 
 __all__ = ["PENDING_MAX", "Read", "Requests", "Send"]
 
@@ -113,9 +113,11 @@ class Requests:
 
     # --- acknowledgements of clients ---
 
-    def listen(self, *, expected: int, on_count: OnCount, on_ack: OnAck, timeout_s: float, send: Send) -> str:
+    def listen(
+        self, *, expected: int, on_count: OnCount, on_ack: OnAck, on_gone: OnGone, timeout_s: float, send: Send
+    ) -> str:
         """The id of a request whose ``expected`` servers first say how many clients they have asked, and then hand on
-        each client's answer. It is forgotten when all has come, or after ``timeout_s``.
+        each client's answer, or say that it has left. It is forgotten when all has come, or after ``timeout_s``.
 
         Raises:
             RealtimeError: too many requests are pending.
@@ -123,7 +125,7 @@ class Requests:
         """
         request_id = self._new_id()
         timer = asyncio.get_running_loop().call_later(timeout_s, self._asking.pop, request_id, None)
-        self._asking[request_id] = _Asking(expected, on_count, on_ack, timer)
+        self._asking[request_id] = _Asking(expected, on_count, on_ack, on_gone, timer)
         try:
             send(request_id)
         except BaseException:
@@ -138,6 +140,10 @@ class Requests:
     def ack(self, request_id: str, args: list[Any]) -> None:
         """A client has answered."""
         self._advance(request_id, lambda asking: asking.ack(args))
+
+    def gone(self, request_id: str) -> None:
+        """A client has left without an answer."""
+        self._advance(request_id, lambda asking: asking.gone())
 
     def _advance(self, request_id: str, step: Callable[[_Asking], bool]) -> None:
         asking = self._asking.get(request_id)
@@ -200,15 +206,18 @@ class _Gathering(Generic[T]):
 class _Asking:
     """One request that clients acknowledge. A server's count comes before its clients' answers: adapters keep order."""
 
-    __slots__ = ("_acks_due", "_counts_due", "_on_ack", "_on_count", "heard", "timer")
+    __slots__ = ("_acks_due", "_counts_due", "_on_ack", "_on_count", "_on_gone", "heard", "timer")
 
-    def __init__(self, expected: int, on_count: OnCount, on_ack: OnAck, timer: asyncio.TimerHandle) -> None:
+    def __init__(
+        self, expected: int, on_count: OnCount, on_ack: OnAck, on_gone: OnGone, timer: asyncio.TimerHandle
+    ) -> None:
         self.timer = timer
         self._counts_due = expected
         self._acks_due = 0
         self.heard: set[str] = set()
         self._on_count = on_count
         self._on_ack = on_ack
+        self._on_gone = on_gone
 
     @property
     def complete(self) -> bool:
@@ -229,6 +238,13 @@ class _Asking:
             return False
         self._acks_due -= 1
         self._on_ack(args)
+        return True
+
+    def gone(self) -> bool:
+        if self._acks_due == 0:
+            return False
+        self._acks_due -= 1
+        self._on_gone()
         return True
 
     def settle(self, missing: int) -> bool:

@@ -42,8 +42,9 @@ class Asking(Base):
             local: look for it on this instance only.
 
         Raises:
-            AckTimeout: none came within ``timeout_s``; or at once, if no instance has this client, or if it leaves
-                this one. That it has left another instance is not heard of: that takes ``timeout_s``.
+            AckTimeout: none came within ``timeout_s``; or at once, if no instance has this client, or if it leaves.
+                That it has left a Node server is not heard of, nor that its instance was killed: that takes
+                ``timeout_s``.
             LinkUnavailable: the client is not here, and Redis is away.
             NotStarted: before `start`.
         """
@@ -93,8 +94,8 @@ class Asking(Base):
         only. Targets as in `emit`.
 
         Raises:
-            ClusterTimeout: somebody has not answered within ``timeout_s``, or has left this instance without (then as
-                soon as all others have); ``.answers`` holds what came.
+            ClusterTimeout: somebody has not answered within ``timeout_s``, or has left without (then as soon as all
+                others have; of a Node server's clients it is not heard); ``.answers`` holds what came.
             LinkUnavailable: Redis is away; nobody was asked.
             NotStarted: before `start`.
         """
@@ -131,7 +132,8 @@ class Asking(Base):
         async with self._hearing(target.namespace):
             servers = 1
             if not (local or only_here or adapter.alone):
-                servers += await adapter.ask(target, args, question.on_count, question.on_ack, timeout_s)
+                heard = question.on_count, question.on_ack, question.on_gone
+                servers += await adapter.ask(target, args, *heard, timeout_s=timeout_s)
             question.on_count(delivery.ask(target, args, question.on_ack, timeout_s, question.on_gone))
             question.sent(servers)
             await question.wait()
@@ -153,7 +155,7 @@ class Asking(Base):
             socket.emit(args, on_answer)
         elif not (local or adapter.alone):
             async with self._hearing(target.namespace):
-                await adapter.ask(target, args, _ignore, on_answer, timeout_s)
+                await adapter.ask(target, args, _ignore, on_answer, lambda: None, timeout_s=timeout_s)
 
 
 async def _ask_here(socket: Socket, args: list[Any]) -> list[Any] | None:

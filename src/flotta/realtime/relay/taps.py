@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, final
 
-from flotta.realtime.adapters import Answer, Broadcast, OnAck, SocketFacts, Target
+from flotta.realtime.adapters import Answer, Broadcast, OnAck, OnGone, SocketFacts, Target
 from flotta.realtime.client import Socket
 from flotta.realtime.delivery import Delivery
 from flotta.realtime.engine.client import Reason
@@ -152,16 +152,18 @@ class Tap:
         with self.hearing():
             return count + self.delivery.deliver(broadcast, offset=offset)
 
-    def ask(self, target: Target, args: list[Any], on_ack: OnAck, timeout_s: float) -> int:
+    def ask(
+        self, target: Target, args: list[Any], on_ack: OnAck, timeout_s: float, on_gone: OnGone | None = None
+    ) -> int:
         """Send an event to the own sockets of ``target``."""
         if not self.leavers and not self.comers:
-            return self.delivery.ask(target, args, on_ack, timeout_s)
+            return self.delivery.ask(target, args, on_ack, timeout_s, on_gone)
         leaving = self._leaving(target)
         for socket in leaving:
-            _ask(socket, args, on_ack)
+            _ask(socket, args, on_ack, on_gone)
         self.keep(ask_entry(target, args, on_ack))
         with self.hearing():
-            return len(leaving) + self.delivery.ask(target, args, on_ack, timeout_s)
+            return len(leaving) + self.delivery.ask(target, args, on_ack, timeout_s, on_gone)
 
     def join(self, target: Target, rooms: Iterable[str]) -> None:
         """Put the own sockets of ``target`` into ``rooms``."""
@@ -231,7 +233,14 @@ class OwnTap:
         """An own command."""
         self._take(disconnect_entry(target, close=close))
 
-    def ask(self, target: Target, args: list[Any], on_ack: OnAck, timeout_s: float) -> int:  # noqa: ARG002 - a Node's
+    def ask(
+        self,
+        target: Target,
+        args: list[Any],
+        on_ack: OnAck,
+        timeout_s: float,  # noqa: ARG002 - a Node's
+        on_gone: OnGone | None = None,  # noqa: ARG002
+    ) -> int:
         """An own question."""
         self._take(ask_entry(target, args, on_ack))
         return 0
@@ -306,10 +315,12 @@ def ask_entry(target: Target, args: list[Any], on_ack: OnAck) -> Entry:
     return entry
 
 
-def _ask(socket: Socket, args: list[Any], on_ack: OnAck) -> None:
+def _ask(socket: Socket, args: list[Any], on_ack: OnAck, on_gone: OnGone | None = None) -> None:
     def on_answer(found: list[Any] | None) -> None:
         if found is not None:
             on_ack(found)
+        elif on_gone is not None:
+            on_gone()
 
     socket.emit(args, on_answer)
 
