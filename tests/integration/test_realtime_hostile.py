@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -20,6 +21,7 @@ from flotta.realtime import Server
 from flotta.realtime.client import ACKS_MAX, Client, Socket
 from flotta.realtime.dispatch import CALLERS_MAX
 from flotta.realtime.engineio.handshake import Facts, origin_allowed
+from flotta.realtime.socketio.connection import NAMESPACES_MAX
 from flotta.realtime.transports.asgi import _ASGITransport
 from flotta.realtime.transports.native import NativeTransport
 from realtime_fixtures import native, serving, until
@@ -461,3 +463,26 @@ async def test_app_without_a_lifespan_is_served_too(native: bool) -> None:
         socket, _ = await _join(port)
         await socket.close()
     assert sio.stats.state == "closed"
+
+
+async def test_client_may_come_and_go_through_any_number_of_namespaces_but_be_in_so_many_at_once() -> None:
+    sio = Server()
+
+    @sio.event(namespace=re.compile(r"/doc-\d+"))
+    def disconnect(namespace: str, sid: str) -> None:
+        """There is such a namespace."""
+
+    async with serving(sio, native=True) as port:
+        socket = await _open(port)
+        for number in range(NAMESPACES_MAX * 3):
+            await socket.send(f"40/doc-{number},")
+            assert str(await socket.recv()).startswith(f"40/doc-{number},{{")
+            await socket.send(f"41/doc-{number},")
+            await socket.send(f'42/doc-{number},["late"]')  # it has crossed the end on its way
+        for number in range(NAMESPACES_MAX):
+            await socket.send(f"40/doc-{number},")
+            assert str(await socket.recv()).startswith(f"40/doc-{number},{{")
+        await socket.send("40/doc-1000,")
+        with pytest.raises(ConnectionClosed):
+            await asyncio.wait_for(socket.recv(), 5)
+        assert sio.stats.ended == {"parse error": 1}

@@ -4,7 +4,8 @@
 
 States of a namespace: absent -> CONNECTING (asked, the handler decides) -> CONNECTED -> LEFT. Every (packet, state)
 pair is in `_TABLE`; a pair that the protocol forbids ends the connection. An event for a namespace that this side has
-just left is not a fault: it crossed our DISCONNECT on the wire, and is dropped.
+just left is not a fault: it crossed our DISCONNECT on the wire, and is dropped. So what was left is remembered, until
+there is no room: a client may go through any number of namespaces, and be in so many at once.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ __all__ = [
 PARSE_ERROR: Final = "parse error"
 RATE_LIMIT: Final = "message rate exceeded"
 NAMESPACES_MAX: Final = 64
-"""Namespaces that one client may ask for, connected or not."""
+"""Namespaces that one client may be in or ask for at once; those that it was in last are remembered beside them, up to
+so many together."""
 
 
 class State(StrEnum):
@@ -164,7 +166,7 @@ class Connection:
         """Puts a packet on this client's wire."""
         self.is_whole = True
         """No packet waits for its attachments."""
-        self._namespaces: dict[str, State] = {}
+        self._namespaces: dict[str, State] = {}  # what was left stands in the order of its leaving
         self._rate = None if rate_max is None else Rate(rate_max, now_s)
         self.is_limited = rate_max is not None
         """The time of a `Message` counts."""
@@ -214,13 +216,26 @@ class Connection:
         if move is _Move.ACK:
             assert packet.id is not None
             return (Acked(namespace, packet.id, packet.data),)
-        if move is _Move.ASK and (namespace in self._namespaces or len(self._namespaces) < NAMESPACES_MAX):
+        if move is _Move.ASK and self._has_room(namespace):
             self._namespaces[namespace] = State.CONNECTING
             return (AskConnect(namespace, packet.data),)
         if move is _Move.LEAVE:
-            self._namespaces[namespace] = State.LEFT
+            self._put_left(namespace)
             return (Left(namespace),)
         return _NOTHING if move is _Move.DROP else self._abort(PARSE_ERROR)
+
+    def _has_room(self, namespace: str) -> bool:
+        """Whether the client may ask for it. The namespace that was left first is forgotten for a new one."""
+        if namespace not in self._namespaces and len(self._namespaces) >= NAMESPACES_MAX:
+            first = next((name for name, state in self._namespaces.items() if state is State.LEFT), None)
+            if first is None:
+                return False
+            del self._namespaces[first]
+        return True
+
+    def _put_left(self, namespace: str) -> None:
+        del self._namespaces[namespace]
+        self._namespaces[namespace] = State.LEFT
 
     def _accept(self, event: Accept) -> tuple[Action, ...]:
         if self.state(event.namespace) is not State.CONNECTING:
@@ -240,7 +255,7 @@ class Connection:
     def _leave(self, namespace: str) -> tuple[Action, ...]:
         if self.state(namespace) is not State.CONNECTED:
             return _NOTHING
-        self._namespaces[namespace] = State.LEFT
+        self._put_left(namespace)
         return (SendPacket(self.encode(Packet(PacketType.DISCONNECT, namespace))),)
 
     def _abort(self, reason: str, error: PacketError | None = None) -> tuple[Action, ...]:
