@@ -27,7 +27,7 @@ def _run(program: str, names: dict[str, Any]) -> None:
 
 
 async def test_programs_of_the_page_do_what_it_says(node: NodePeer) -> None:
-    names: dict[str, Any] = {"BANNED": set[str](), "ROLES": {"ada": {"admin"}, "ben": set[str]()}}
+    names: dict[str, Any] = {}
     _run(PROGRAM, names)
     sio: Server = names["sio"]
     sio.on("kick", lambda sid, who: f"{who} is out")

@@ -23,7 +23,7 @@ __all__ = ["node", "node_modules", "start_node"]
 pytestmark = pytest.mark.node
 
 PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "moving-from-python-socketio.md").read_text()
-PROGRAM, FLASK = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+PROGRAM, FILES, FLASK = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 THEIRS = """
 import socketio
 from socketio import ASGIApp, AsyncNamespace as Namespace
@@ -70,6 +70,24 @@ async def test_program_does_the_same_on_both_servers(
         assert len(await node.wait_event("ada", "left")) == 1
         await node.do("close", name="ada")
         await node.do("close", name="test")
+
+
+async def test_the_pages_files_are_served_beside_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "static").mkdir()
+    (tmp_path / "static" / "app.js").write_text("go()")
+    (tmp_path / "app.html").write_text("<h1>chat</h1>")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(FILES, "files.py", "exec", dont_inherit=True), names)
+    async with serving(names["sio"], native=True, whole=names["app"]) as port, httpx.AsyncClient() as http:
+        url = f"http://127.0.0.1:{port}"
+        assert (await http.get(url)).text == "<h1>chat</h1>"
+        assert (await http.get(f"{url}/static/app.js")).text == "go()"
+        assert (await http.get(f"{url}/socket.io/?EIO=4&transport=polling")).text.startswith("0{")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("what")]
+    assert said == ["what on_startup did", "what on_shutdown did"]
 
 
 async def test_a_view_of_the_pages_flask_program_reaches_the_clients_of_every_instance(
