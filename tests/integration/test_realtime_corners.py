@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as ws_connect
 from websockets.exceptions import ConnectionClosed
@@ -19,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from flotta.errors import AckTimeout, CommandError, ConnectRefused
 from flotta.realtime import Namespace, Reason, Server, SyncEmitter
 from flotta.realtime.adapters.memory import MemoryAdapter
-from flotta.realtime.client import HELD_MAX
+from flotta.realtime.client import HELD_MAX, Client
 from flotta.realtime.engine.request import Request
 from flotta.realtime.transports.native import NativeTransport
 from flotta.redis import Redis
@@ -423,3 +424,21 @@ async def test_server_side_answer_that_cannot_travel_is_none_and_keeps_nobody_wa
 def test_database_that_redis_does_not_have_is_an_error_of_ours(valkey_url: str) -> None:
     with SyncEmitter(valkey_url.rpartition("/")[0] + "/999") as emitter, pytest.raises(CommandError, match="DB index"):
         emitter.emit("never")
+
+
+async def test_client_whose_end_fails_does_not_stop_the_heartbeat_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sio = Server(connect_timeout_s=0.2, idle_s=0.4)
+    async with serving(sio, native=True) as port:
+        joins_nothing, idle = await _open(port), await _open(port)
+        await _join(idle)
+        with monkeypatch.context() as patched, capture_logs() as lines:
+            for end in ("close", "expel"):
+                patched.setattr(Client, end, lambda *_: 1 / 0)
+            await until(lambda: len([line for line in lines if "heartbeat" in line["event"]]) >= 2)
+        late = await _open(port)
+        await asyncio.wait_for(late.wait_closed(), 5)
+        assert sio.stats.ended == {"connect timeout": 1}
+        for socket in (joins_nothing, idle):
+            await socket.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, final
 
 from flotta.realtime.engine.client import EngineClient, Reason
@@ -109,12 +111,15 @@ class Heartbeat:
     def _sweep_once(self) -> None:
         now_s = self.now()
         for client in self._pinged.take_due(now_s) + self._resting.take_due(now_s):
-            try:
-                client.tick()
-            except Exception:  # noqa: BLE001 - our bug, but the heartbeat of all others must go on
-                self._log.exception("the heartbeat of a client failed", sid=client.sid)
+            self._judge(client, client.tick)
         for client in self._joining.take_due(now_s):
             if not client.joined:
-                client.close(Reason.CONNECT_TIMEOUT, 1008)
+                self._judge(client, partial(client.close, Reason.CONNECT_TIMEOUT, 1008))
         for client in () if self._idle is None else self._idle.take_due(now_s):
-            client.expel(Reason.IDLE, 1008)
+            self._judge(client, partial(client.expel, Reason.IDLE, 1008))
+
+    def _judge(self, client: EngineClient, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except Exception:  # noqa: BLE001 - our bug, or an adapter's, but the heartbeat of all others must go on
+            self._log.exception("the heartbeat of a client failed", sid=client.sid)
