@@ -303,6 +303,32 @@ async def test_second_post_beside_one_under_way_ends_the_session() -> None:
         await until(lambda: sio.stats.connections == 0)
 
 
+async def test_post_that_outlasts_the_upgrade_opens_no_way_back_to_polling() -> None:
+    sio = Server(backlog_max=1)
+    gate = asyncio.Event()
+
+    @sio.event
+    async def slow(sid: str) -> None:
+        await gate.wait()
+
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        await client.join()
+        post = asyncio.create_task(client.post('42["slow"]\x1e42["slow"]\x1e42["slow"]'))
+        await until(lambda: any(each.pauses for each in sio._core.clients.values()))
+        ws_url = client.url.replace("http:", "ws:").replace("transport=polling", "transport=websocket")
+        async with ws_connect(ws_url) as socket:
+            await socket.send("2probe")
+            assert await socket.recv() == "3probe"
+            await socket.send("5")
+            await until(lambda: all(each.transport.name == "websocket" for each in sio._core.clients.values()))
+            gate.set()
+            assert (await post).text == "ok"
+            assert (await client.post("3")).json()["code"] == 3
+            assert (await client.get()).json()["code"] == 3
+            assert sio.stats.connections == 1
+
+
 async def test_get_right_behind_the_post_that_closed_its_session_gets_the_end_once() -> None:
     sio = Server()
     async with serving(sio, native=True) as port, httpx.AsyncClient() as http:

@@ -360,7 +360,7 @@ async def _post(
             await answer.refuse(Refusal(Refused.BAD_REQUEST), status=413)
             return
         await _receive(client, transport, body.decode())
-        if transport.is_parting:
+        if client.over and transport.is_parting:
             core.part(client.sid, transport)
         await answer.send(200, b"ok", kind=b"text/html")
     except EOFError:
