@@ -298,6 +298,33 @@ async def test_last_handlers_come_after_all_others_and_one_after_the_other() -> 
     assert told == ["work", "work", "disconnecting", "still disconnecting", "disconnect"]
 
 
+async def test_events_that_wait_are_not_handled_once_their_client_was_sent_away() -> None:
+    sio = Server(backlog_max=2)
+    told = list[str]()
+
+    @sio.event
+    async def kick(sid: str) -> None:
+        await until(lambda: (held := sio._core.spaces["/"].rooms.get(sid)) is not None and held.paused)
+        await sio.disconnect(sid)
+        told.append("kicked")
+
+    @sio.event
+    async def more(sid: str) -> None:
+        told.append("more")
+
+    @sio.event
+    async def disconnect(sid: str, reason: str) -> None:
+        told.append(reason)
+
+    async with _client(sio) as socket:
+        await _join(socket)
+        for event in ("kick", "more", "more"):
+            await socket.send(f'42["{event}"]')
+        assert await _next(socket) == "41"
+        await _join(socket)  # it is read again
+        assert told == ["kicked", "server namespace disconnect"]
+
+
 async def test_client_that_would_miss_what_is_held_for_it_is_closed() -> None:
     sio = Server()
     waits, ended = asyncio.Event(), []

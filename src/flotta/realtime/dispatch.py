@@ -36,6 +36,8 @@ CALLERS_MAX = 32
 T = TypeVar("T")
 
 REJECTED = "Connection rejected by server"
+SENT_AWAY = frozenset({Reason.SERVER_DISCONNECT, Reason.EXPIRED, Reason.REVOKED})
+"""Whoever is disconnected for these may do nothing more: what waits of it is not handled."""
 
 
 class Farewell(NamedTuple):
@@ -236,7 +238,10 @@ class Dispatcher(Running):
         self._submit(socket, handlers, args, ack_id)
 
     def left(self, leaving: Leaving, space: Space) -> None:
-        """A socket has left: run its last handlers after the events that came before."""
+        """A socket has left: run its last handlers after those that run, and after the events that wait."""
+        if leaving.reason in SENT_AWAY and leaving.socket.backlog:
+            leaving.socket.backlog.clear()
+            self._relieve(leaving.socket)
         if leaving.socket.connecting:
             space.leaving[leaving.socket.sid] = leaving  # `_connect` goes on with it
         else:
