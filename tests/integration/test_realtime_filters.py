@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from flotta.errors import RealtimeError
 from flotta.realtime import Server
 from realtime_fixtures import serving, until
+from realtime_people import come, make
 from realtime_recovery_places import connections
 from realtime_recovery_stage import Raw
 
@@ -111,3 +113,33 @@ async def test_a_replay_ends_where_the_event_is_revoked(valkey_url: str, unique:
         got = [event[1] for event in await again.events_until("end") if event[0] == "n"]
         assert got == list(range(len(got)))
         assert 0 < len(got) < MANY
+
+
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ({"to": "sid", "may_see": "nobody"}, "no filter is asked"),
+        ({"room": "r"}, "'r' is a room"),
+        ({"to": ["sid", "r"]}, "one session id"),
+        ({"user": "ada"}, "a user may have several clients"),
+        ({}, "one session id"),
+    ],
+)
+async def test_event_with_a_callback_goes_to_one_client_unfiltered_or_to_nobody(
+    target: dict[str, Any], why: str
+) -> None:
+    sio = make(None, "")
+    sio.may_see("nobody")(lambda *_: False)
+    async with serving(sio, native=True) as port:
+        visitor = await come(port, user="ada")
+        await sio.enter_room(visitor.sid, "r")
+        named = {"sid": visitor.sid, "r": "r"}
+        if isinstance(to := target.get("to"), list):
+            target = {"to": [named[each] for each in to]}
+        elif to is not None:
+            target = {**target, "to": visitor.sid}
+        with pytest.raises(RealtimeError, match=why):
+            await sio.emit("asked", callback=print, **target)
+        await sio.emit("next")
+        assert await visitor.next() == '42["next"]'
+        await visitor.socket.close()

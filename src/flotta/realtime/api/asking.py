@@ -142,7 +142,10 @@ class Asking(Base):
         self, target: Target, args: list[Any], callback: Callable[..., Any], *, local: bool, timeout_s: float
     ) -> None:
         if len(target.rooms) != 1:
-            raise RealtimeError("a callback needs one session id as its target")
+            raise RealtimeError("a callback needs one session id as its target: call_all asks several clients")
+        name, rooms = target.rooms[0], self._space(target.namespace).rooms
+        if name in rooms and rooms.get(name) is None:
+            raise RealtimeError(f"a callback needs one session id, and {name!r} is a room: call_all asks it")
 
         def on_answer(found: list[Any] | None) -> None:
             if found is not None:

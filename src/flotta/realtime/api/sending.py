@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from flotta.errors import Closed, NotStarted, StateError
+from flotta.errors import Closed, NotStarted, RealtimeError, StateError
 from flotta.realtime.adapters import Adapter, Broadcast
 from flotta.realtime.api.asking import CALLBACK_S, Asking
 from flotta.realtime.api.base import Names, client_event, target_of
@@ -46,7 +46,8 @@ class Sending(Asking):
             data: anything that JSON and bytes can carry; a tuple is several arguments, None is none.
             user: ids of users (`set_user`): all their clients.
             skip_sid: session ids or rooms that do not get it.
-            callback: called with the acknowledgement's arguments; needs one session id as target, on any instance.
+            callback: called with the acknowledgement's arguments; needs one session id as target, on any instance, and
+                no ``may_see``.
             timeout_s: how long another instance's client may take for that, at most.
             volatile: may be dropped for a client that does not keep up.
             may_see: name of a filter that each recipient must pass (see `may_see`).
@@ -56,6 +57,7 @@ class Sending(Asking):
             NotStarted: before `start`.
             Closed: when `aclose` has ended; while it runs, the last handlers still send.
             TypeError, ValueError: ``data`` cannot be encoded; ``event`` is one of Socket.IO's own, such as ``connect``.
+            RealtimeError: a ``callback`` without one session id as target (`call_all` asks several), or with a filter.
             LinkUnavailable: a ``callback`` for a client elsewhere, and Redis is away.
         """
         adapter = self._adapter_in_use
@@ -65,6 +67,10 @@ class Sending(Asking):
             return
         args = client_event(event, data)
         if callback is not None:
+            if may_see is not None:
+                raise RealtimeError("of an event with a callback no filter is asked: leave out callback= or may_see=")
+            if user is not None:
+                raise RealtimeError("a callback needs one session id, and a user may have several clients: call_all")
             await self._emit_with_callback(target, args, callback, local=local, timeout_s=timeout_s)
             return
         self._broadcast(adapter, Broadcast(target, args, volatile=volatile, may_see=may_see), local=local)
