@@ -42,9 +42,12 @@ export class Fleet {
     $("connection-detail").textContent = live ? `${servedBy.framework} · pid ${servedBy.pid}` : "";
     if (servedBy) $("kill-line").textContent = `kill -9 ${servedBy.pid}`;
     $("instances").replaceChildren(...instances.map((one) => this.#instance(one, servedBy)));
-    clearTimeout(this.#timer);
-    if (live) show($("trouble"), false);
-    else this.#timer = setTimeout(() => this.#complain(), PATIENCE_MS);
+    if (live) {
+      clearTimeout(this.#timer);
+      this.#timer = 0;
+      show($("trouble"), false);
+    } else if ($("trouble").hidden) this.#timer ||= setTimeout(() => this.#complain(), PATIENCE_MS); // since the loss, whatever is tried
+    else this.#complain();
   }
 
   #complain() {
