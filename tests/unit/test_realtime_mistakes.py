@@ -117,6 +117,20 @@ def test_a_decorator_without_its_name_is_refused_and_does_not_swallow_the_functi
             sio.event(wrong)  # type: ignore[call-overload]
 
 
+def test_a_filter_that_cannot_answer_at_once_is_refused_where_it_is_registered() -> None:
+    # Its answer would be a coroutine, which is not True: nobody would ever get the event.
+    async def later(*_: Any) -> bool:
+        return True
+
+    class Later:
+        async def __call__(self, *_: Any) -> bool:
+            return True
+
+    for wrong in (later, partial(later), Later(), "chat"):
+        with pytest.raises(TypeError, match="the filter 'mine' must be a function that is not async"):
+            Server().may_see("mine")(wrong)  # type: ignore[arg-type]
+
+
 async def test_another_event_loop_is_told_of_emit_sync_and_sends_nothing() -> None:
     async with Server() as sio:
         calls = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
@@ -147,12 +148,23 @@ class Registering(Base):
         what it missed); ``session`` is what `save_session` stored. It must be sync and quick (look into a replicated
         map, not into a database). Only True lets the event through: an instance that does not know the filter, or whose
         filter raises, sends to nobody.
+
+        Raises:
+            TypeError: ``name`` is no text, or the filter is no function, or an async one.
         """
         check_name(name, "may_see")
         table = self._core.namespaces.table(namespace)
 
         def decorate(function: MaySee) -> MaySee:
+            if not _is_sync_function(function):
+                raise TypeError(f"the filter {name!r} must be a function that is not async, not {function!r}")
             table.filters[name] = function
             return function
 
         return decorate
+
+
+def _is_sync_function(given: object) -> bool:
+    """It can be called, and a call gives nothing to await."""
+    calls = (given, getattr(given, "__call__", None))  # noqa: B004 - the method of an object that can be called
+    return callable(given) and not any(inspect.iscoroutinefunction(call) for call in calls)
