@@ -192,11 +192,14 @@ class World(NamedTuple):
 
 
 @asynccontextmanager
-async def world(url: str, prefix: str, count: int = 3, **options: Any) -> AsyncIterator[World]:
+async def world(
+    url: str, prefix: str, count: int = 3, *, far_url: str | None = None, **options: Any
+) -> AsyncIterator[World]:
+    """``far_url``: the second instance's way to the same Redis."""
     async with AsyncExitStack() as stack:
         made = World([], [], [], [])
         for number in range(count):
-            redis = await Redis.from_url(url).connect()
+            redis = await Redis.from_url(far_url or url if number == 1 else url).connect()
             stack.push_async_callback(redis.aclose)
             gate = Gate(redis)
             sio = Server(redis, channel_prefix=prefix, instance=f"ins{number}", **options)

@@ -13,8 +13,8 @@ from flotta.errors import WireError
 from flotta.realtime import Server
 from flotta.realtime.engine.request import Request
 from flotta.realtime.engineio.handshake import Refused
-from flotta.realtime.relay import asks, leases
-from flotta.realtime.relay.wire import Answer
+from flotta.realtime.relay import asks, leases, pace
+from flotta.realtime.relay.wire import Answer, Echo
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
 from flotta.testing import FaultProxy
@@ -354,3 +354,57 @@ async def test_session_ends_when_nobody_asks_again_for_an_answer_that_nobody_hea
         await two.home.emit("n", 1)
         await until(lambda: two.home.stats.ended == {"transport error": 1})
         waiting.cancel()
+
+
+# --- tunnels of sessions that cannot move ---
+
+
+async def _tunnelled(made: World, count: int) -> list[Wanderer]:
+    """Sessions of instance 0 whose WebSockets stay relayed by instance 1."""
+    _relay(made, 0)._ground.possible = False
+    wanderers = [Wanderer(made.servers[0]) for _ in range(count)]
+    for wanderer in wanderers:
+        await wanderer.join()
+        wanderer.upgrade_at(made.servers[1])
+        await until(lambda wanderer=wanderer: wanderer.websocket.got == ["3probe"])
+        wanderer.switch()
+    await until(lambda: all(wanderer.client.transport.name == "websocket" for wanderer in wanderers))
+    return wanderers
+
+
+async def test_large_event_for_many_tunnels_does_not_cost_an_instance_its_subscription(
+    own_valkey: EmbeddedRedis, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "WAY_BYTES_MAX", 500_000)
+    monkeypatch.setattr(pace, "MARK_BYTES", 100_000)
+    monkeypatch.setattr(pace, "ECHO_TIMEOUT_S", 30.0)
+    async with FaultProxy(own_valkey.url) as proxy, world(own_valkey.url, unique, 2, far_url=proxy.url) as made:
+        wanderers = await _tunnelled(made, 40)
+        await made.clients[0].link.call("CONFIG", "SET", "client-output-buffer-limit", "pubsub 1mb 0 0")
+        home = _relay(made, 0)._post
+        proxy.pause("down")  # that instance is slow to read, for a moment
+        await made.servers[0].emit("news", "x" * 250_000)
+        await made.servers[0].emit("end")
+        await until(lambda: home.pace.waiting and not home._in_flight)  # Redis has all that was sent
+        proxy.resume("down")
+        await until(lambda: all(wanderer.websocket.got[-1:] == ['42["end"]'] for wanderer in wanderers))
+        assert {len(wanderer.websocket.got[-2]) for wanderer in wanderers} == {250_013}
+        assert home.pace.waiting == 0
+        assert made.relay(1).tunnels == 40
+        assert made.relay(1).junk == 0
+
+
+async def test_instance_that_answers_no_echo_is_waited_for_a_while_only(
+    valkey_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of an older version."""
+    monkeypatch.setattr(pace, "WAY_BYTES_MAX", 10_000)
+    monkeypatch.setattr(pace, "MARK_BYTES", 8_000)
+    monkeypatch.setattr(pace, "ECHO_TIMEOUT_S", 0.05)
+    async with world(valkey_url, unique, 2) as made:
+        [wanderer] = await _tunnelled(made, 1)
+        del _relay(made, 1)._takers[Echo]
+        for number in range(10):
+            await made.servers[0].emit("n", (number, "x" * 5_000))
+        await until(lambda: len([got for got in wanderer.websocket.got if str(got).startswith('42["n"')]) == 10)
+        assert [str(got)[6:9] for got in wanderer.websocket.got[-10:]] == [f",{n}," for n in range(10)]

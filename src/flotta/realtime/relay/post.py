@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias, final
 
 from flotta.errors import Closed, RedisError, WireError
+from flotta.realtime.relay.pace import Pace
 from flotta.realtime.relay.wire import Cut, Deaf, Message, decode, encode
 from flotta.realtime.sampling import Junk
 from flotta.redis import Hub, Link
@@ -40,6 +41,8 @@ class Post:
 
     def __init__(self, link: Link, hub: Hub, *, prefix: str, logger: Any) -> None:
         self.junk = Junk("a relay", logger)
+        self.pace = Pace(self.send, lambda: self._instance)
+        """For what tunnels carry."""
         self._link = link
         self._hub = hub
         self._prefix = prefix
@@ -69,6 +72,7 @@ class Post:
 
     async def aclose(self) -> None:
         """Stop listening and let what is in flight end. Idempotent."""
+        self.pace.close()
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
             await subscription.aclose()

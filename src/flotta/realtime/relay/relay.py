@@ -37,6 +37,8 @@ from flotta.realtime.relay.wire import (
     Broken,
     Cut,
     Deaf,
+    Echo,
+    Echoed,
     Ended,
     Flush,
     Left,
@@ -112,6 +114,8 @@ class Relay:
             Flush: self._arrivals.on_flush,
             Acked: self._departures.on_acked,
             Ended: self._departures.on_ended,
+            Echo: self._on_echo,
+            Echoed: lambda message: self._post.pace.on_echoed(message.id),
             Deaf: self._on_other_deaf,
         }
 
@@ -235,6 +239,10 @@ class Relay:
         """What others answer may be lost from now on."""
         self._asks.on_gone(None, Refused.OUT_OF_REACH)
         self._break(lambda _: True)
+
+    def _on_echo(self, message: Echo) -> None:
+        """Everything that was sent before it has been taken."""
+        self._post.send(message.asker, Echoed(message.id), lambda: None)
 
     def _on_other_deaf(self, message: Deaf) -> None:
         if message.instance != self._core.instance:

@@ -8,7 +8,8 @@ it is quiet (`departures`), and the tunnel ends.
 Messages are numbered. One that is missing, an end that is not heard any more, or a peer that is gone ends the tunnel
 and with it the connection: the client comes back with a new session. Never a gap.
 
-Bounded: what is on its way to Redis for one tunnel is limited like a socket's send buffer, in both directions.
+Bounded: what is on its way to Redis for one tunnel is limited like a socket's send buffer, in both directions; and what
+is on its way to one instance for all tunnels together waits its turn (`pace`).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ Make: TypeAlias = Callable[[str, int], Message]
 
 @final
 class _Line:
-    """One direction out: numbers messages, and knows how many bytes are on their way to Redis."""
+    """One direction out: numbers messages, and knows how many bytes are on their way to Redis, or wait to be."""
 
     __slots__ = ("_on_unheard", "_post", "_seq", "bytes", "to", "tunnel")
 
@@ -81,7 +82,7 @@ class _Line:
             if on_sent is not None:
                 on_sent()
 
-        self._post.send(self.to, make(self.tunnel, self._seq), on_unheard or self._on_unheard, sent)
+        self._post.pace.send(self.to, make(self.tunnel, self._seq), size_bytes, on_unheard or self._on_unheard, sent)
 
     def say_broken(self) -> None:
         """Tell the other end that this one is gone."""

@@ -25,6 +25,8 @@ __all__ = [
     "Control",
     "Cut",
     "Deaf",
+    "Echo",
+    "Echoed",
     "Ended",
     "Flush",
     "Freeze",
@@ -219,6 +221,19 @@ class Ended(msgspec.Struct, array_like=True, frozen=True, tag="ended"):
     sid: str
 
 
+class Echo(msgspec.Struct, array_like=True, frozen=True, tag="echo"):
+    """Say when you have come to this: what was sent to you before it counts as on its way until then."""
+
+    id: str
+    asker: str
+
+
+class Echoed(msgspec.Struct, array_like=True, frozen=True, tag="echoed"):
+    """Come to it."""
+
+    id: str
+
+
 class Deaf(msgspec.Struct, array_like=True, frozen=True, tag="deaf"):
     """Messages to this instance may have been lost until now, or it has just begun: expect no answer to older ones."""
 
@@ -246,6 +261,8 @@ Message: TypeAlias = (
     | Flush
     | Acked
     | Ended
+    | Echo
+    | Echoed
     | Deaf
 )
 
