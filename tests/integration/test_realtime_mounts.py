@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -82,27 +83,38 @@ async def _status(port: int, path: str = "/socket.io") -> int:
     return int(caught.value.response.status_code)
 
 
-def _starlette(sio: Server) -> Any:
+def _starlette(sio: Server, path: str, app: Any) -> Any:
     @asynccontextmanager
     async def lifespan(_app: Any) -> AsyncIterator[None]:
         async with sio:
             yield
 
     site = Starlette(lifespan=lifespan)
-    site.mount("/a", Guard(sio.app()))
+    site.mount(path, app)
     return site
 
 
-@pytest.mark.parametrize("place", [_starlette, lambda sio: Below("/a", Guard(sio.app()))])
+@pytest.mark.parametrize("place", [_starlette, lambda _sio, path, app: Below(path, app)])
 async def test_server_below_a_path_is_reached_there_only_and_past_its_guards(place: Any) -> None:
     sio = Server()
-    async with serving(sio, native=True, whole=place(sio), drain=False) as port:
+    async with serving(sio, native=True, whole=place(sio, "/a", Guard(sio.app())), drain=False) as port:
         assert await _status(port) == 403  # from the first connection on
         assert await _status(port, "/a/socket.io") == 403
         async with _open(sio, port, "/a/socket.io", **{"x-password": "yes"}) as native:
             assert not native
         assert await _status(port) == 403
         assert sio.stats.opened == 1
+
+
+@pytest.mark.parametrize(("at", "reached"), [("/socket.io", "/socket.io"), ("/", "/socket.io"), ("/a", "/a/socket.io")])
+async def test_server_is_reached_below_its_mount_and_at_a_mount_that_is_its_own_path(at: str, reached: str) -> None:
+    sio = Server()
+    async with serving(sio, native=True, whole=_starlette(sio, at, sio.app()), drain=False) as port:
+        async with _open(sio, port, reached) as native:
+            assert not native
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+            assert (await http.get(f"{reached}/?EIO=4&transport=polling")).text.startswith("0{")
+            assert (await http.get("/socket.io/other?EIO=4&transport=polling")).status_code == 404
 
 
 async def test_middleware_around_a_server_sees_its_connections() -> None:

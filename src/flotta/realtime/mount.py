@@ -76,8 +76,8 @@ class Mount:
 
     def _is_ours(self, scope: Scope) -> bool:
         # ASGI: path holds root_path, which a mount in another app has put there.
-        path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
-        return bool(path == self._core.options.path)
+        whole, root, own = scope["path"].rstrip("/"), scope.get("root_path", ""), self._core.options.path
+        return bool(whole.removeprefix(root) == own or whole == root == own)  # or mounted right at its own path
 
 
 @final
