@@ -51,6 +51,14 @@ def test_a_number_that_is_none_is_refused_by_its_name(value: Any) -> None:
         Server(connections_max=value)
 
 
+async def test_a_cap_on_connections_tells_what_limit_to_raise() -> None:
+    with capture_logs() as lines:
+        async with Server(connections_max=10**8):
+            pass
+    [line] = lines
+    assert (line["wanted"], line["cure"]) == (10**8, "ulimit -n 100000128, or a lower connections_max")
+
+
 def test_a_cookie_is_given_by_its_name() -> None:
     with pytest.raises(ConfigError, match="the cookie's name"):
         Server(cookie={"name": "io"})  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from flotta.realtime.api.sending import Sending
 from flotta.realtime.api.sockets import Sockets
 from flotta.realtime.client import Reason
 from flotta.realtime.core import Core, State
-from flotta.realtime.engine.sessions import connections_allowed
+from flotta.realtime.engine.sessions import FILES_KEPT, connections_allowed
 from flotta.realtime.mount import Mount
 from flotta.realtime.option_names import check_option_names, options_of
 from flotta.realtime.options import AdapterName, ServerOptions
@@ -172,7 +172,9 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
             self._adapter = adapter
             wanted, capped = self.options.connections_max, self._core.connections_max
             if capped < wanted:
-                self._log.warning("connections_max is capped by the open-file limit", wanted=wanted, capped=capped)
+                cure = f"ulimit -n {wanted + FILES_KEPT}, or a lower connections_max"
+                told = "connections_max is capped by the open-file limit"
+                self._log.warning(told, wanted=wanted, capped=capped, cure=cure)
 
     async def _make_adapter(self, redis: str | Redis | None) -> Adapter:
         if redis is None:

@@ -30,7 +30,7 @@ from flotta.realtime.limits import Addresses
 from flotta.realtime.transports import Receiver, Transport
 from flotta.realtime.upgrade import Upgrade
 
-__all__ = ["AnyEngine", "Engine", "EngineCounters", "State", "connections_allowed"]
+__all__ = ["FILES_KEPT", "AnyEngine", "Engine", "EngineCounters", "State", "connections_allowed"]
 
 PARTED_S = 0.25
 SENT_AWAY_S = 5.0
