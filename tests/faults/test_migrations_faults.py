@@ -58,6 +58,22 @@ class Project:
                     return row[0]
         raise AssertionError("nobody sleeps")
 
+    def slow(self, step: str, how: str = "SELECT pg_sleep((SELECT s FROM pace))") -> str:
+        """A step that sleeps for minutes, for those who begin it before `quicken`."""
+        with psycopg.connect(self.url, autocommit=True) as admin:
+            admin.execute("CREATE TABLE pace (s float); INSERT INTO pace VALUES (300)")
+        return f"{step}; {how};"
+
+    def held(self, step: str) -> str:
+        """A step that sleeps until `quicken`."""
+        looking = "WHILE (SELECT s FROM pace) > 0 LOOP PERFORM pg_sleep(0.05); END LOOP"
+        return self.slow(step, f"DO $$ BEGIN {looking}; END $$")
+
+    def quicken(self) -> None:
+        """Let steps sleep no more."""
+        with psycopg.connect(self.url, autocommit=True) as admin:
+            admin.execute("UPDATE pace SET s = 0")
+
     def value(self, query, params=None):
         with psycopg.connect(self.url, autocommit=True) as admin:
             return admin.execute(query, params).fetchone()[0]
@@ -98,11 +114,12 @@ def test_five_processes_that_start_together_apply_each_step_once(project: Projec
 def test_killed_in_the_middle_is_rolled_back_and_another_wins(project: Project, transaction: bool):
     head = "" if transaction else "-- flotta: no-transaction\n"
     project.write("0001_a", "CREATE TABLE first (n int); INSERT INTO first VALUES (1)")
-    project.write("0002_slow", f"{head}CREATE TABLE IF NOT EXISTS slow (n int); SELECT pg_sleep(0.3);")
+    project.write("0002_slow", head + project.slow("CREATE TABLE IF NOT EXISTS slow (n int)"))
     project.write("0003_last", "INSERT INTO first VALUES (3)")
     first = project.instance("api-1")
     backend = project.sleeper()
     second = project.instance("api-2")
+    project.quicken()
     first.send_signal(signal.SIGKILL)
     assert end(first)[0] == -signal.SIGKILL
     won = report(second)
@@ -124,10 +141,11 @@ def test_statement_of_a_dead_process_does_not_hold_the_lock_to_its_end(project: 
 
 
 def test_stopped_process_keeps_the_others_out_and_they_give_up(project: Project):
-    project.write("0001_slow", "CREATE TABLE slow (n int); SELECT pg_sleep(1)")
+    project.write("0001_slow", project.held("CREATE TABLE slow (n int)"))
     first = project.instance("api-1")
     project.sleeper()
     first.send_signal(signal.SIGSTOP)
+    project.quicken()
     try:
         code, _, errors = end(project.instance("api-2", wait_s=0.5))
         assert code != 0
@@ -140,10 +158,11 @@ def test_stopped_process_keeps_the_others_out_and_they_give_up(project: Project)
 
 
 def test_lost_lock_connection_ends_the_migration_and_another_wins(project: Project):
-    project.write("0001_slow", "CREATE TABLE slow (n int); SELECT pg_sleep(0.5)")
+    project.write("0001_slow", project.slow("CREATE TABLE slow (n int)"))
     first = project.instance("api-1")
     backend = project.sleeper()
     second = project.instance("api-2")
+    project.quicken()
     project.value("SELECT pg_terminate_backend(%s)", [backend])
     code, _, errors = end(first)
     assert code != 0
@@ -155,9 +174,10 @@ def test_server_killed_in_the_middle_of_a_migration(tmp_path: Path):
     with EmbeddedPostgres(port=free_port(), durable=False, settings={"synchronous_commit": "on"}) as server:
         project = Project(tmp_path, server.url)
         project.write("0001_a", "CREATE TABLE a (n int); INSERT INTO a VALUES (1)")
-        project.write("0002_slow", "INSERT INTO a VALUES (2); SELECT pg_sleep(1)")
+        project.write("0002_slow", project.slow("INSERT INTO a VALUES (2)"))
         first, second = project.instance("api-1"), project.instance("api-2")
         project.sleeper()
+        project.quicken()
         server.kill()
         server.start_sync()
         ends = [end(first), end(second)]
