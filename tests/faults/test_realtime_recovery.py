@@ -94,16 +94,14 @@ async def test_every_client_ends_with_every_event_in_order_once_while_instances_
     async with staged(own_valkey.url, unique) as stage:
         cutting = asyncio.create_task(stage.cut_at_random(), name="cutting")
         loop = asyncio.get_running_loop()
-        ends_s, turn, killed = loop.time() + LENGTH_S, 0, 0
-        while loop.time() < ends_s:
+        ends_s, killed = loop.time() + LENGTH_S, 0
+        while loop.time() < ends_s or killed < 2:  # a start takes seconds on a busy machine
             await asyncio.sleep(KILL_EVERY_S)
-            await stage.instances[turn % len(stage.instances)].replace()
-            turn += 1
+            await stage.instances[killed % len(stage.instances)].replace()
             killed += 1
         cutting.cancel()
         await stage.settle()
         assert stage.publisher.verdict() == {}
-        assert killed >= 2
         assert sum(client.recovered for client in stage.clients) > len(stage.clients) / 2
 
 
