@@ -2,7 +2,7 @@
 back is the same, but for the differences that the page on moving from Node tells of.
 
 Statuses, kinds and order of packets, ends and what handlers see are compared (`differential_wire`). The scripts are in
-`differential_cases`: thousands of its random ones were played once, a few of them are here.
+`differential_cases`; a few come from `differential_random`, which can write as many more as somebody has time for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Final
 
 import pytest
 from differential_app import flotta_app
-from differential_cases import AGREED, DIFFERENT, random_case
+from differential_cases import AGREED, DIFFERENT
+from differential_random import random_case
 from differential_wire import Case, Server, Transcript, difference
 
 from realtime_fixtures import native, node_modules, node_script, serving
