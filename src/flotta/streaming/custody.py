@@ -45,6 +45,7 @@ class Custody(Generic[E]):
         self._no_ack = options.no_ack
         self._deliveries_max = options.max_deliveries
         self._taken_over: set[tuple[str, str]] = set()  # those in the inbox whose next delivery is not counted yet
+        self._remade: set[str] = set()  # streams whose group was made anew since the last touch
         self._closed = False
         self._showing_life = asyncio.Lock()
         self._member: Membership
@@ -166,18 +167,26 @@ class Custody(Generic[E]):
 
     async def _touch(self) -> None:
         # Nobody else can have acked what is fresh here while this consumer was punctual: pending for nobody, it is so
-        # because the group was made anew. What was taken over may have been acked late by the consumer that had it.
+        # because the group was made anew. One that knows of that itself may be late: rather twice than never. What was
+        # taken over may have been acked late by the consumer that had it.
         punctual = not self._member.is_late()
         waiting = self.inbox.waiting()
         taken_over = [event for event in waiting if (event.stream, event.id) in self._taken_over]
         fresh = [event for event in waiting if (event.stream, event.id) not in self._taken_over]
-        for events, adopt in ((fresh, punctual), (taken_over, False)):
-            for stream, ids in ids_by_stream(events).items():
-                self._drop(await self._member.touch(stream, ids, adopt=adopt))
+        remade, self._remade = self._remade, set()
+        try:
+            for stream, ids in ids_by_stream(fresh).items():
+                self._drop(await self._member.touch(stream, ids, adopt=punctual or stream in remade))
+            for stream, ids in ids_by_stream(taken_over).items():
+                self._drop(await self._member.touch(stream, ids, adopt=False))
+        except BaseException:
+            self._remade |= remade
+            raise
 
     def regrouped(self, stream: str) -> None:
         """The group on ``stream`` was made anew: what is buffered is nobody else's any more."""
         self._taken_over = {held for held in self._taken_over if held[0] != stream}
+        self._remade.add(stream)
 
     def _drop(self, unwanted: set[tuple[str, str]]) -> None:
         if unwanted:
