@@ -596,6 +596,23 @@ def test_realtime_server_that_is_not_in_the_application_is_reported_once_a_clien
         assert worker.log().count("realtime clients get 404") == worker.log().count("app = sio.app(api)") == told
 
 
+def test_realtime_client_that_asks_at_another_path_than_the_servers_is_reported(
+    folder: Path, redis_environ: dict[str, str]
+) -> None:
+    (folder / "elsewhere.py").write_text(
+        "from fastapi import FastAPI\nfrom flotta import Fleet\nfleet = Fleet()\n"
+        "app = fleet.realtime(path='/live').app(FastAPI(lifespan=fleet.lifespan))\n"
+    )
+    with WorkerProcess(folder, "elsewhere:app", **redis_environ) as worker:
+        worker.wait_for("ready")
+        with worker.client() as http:
+            for path in ("/other", "/socket.io/", "/socket.io/"):
+                assert http.get(path, params={"EIO": "4", "transport": "polling"}).status_code == 404
+        [line] = [line for line in worker.log_lines() if "realtime clients get 404" in line["event"]]
+        assert line["path"] == "/socket.io/"
+        assert line["cure"].endswith("served is /live")
+
+
 def test_a_thread_that_the_application_forgot_cannot_keep_the_process(folder: Path) -> None:
     (folder / "forgetful.py").write_text(
         "import threading\nfrom plain import app\n"

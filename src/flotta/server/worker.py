@@ -74,7 +74,7 @@ class _Worker:
         self._own_fleets: list[Fleet] = []
         self._forced = False
         self._ready_told = False
-        self._unmounted_told = False
+        self._not_found_told: set[str] = set()
 
     def run(self) -> int:
         self._status.state("starting")
@@ -277,12 +277,21 @@ class _Worker:
         return _json(200, {"status": "healthy", "checks": checks})
 
     def not_found(self, path: str) -> None:
-        """Realtime servers never answer 404: whoever gets it at the path of one asks an application without it."""
-        servers = [server for fleet in registered() for server in fleet.realtime_servers]
-        if not self._unmounted_told and any(server.options.path == path.rstrip("/") for server in servers):
-            self._unmounted_told = True
+        """Realtime servers never answer 404: whoever gets it at the path of one asks an application without it, and
+        whoever gets it at the path that clients have by default means one that is elsewhere."""
+        paths = sorted({server.options.path for fleet in registered() for server in fleet.realtime_servers})
+        asked = path.rstrip("/")
+        if asked in paths:
+            told = "realtime clients get 404: their server is in another application"
             cure = "run what its app(...) gave: app = sio.app(api)"
-            self._log.warning("realtime clients get 404: their server is in another application", path=path, cure=cure)
+        elif paths and asked.endswith("/socket.io"):
+            told = "realtime clients get 404: no server is at their path"
+            cure = f"give both one path: io(url, {{ path }}) and fleet.realtime(path=...); served is {', '.join(paths)}"
+        else:
+            return
+        if told not in self._not_found_told:
+            self._not_found_told.add(told)
+            self._log.warning(told, path=path, cure=cure)
 
     def live(self) -> Reply:
         return _json(200, {"status": "live"})
