@@ -183,6 +183,30 @@ async def test_disconnect_reasons_of_both_sides(node: NodePeer, native: bool) ->
         }
 
 
+@pytest.mark.parametrize("close", [True, False])
+async def test_client_that_is_sent_away_while_it_polls_meets_no_error(node: NodePeer, close: bool) -> None:
+    sio = _server()
+    answered: list[tuple[str, int]] = []
+
+    async def listening(scope: Any, receive: Any, send: Any) -> None:
+        async def heard(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                answered.append((scope["method"], message["status"]))
+            await send(message)
+
+        await app(scope, receive, heard if scope["type"] == "http" else send)
+
+    app = sio.app()
+    async with serving(sio, native=True, whole=listening) as port:
+        await node.connect("a", port, transports=["polling"])
+        await until(lambda: answered.count(("GET", 200)) == 2)  # its third GET waits
+        posts = answered.count(("POST", 200))
+        await sio.disconnect_sockets(close=close)
+        assert await node.wait("a", "disconnect") == [["io server disconnect"]]
+        await until(lambda: answered.count(("POST", 200)) == posts + 1)
+        assert {status for _, status in answered} == {200}
+
+
 async def test_client_comes_back_after_the_server_died_and_after_a_drain(node: NodePeer, native: bool) -> None:
     sio = _server()
     async with serving(sio, native=native) as port:

@@ -247,12 +247,12 @@ class Engine(ABC, Generic[C]):
         """A polling session has ended, and requests of its client may still be on their way here: from now on they find
         its ``transport`` for a while, and on it the end."""
         assert self._loop is not None
-        self.forget_parted(sid)
-        if len(self._parted) < PARTED_MAX:
-            self._parted[sid] = transport, self._loop.call_later(for_s, self._parted.pop, sid, None)
+        self._forget_parted(sid)
+        if len(self._parted) >= PARTED_MAX:
+            self._forget_parted(next(iter(self._parted)))
+        self._parted[sid] = transport, self._loop.call_later(for_s, self._parted.pop, sid, None)
 
-    def forget_parted(self, sid: str) -> None:
-        """The client has been told; unknown ids are fine."""
+    def _forget_parted(self, sid: str) -> None:
         if (parted := self._parted.pop(sid, None)) is not None:
             parted[1].cancel()
 

@@ -224,30 +224,23 @@ async def serve_http(core: AnyEngine, scope: Scope, receive: Receive, send: Send
         elif (body := await _repeated(client.transport, scope)) is not None:
             await answer.send(200, body)
         else:
-            await _get(core, client, client.transport, receive, answer)
+            await _get(client, client.transport, receive, answer)
 
 
 async def _after_the_end(
     core: AnyEngine, facts: Facts, transport: PollingTransport, receive: Receive, answer: _Answer
 ) -> None:
-    """Serve a request of a session that has ended: a GET hears the end once, what a POST brings is let fall."""
+    """Serve a request of a session that has ended: a GET hears the end once, what a POST brings is let fall. Official
+    clients send the next GET before they look at what the last one brought, so that their POST may come after both."""
     if facts.method == "POST":
         assert transport.client is not None
         await _post(core, transport.client, transport, receive, answer)
     elif transport.has_last_words and not transport.getting:
         last = await transport.take()
-        _see_off(core, facts.sid, transport)
+        transport.part()
         await answer.send(200, last.encode())
     else:
         await answer.refuse(Refusal(Refused.SESSION_UNKNOWN))
-
-
-def _see_off(core: AnyEngine, sid: str, transport: PollingTransport) -> None:
-    """A GET has taken what there was: a client that has heard of its end by it needs no more."""
-    if transport.has_last_words:
-        transport.part()
-    else:
-        core.forget_parted(sid)
 
 
 async def _repeated(transport: PollingTransport, scope: Scope) -> bytes | None:
@@ -302,9 +295,7 @@ async def _open(core: AnyEngine, request: Request, facts: Facts, answer: _Answer
     await answer.send(200, packet.encode(), extra=cookie)
 
 
-async def _get(
-    core: AnyEngine, client: EngineClient, transport: PollingTransport, receive: Receive, answer: _Answer
-) -> None:
+async def _get(client: EngineClient, transport: PollingTransport, receive: Receive, answer: _Answer) -> None:
     if transport.getting:
         client.close(Reason.TRANSPORT_ERROR)
         await answer.refuse(Refusal(Refused.BAD_REQUEST))
@@ -316,8 +307,7 @@ async def _get(
     elif client.transport is not transport:  # it has switched
         await answer.refuse(Refusal(Refused.BAD_REQUEST))
     else:
-        if client.over:
-            _see_off(core, client.sid, transport)
+        transport.part()
         await answer.send(200, body.encode())
 
 
