@@ -270,6 +270,20 @@ async def test_client_that_joins_nothing_is_sent_away(native: bool) -> None:
         await joined.close()
 
 
+async def test_connect_handler_that_takes_too_long_is_told_by_the_options_name(
+    native: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sio = Server(connect_timeout_s=0.2)
+    sio.on("connect", lambda sid, environ: asyncio.Event().wait())
+    async with serving(sio, native=native) as port:
+        socket = await _open(port)
+        await socket.recv()
+        await socket.send("40")
+        assert await socket.recv() == '44{"message":"internal error"}'
+        await socket.close()
+    assert "connect and what decides before it have connect_timeout_s=0.2" in capsys.readouterr().out
+
+
 async def test_what_is_sent_while_connecting_follows_the_confirmation(native: bool) -> None:
     sio = Server()
 

@@ -197,8 +197,9 @@ class Dispatcher(Running):
 
     async def _ask(self, client: Client, socket: Socket, space: Space, auth: Any) -> ConnectRefused | None:
         """None: the client may come in."""
+        limit = asyncio.timeout(self._connect_timeout_s)
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
+            async with limit:
                 environ = client.environ()
                 if socket.kept is not None:
                     environ = {**environ, "flotta.recovered": socket.kept.recovered}
@@ -216,6 +217,8 @@ class Dispatcher(Running):
             return refusal
         except ANY_FAILURE as error:
             let_cancelling_through(error)
+            if limit.expired():
+                error.add_note(f"connect and what decides before it have connect_timeout_s={self._connect_timeout_s}")
             self._failure("connect", socket)
             return ConnectRefused("internal error")
         return await self._open(client, socket, space)
