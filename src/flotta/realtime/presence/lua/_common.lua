@@ -28,8 +28,8 @@ end
 local silent
 local function is_silent()
   if silent == nil then
-    local last = redis.call('HMGET', META, 'beat', 'silence')
-    silent = last[1] and last[2] and now_ms() - tonumber(last[1]) > tonumber(last[2])
+    local beat_ms, after_ms = redis.call('HGET', META, 'beat'), redis.call('HGET', META, 'silence')
+    silent = beat_ms and after_ms and now_ms() - tonumber(beat_ms) > tonumber(after_ms)
   end
   return silent
 end
