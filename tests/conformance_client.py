@@ -12,9 +12,9 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as ws_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-__all__ = ["Endpoint", "ended", "next_message"]
+__all__ = ["Endpoint", "ended", "next_message", "ping"]
 
-WAIT_S = 5.0
+WAIT_S = 10.0
 
 
 class Endpoint:
@@ -86,13 +86,18 @@ class Endpoint:
         return sid, socket
 
 
-async def next_message(socket: ClientConnection, *, skip_pings: bool = False) -> str | bytes:
-    """The next message; without pings if they are not meant."""
+async def next_message(socket: ClientConnection) -> str | bytes:
+    """The next message that is no ping."""
     async with asyncio.timeout(WAIT_S):
-        while True:
-            message = await socket.recv()
-            if not (skip_pings and message == "2"):
-                return message
+        while (message := await socket.recv()) == "2":
+            pass
+        return message
+
+
+async def ping(socket: ClientConnection) -> None:
+    """The next message, which must be a ping."""
+    async with asyncio.timeout(WAIT_S):
+        assert await socket.recv() == "2"
 
 
 async def ended(socket: ClientConnection) -> int:

@@ -15,9 +15,9 @@ __all__ = ["app", "make_app"]
 PARAMETERS: dict[str, Any] = {"ping_interval_s": 0.3, "ping_timeout_s": 0.2, "payload_bytes_max": 1_000_000}
 
 
-def make_engine() -> EngineServer:
+def make_engine(**changed: Any) -> EngineServer:
     """Sends every message back."""
-    server = EngineServer(**PARAMETERS)
+    server = EngineServer(**{**PARAMETERS, **changed})
 
     @server.on_message
     def echo(sid: str, data: str | bytes) -> None:
@@ -26,9 +26,9 @@ def make_engine() -> EngineServer:
     return server
 
 
-def make_socketio(connect_timeout_s: float = 1.0) -> Server:
+def make_socketio(**changed: Any) -> Server:
     """Tells what it was told at the connect, and answers two events."""
-    sio = Server(connect_timeout_s=connect_timeout_s, **PARAMETERS)
+    sio = Server(**{"connect_timeout_s": 1.0, **PARAMETERS, **changed})
     for namespace in ("/", "/custom"):
         _register(sio, namespace)
     return sio
