@@ -51,7 +51,22 @@ async def test_client_that_was_never_here_is_an_error_that_names_it(use: Use) ->
             assert (raised.value.sid, raised.value.namespace) == (nobody, "/")
 
 
-@pytest.mark.parametrize("use", USES.values(), ids=USES)
+WIDER_USES: dict[str, Use] = {
+    "enter": lambda sio, sid: sio.enter_room(sid, "r"),
+    "leave": lambda sio, sid: sio.leave_room(sid, "r"),
+    "disconnect": lambda sio, sid: sio.disconnect(sid),
+}
+"""Of clients on any instance: whoever is not here may be there."""
+
+
+@pytest.mark.parametrize("use", WIDER_USES.values(), ids=WIDER_USES)
+async def test_client_that_may_be_elsewhere_is_no_error(use: Use) -> None:
+    sio = Server()
+    async with serving(sio, native=True):
+        assert not await use(sio, "XyZ1" + "a" * 16)
+
+
+@pytest.mark.parametrize("use", [*USES.values(), *WIDER_USES.values()], ids=[*USES, *WIDER_USES])
 async def test_client_of_another_namespace_is_an_error_that_says_which(use: Use) -> None:
     sio = Server(namespaces=("/chat",))
     async with serving(sio, native=True) as port:

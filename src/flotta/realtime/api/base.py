@@ -92,7 +92,13 @@ class Base:
         mistake of the program, while who goes may go at any moment."""
         socket = self._known(sid, namespace)
         if socket is None and self._core.adapter is not None:
-            found_in = next((name for name, space in self._core.spaces.items() if space.rooms.get(sid)), None)
-            if found_in is not None or not self._core.was_here(sid):
-                raise UnknownClient(sid, namespace, found_in=found_in)
+            self._check_namespace(sid, namespace)
+            if not self._core.was_here(sid):
+                raise UnknownClient(sid, namespace)
         return socket
+
+    def _check_namespace(self, sid: str, namespace: str) -> None:
+        """Raises UnknownClient if it is in another namespace here: then it is in ``namespace`` nowhere."""
+        for name, space in self._core.spaces.items():
+            if name != namespace and space.rooms.get(sid) is not None:
+                raise UnknownClient(sid, namespace, found_in=name)

@@ -31,6 +31,7 @@ class Sockets(Base):
 
         Raises:
             TypeError: the room's name is no text.
+            UnknownClient: ``sid`` is a client of this instance in another namespace.
         """
         name_of(room)
         await self._settled()
@@ -44,7 +45,11 @@ class Sockets(Base):
         return True
 
     async def leave_room(self, sid: str, room: str, *, namespace: str = "/") -> None:
-        """Take a client out of a room, if it is in it. For one that is not connected here the others are told."""
+        """Take a client out of a room, if it is in it. For one that is not connected here the others are told.
+
+        Raises:
+            TypeError, UnknownClient: as `enter_room`.
+        """
         name_of(room)
         await self._settled()
         socket = self._socket(sid, namespace)
@@ -61,6 +66,7 @@ class Sockets(Base):
 
     async def _tell_holder(self, command: Command, sid: str, namespace: str, *, rooms: tuple[str, ...] = ()) -> bool:
         """Tell the instance that holds the client, whichever it is. False: there are no others."""
+        self._check_namespace(sid, namespace)
         adapter = self._adapter_in_use
         if adapter.alone:
             return False
@@ -85,7 +91,11 @@ class Sockets(Base):
         return sorted(space.rooms.rooms_of(sid) if leaving is None else leaving.rooms)
 
     async def disconnect(self, sid: str, *, namespace: str = "/") -> None:
-        """Disconnect a client from the namespace, wherever it is connected. Its ``disconnect`` handler runs there."""
+        """Disconnect a client from the namespace, wherever it is connected. Its ``disconnect`` handler runs there.
+
+        Raises:
+            UnknownClient: ``sid`` is a client of this instance in another namespace.
+        """
         await self._settled()
         socket = self._socket(sid, namespace)
         if socket is not None:
