@@ -59,6 +59,16 @@ async def test_a_cap_on_connections_tells_what_limit_to_raise() -> None:
     assert (line["wanted"], line["cure"]) == (10**8, "ulimit -n 100000128, or a lower connections_max")
 
 
+def test_a_server_around_another_one_at_its_path_is_told_at_once() -> None:
+    with capture_logs() as lines:
+        Server().app(Server(path="/other").app())
+        assert lines == []
+        Server().app(Server().app())
+    [line] = lines
+    assert line["event"].startswith("two servers have one path")
+    assert line["path"] == "/socket.io"
+
+
 def test_a_cookie_is_given_by_its_name() -> None:
     with pytest.raises(ConfigError, match="the cookie's name"):
         Server(cookie={"name": "io"})  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from flotta.realtime.api.sockets import Sockets
 from flotta.realtime.client import Reason
 from flotta.realtime.core import Core, State
 from flotta.realtime.engine.sessions import FILES_KEPT, connections_allowed
-from flotta.realtime.mount import Mount
+from flotta.realtime.mount import Mount, engine_at
 from flotta.realtime.option_names import check_option_names, options_of
 from flotta.realtime.options import AdapterName, ServerOptions
 from flotta.realtime.people import PeopleStats
@@ -252,6 +252,10 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
         If the server has not been started when the web server's lifespan has, the app starts it, and then also drains
         and closes it at the end.
         """
+        path = self.options.path
+        if engine_at(other, path) is not None:
+            told = "two servers have one path: the outer one gets all clients"
+            self._log.warning(told, path=path, cure="give each a path of its own, Server(path='/live')")
         return Mount(self, self._core, other)
 
     @property
