@@ -29,9 +29,11 @@ class Difference(NamedTuple):
     flotta: str
 
 
-def _script(transport: str, name: str, *packets: Any, first: tuple[str, ...] = ("40",), last: str = ALIVE) -> Case:
+def _script(
+    transport: str, name: str, *packets: Any, first: tuple[str, ...] = ("40",), last: tuple[str, ...] = (ALIVE,)
+) -> Case:
     """Open, join, send each of ``packets`` (a tuple: several at once), and look whether the connection still lives."""
-    sent = [packet if isinstance(packet, tuple) else (packet,) for packet in (*first, *packets, last)]
+    sent = [packet if isinstance(packet, tuple) else (packet,) for packet in (*first, *packets, *last)]
     return Case(f"{transport}: {name}", ((transport, "a"), *(("send", "a", *packet) for packet in sent)))
 
 
@@ -94,12 +96,9 @@ _JOINED: Final[dict[str, tuple[Any, ...]]] = {
     "event while connecting": ("40/gated,", '42/gated,1["echo"]'),
     "kicked": ('42["kick"]', "40"),
     "kicked from one of two": ("40/second,", '42/second,["kick"]', '42["back",1]', "40/second,"),
-    "hung up": ('42["hangup"]',),
-    "hung up in two": ("40/second,", '42/second,["hangup"]'),
     "many at once": (('421["echo",1]', '42["back",2]', '423["echo",3]', '42["back",4]'),),
     "many at once in two": ("40/second,", ('421["echo",1]', '42/second,2["echo",2]', '423["echo",3]')),
     "told and kicked at once": (('42["back",1]', '42["kick"]'), "40"),
-    "told and hung up at once": (('42["back",1]', '42["hangup"]'),),
     "volatile": ('42["maybe",1]',),
     "unknown event": ('427["nobody",1]', '42["",1]', '427["*",1]', '42["connection"]', '42["error"]'),
     "names of JavaScript's": ('427["__proto__",1]', '427["toString",1]', '427["constructor"]'),
@@ -121,6 +120,13 @@ MALFORMED: Final = (
     '40/second,"x"', "40/second,{", '47["x"]', "49", "4x", "4", '4 ["echo"]', "4-1", '42["echo"]42["echo"]',
     '43"x"', '431["x"', '42,["echo"]', "43{",
 )  # fmt: skip
+
+_HUNG_UP: Final[dict[str, tuple[Any, ...]]] = {
+    "hung up": ('42["hangup"]',),
+    "hung up in two": ("40/second,", '42/second,["hangup"]'),
+    "told and hung up at once": (('42["back",1]', '42["hangup"]'),),
+    "told in two and hung up": ("40/second,", ('42["back",1]', '42/second,["hangup"]')),
+}
 
 _UNJOINED: Final[dict[str, tuple[Any, ...]]] = {
     "event before connect": ('421["echo"]',),
@@ -284,8 +290,9 @@ _SOCKETS: Final = (
 
 AGREED: Final[tuple[Case, ...]] = (
     *_on_both(_JOINED),
-    *_on_both({f"malformed {packet!r}": (packet,) for packet in MALFORMED}, last="43"),
+    *_on_both({f"malformed {packet!r}": (packet,) for packet in MALFORMED}, last=("43",)),
     *_on_both(_UNJOINED, first=()),
+    *_on_both(_HUNG_UP, last=()),
     *(_rooms("ws", "poll"), _rooms("poll", "poll")),
     *_GATE,
     *_UPGRADES,
@@ -311,7 +318,7 @@ def _ws(packet: Any, node: str, flotta: str, *before: Any) -> tuple[Case, str, s
 
 
 def _poll(packets: tuple[Any, ...], node: str, flotta: str, last: str = ALIVE) -> tuple[Case, str, str]:
-    return _script("poll", repr(packets), packets, last=last), node, flotta
+    return _script("poll", repr(packets), packets, last=(last,)), node, flotta
 
 
 def _request(name: str, node: str, flotta: str, *request: Any) -> tuple[Case, str, str]:
@@ -386,6 +393,7 @@ DIFFERENT: Final[tuple[Difference, ...]] = (
     ),
     *_different(
         "ends over polling",
+        _poll(('42["hangup"]',), "failed 400", ""),
         (Case("after a close", (*_QUIET, ("post", "a", b"1"), ("get", "a"))), "[400, 1]", "200"),
         (Case("after junk", (*_QUIET, ("post", "a", b"40"), ("get", "a"))), "200 packet ends", "[400, 1]"),
         (Case("junk of Engine.IO", (("poll", "a"), ("post", "a", b"x"))), "", "failed 400"),

@@ -25,7 +25,7 @@ from realtime_fixtures import native, node_modules, node_script, serving
 __all__ = ["native", "node_modules"]
 
 ORIGIN: Final = "https://app.example.com"
-SEEDS: Final = range(6)
+SEEDS: Final = range(4)
 WORDS_MAX: Final = 400
 
 
