@@ -172,6 +172,24 @@ async def test_deadlines_come_in_their_order_and_hold_no_more_than_they_must() -
     assert deadlines._timer is None
 
 
+async def test_end_that_fails_keeps_no_other_from_its_own() -> None:
+    due: list[str] = []
+    told: list[Any] = []
+
+    def end(key: str) -> None:
+        due.append(key)
+        if key == "first":
+            raise RuntimeError("a bug")
+
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    deadlines = Deadlines(end)
+    now = time.time()
+    for number, key in enumerate(("first", "second", "third")):
+        deadlines.put(key, now + number / 100)
+    await until(lambda: len(due) == 3)
+    assert (due, [str(error) for error in told]) == (["first", "second", "third"], ["a bug"])
+
+
 # --- the end from elsewhere ---
 
 

@@ -69,13 +69,15 @@ class Deadlines:
     def _look(self) -> None:
         self._timer = None
         now = time.time()
-        while self._heap and self._heap[0][0] <= now:
-            due_at, key = heapq.heappop(self._heap)
-            if self._due_at.get(key) == due_at:
-                del self._due_at[key]
-                self._on_due(key)
-        if self._heap:
-            self._set_timer()
+        try:
+            while self._heap and self._heap[0][0] <= now:
+                due_at, key = heapq.heappop(self._heap)
+                if self._due_at.get(key) == due_at:
+                    del self._due_at[key]
+                    self._on_due(key)
+        finally:  # an end that fails must not keep the others
+            if self._heap:
+                self._set_timer()
 
     def __len__(self) -> int:
         return len(self._due_at)

@@ -131,8 +131,8 @@ class ClusterAdapter(ABC):
 
         def on_ack(args: list[Any]) -> None:
             # A client may nest deeper than any wire carries: then what it said is lost, not that it answered.
-            data, nothing = wire.ack_data(args, question.id), wire.ack_data([], question.id)
-            self._respond(message, MessageType.BROADCAST_ACK, data, nothing)
+            data = wire.ack_data(args, question.id)
+            self._respond(message, MessageType.BROADCAST_ACK, data, lambda: wire.ack_data([], question.id))
 
         def on_gone() -> None:  # who leaves at once leaves behind the count
             data = wire.gone_data(question.id)
@@ -150,10 +150,11 @@ class ClusterAdapter(ABC):
     def _on_fetch(self, node: Node, message: Message, _offset: str | None) -> None:
         target, request_id = wire.read_fetch(message)
         sockets = node.sockets(target)
-        data, bare = (
-            wire.found_data(found, request_id) for found in (sockets, [facts._replace(data=None) for facts in sockets])
-        )
-        self._respond(message, MessageType.FETCH_SOCKETS_RESPONSE, data, bare)
+
+        def bare() -> dict[str, Any]:
+            return wire.found_data([facts._replace(data=None) for facts in sockets], request_id)
+
+        self._respond(message, MessageType.FETCH_SOCKETS_RESPONSE, wire.found_data(sockets, request_id), bare)
 
     def _on_server_side(self, node: Node, message: Message, _offset: str | None) -> None:
         event = wire.read_event(message)
@@ -166,20 +167,23 @@ class ClusterAdapter(ABC):
             nonlocal open_
             if open_:
                 open_ = False
-                data, nothing = (wire.ack_data([given], request_id) for given in (value, None))
-                self._respond(message, MessageType.SERVER_SIDE_EMIT_RESPONSE, data, nothing)
+                data = wire.ack_data([value], request_id)
+                kind = MessageType.SERVER_SIDE_EMIT_RESPONSE
+                self._respond(message, kind, data, lambda: wire.ack_data([None], request_id))
 
         node.server_side(message.namespace, event.args, answer)
 
-    def _respond(self, request: Message, kind: MessageType, data: Any, instead: Any = None) -> None:
-        """Answer a request; with ``instead`` if ``data`` cannot travel: who asked counts on an answer."""
+    def _respond(
+        self, request: Message, kind: MessageType, data: Any, instead: Callable[[], Any] | None = None
+    ) -> None:
+        """Answer a request; with what ``instead`` makes if ``data`` cannot travel: who asked counts on an answer."""
         try:
             self._reply(request.uid, Message(self.uid, request.namespace, kind, data))
         except (TypeError, ValueError):
             if instead is None:
                 raise
             self._log.warning("an answer to another server cannot travel, it gets none of it", answer=kind.name)
-            self._reply(request.uid, Message(self.uid, request.namespace, kind, instead))
+            self._reply(request.uid, Message(self.uid, request.namespace, kind, instead()))
 
     def _on_answer(self, _node: Node, message: Message, _offset: str | None) -> None:
         if message.type is MessageType.FETCH_SOCKETS_RESPONSE:

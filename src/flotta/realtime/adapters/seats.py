@@ -24,7 +24,7 @@ class Seat:
     def __init__(self, redis: Redis, prefix: str) -> None:
         self._prefix = prefix
         prefixes = _taken.setdefault(redis.hub, set())
-        self._shared = prefix not in prefixes
+        self._shared = self._has = prefix not in prefixes
         if self._shared:
             prefixes.add(prefix)
             self.hub = redis.hub
@@ -35,5 +35,6 @@ class Seat:
         """Give it back; the subscriptions must be closed. Idempotent."""
         if not self._shared:
             await self.hub.aclose()
-        elif self.hub in _taken:
+        elif self._has:
+            self._has = False  # what is given back may be another's by the next call
             _taken[self.hub].discard(self._prefix)

@@ -14,6 +14,8 @@ an outage, an empty or a full read, or a pause.
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import random
 from collections.abc import Callable, Iterable
 from typing import Any, final
@@ -33,6 +35,7 @@ RETRY_MAX_S = 2.0
 PAUSE_S = 1.0
 """Since the last read: long enough for the stream to be trimmed."""
 SEQUENCE_MAX = 2**64 - 1
+WAITING_SLACK = 1_024
 DELIVERIES_PER_TICK = 5_000
 """Packets written for entries before other work of the event loop gets its turn."""
 
@@ -70,7 +73,9 @@ class StreamReader:
         self._log = logger
         self._link: Link = redis.dedicated("realtime-stream")
         self._task: asyncio.Task[None] | None = None
-        self._waiting: list[tuple[Position, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Position, int, asyncio.Future[None]]] = []
+        """Who waits for a position, the lowest first (a heap): a crowd may wait while every entry is delivered."""
+        self._numbers = itertools.count()
         self._reads_well = False
 
     @property
@@ -90,7 +95,7 @@ class StreamReader:
         if task is not None:
             task.cancel()
             await asyncio.wait({task})
-        for _, waiting in self._waiting:
+        for *_, waiting in self._waiting:
             waiting.cancel()
         self._waiting.clear()
         await self._link.aclose(drain_s=0.0)
@@ -99,7 +104,11 @@ class StreamReader:
         """Return when everything up to ``position`` has been delivered. You bound the time."""
         if self.position < position:
             waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((position, waiting))
+            heapq.heappush(self._waiting, (position, next(self._numbers), waiting))
+            count = len(self._waiting)
+            if count >= WAITING_SLACK and not count & (count - 1):  # now and then, those that wait no longer
+                self._waiting = [one for one in self._waiting if not one[-1].done()]
+                heapq.heapify(self._waiting)
             await waiting
 
     def missed(self, read: Position) -> bool:
@@ -143,8 +152,10 @@ class StreamReader:
         for position, entry in entries:
             written += self._hand_over(position, entry)
             self.position = self._witness = position
-            if self._waiting:
-                self._wake()
+            while self._waiting and self._waiting[0][0] <= position:
+                *_, waiting = heapq.heappop(self._waiting)
+                if not waiting.done():
+                    waiting.set_result(None)
             if written >= DELIVERIES_PER_TICK:
                 written = 0
                 await asyncio.sleep(0)
@@ -155,17 +166,6 @@ class StreamReader:
         except Exception:  # noqa: BLE001 - one entry that cannot be delivered must not stop the others
             self._log.exception("an entry of the stream failed", stream=self._key, entry=format_id(position))
             return 0
-
-    def _wake(self) -> None:
-        still = []
-        for position, waiting in self._waiting:
-            if waiting.done():
-                continue
-            if position <= self.position:
-                waiting.set_result(None)
-            else:
-                still.append((position, waiting))
-        self._waiting = still
 
     # --- the end of the stream, and its loss ---
 
