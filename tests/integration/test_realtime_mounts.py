@@ -185,7 +185,13 @@ async def _hasty(scope: Any, receive: Any, send: Any) -> None:
     await _deaf(scope, receive, send)
 
 
-@pytest.mark.parametrize("other", [_silent, _deaf, _hasty, _without])
+async def _brief(_scope: Any, receive: Any, send: Any) -> None:
+    """An app that does something at the start only."""
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+
+
+@pytest.mark.parametrize("other", [_silent, _deaf, _hasty, _brief, _without])
 @pytest.mark.parametrize("mode", ["auto", "on"])
 async def test_server_of_an_app_without_a_lifespan_is_started_and_ended(other: Any, mode: Any) -> None:
     sio = Server()

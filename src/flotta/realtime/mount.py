@@ -84,8 +84,8 @@ class Mount:
 class _Lifespan:
     """One lifespan: that of the other app with the server's inside, started after its start, ended before its end.
 
-    ASGI: an app that knows no lifespan may raise. Some pass over it instead, or take it for a request; then, too, the
-    server's is the only one.
+    ASGI: an app that knows no lifespan may raise. Some pass over it instead, or take it for a request, or return when
+    they have started; then the server goes on alone.
     """
 
     def __init__(self, server: Startable, receive: Receive, send: Send) -> None:
@@ -99,6 +99,7 @@ class _Lifespan:
         self._is_request = False
         """It has answered, but not to a lifespan."""
         self._failed = False
+        self._ended = False
 
     async def run(self, scope: Scope, other: ASGIApp | None) -> None:
         """Live it."""
@@ -108,22 +109,23 @@ class _Lifespan:
             except Exception:
                 if self._answered or (self._asked and not self._is_request):
                     raise
-        if not self._answered:
-            await self._run_alone()
-
-    async def _run_alone(self) -> None:
-        if not self._asked:
+        alone = not self._answered
+        if alone:
+            if not self._asked:
+                await self._receive()
+            await self._send({"type": "lifespan.startup.complete"})
+        if (alone or self._owned) and not self._ended:
             await self._receive()
-        await self._send({"type": "lifespan.startup.complete"})
-        await self._receive()
-        await self._send({"type": "lifespan.shutdown.complete"})
+            await self._send({"type": "lifespan.shutdown.complete"})
 
     async def _receive(self) -> Message:
         message = await self._receive_event()
         self._asked = True
-        if message["type"] == "lifespan.shutdown" and self._owned:
-            await self._server.drain()
-            await self._server.aclose()
+        if message["type"] == "lifespan.shutdown":
+            self._ended = True
+            if self._owned:
+                await self._server.drain()
+                await self._server.aclose()
         return message
 
     async def _send(self, message: Message) -> None:
