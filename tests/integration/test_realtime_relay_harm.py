@@ -280,6 +280,10 @@ async def _die(two: Pair) -> None:
     """The instance that hands requests on, as its kernel does it for a killed process."""
     await two.clients[1].hub.aclose()
     await two.clients[1].link.aclose(drain_s=0.0)
+    home: Any = two.home
+    async with asyncio.timeout(5):
+        while await home._relay._post.is_there("ther"):  # Redis reads the end when it gets to it
+            await asyncio.sleep(0.005)
 
 
 async def _same_get(two: Pair, sid: str, mark: str = "one") -> httpx.Response:
