@@ -238,6 +238,27 @@ async def test_who_is_the_owner_is_told_though_the_first_answer_to_the_claim_was
 # --- crowds ---
 
 
+async def test_a_crowd_asks_for_the_state_of_the_stream_together_and_strangers_do_not(
+    own_valkey: EmbeddedRedis,
+) -> None:
+    """Redis sends the oldest and the newest event along, and anybody may name a private id."""
+    async with await Redis.from_url(own_valkey.url).connect() as redis:
+        store = Store(redis, key_prefix="session:", stream="events")
+        for _ in range(2):
+            await redis.xadd("events", {"data": "x" * 10_000})
+        asked = [f"p{number}" for number in range(300)]
+        await redis.mset({f"session:{pid}": "a session" for pid in asked})
+        assert await asyncio.gather(*(store.load(f"stranger {pid}") for pid in asked)) == [None] * 300
+        found = await asyncio.gather(*(store.load(pid) for pid in asked))
+        assert {loaded.value for loaded in found if loaded is not None} == {b"a session"}
+        calls = (await redis.info("commandstats"))["cmdstat_xinfo|stream"]["calls"]
+        assert 1 <= calls <= 30
+        newest = await redis.xadd("events", {"data": "y"})
+        loaded = await store.load("p0")
+        assert loaded is not None
+        assert loaded.stream.last == parse_id(newest)  # what was asked before does not count
+
+
 async def test_what_does_not_fit_into_memory_is_read_once_for_all_who_ask_together(
     one: Place, redis: Redis, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

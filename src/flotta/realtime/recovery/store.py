@@ -7,6 +7,7 @@ that was stopped, or is late, may come and save it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, Final, NamedTuple, final
@@ -31,7 +32,7 @@ _FORGET: Final = _load("forget", Effect.LAST_WRITE_WINS)
 
 
 class Loaded(NamedTuple):
-    """A session as it lies in Redis, and what Redis says of the stream in the same moment."""
+    """A session as it lies in Redis, and what Redis says of the stream right after."""
 
     value: bytes
     stream: StreamFacts
@@ -61,6 +62,9 @@ class Store:
         self._redis = redis
         self._key_prefix = key_prefix
         self._stream = stream
+        self._asking = asyncio.Lock()
+        self._next: asyncio.Task[StreamFacts | None] | None = None
+        """The next asking for the state of the stream, until it begins."""
 
     @property
     def reachable(self) -> bool:
@@ -69,14 +73,28 @@ class Store:
 
     async def load(self, pid: str) -> Loaded | None:
         """The session; None: there is none. Raises what `Link.call` raises."""
-        commands = (("GET", self._key_prefix + pid), ("XINFO", "STREAM", self._stream))
-        value, facts = await self._redis.link.call_many(commands)
-        for reply in (value, facts):
-            if isinstance(reply, CommandError) and "no such key" not in str(reply):
-                raise reply
-        if not value or isinstance(facts, CommandError):
-            return None
-        return Loaded(value, read_facts(facts))
+        value = await self._redis.link.call("GET", self._key_prefix + pid)
+        facts = await self._facts() if value else None  # anybody may name an id that there is not
+        return None if facts is None else Loaded(value, facts)
+
+    async def _facts(self) -> StreamFacts | None:
+        """What Redis says of the stream from now on; None: there is none. Its oldest and newest event come along,
+        however large: of a crowd the first asks for itself, and the next one for all others."""
+        turn = self._next
+        if turn is None:
+            turn = self._next = asyncio.get_running_loop().create_task(self._ask(), name="realtime recovery facts")
+            turn.add_done_callback(lambda done: done.cancelled() or done.exception())  # who asked may have gone
+        return await asyncio.shield(turn)
+
+    async def _ask(self) -> StreamFacts | None:
+        async with self._asking:
+            self._next = None
+            try:
+                return read_facts(await self._redis.link.call("XINFO", "STREAM", self._stream))
+            except CommandError as error:
+                if "no such key" in str(error):
+                    return None
+                raise
 
     async def claim(self, loaded: Loaded, session: Session, ttl_s: float) -> bool:
         """Become the owner (``session.owner``) of what was loaded. False: somebody was quicker.
