@@ -119,7 +119,7 @@ class _Player:
         self._moves = 0
         """GETs that were sent or answered."""
         self._wires: dict[str, _Wire] = {}
-        self._requests: list[tuple[str, asyncio.Task[Any]]] = []
+        self._begun: list[asyncio.StreamWriter] = []
 
     async def run(self, case: Case) -> Transcript:
         transcript = []
@@ -147,9 +147,6 @@ class _Player:
             came, wire.came = wire.came, []
             if came:
                 found[name] = _sorted(came)
-        for key, task in [pair for pair in self._requests if pair[1].done()]:
-            self._requests.remove((key, task))
-            found.setdefault(key, []).append(task.result())
         for entry in seen:
             if entry[2] == "disconnect":
                 entry[3] = [_REASONS.get(entry[3][0], entry[3][0])]
@@ -160,7 +157,6 @@ class _Player:
     async def _leave(self) -> None:
         """End what is left, in an orderly way."""
         tasks = [task for wire in self._wires.values() for task in (wire.reading, wire.polling) if task is not None]
-        tasks += [task for _, task in self._requests]
         for wire in self._wires.values():
             if wire.writer is not None:
                 wire.writer.close()
@@ -169,7 +165,8 @@ class _Player:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._requests.clear()
+        for writer in self._begun:
+            writer.close()
         self._wires.clear()
 
     def _target(self, wire: _Wire, transport: str = "polling") -> str:
@@ -245,10 +242,6 @@ class _Player:
         target = f"/socket.io/?EIO=4&transport=polling&who={who}{query}"
         self._polled(wire, await request(self._port, "GET", target, headers or {}))
 
-    async def _listen(self, who: str) -> None:
-        """Poll from now on."""
-        self._go_on(who)
-
     def _go_on(self, who: str) -> None:
         wire = self._wires[who]
         if not wire.over:
@@ -306,23 +299,16 @@ class _Player:
     async def _get(self, who: str) -> None:
         """One GET of its own."""
         answer = await request(self._port, "GET", self._target(self._wires[who]), {})
-        self._wires[who].came.append(["get", _refusal(answer)])
+        self._wires[who].came.append(["get", answer.status])
         if answer.status == 200:
             self._polled(self._wires[who], answer)
 
-    async def _begin_get(self, who: str) -> None:
-        """One GET whose answer is not waited for."""
-        task = asyncio.create_task(request(self._port, "GET", self._target(self._wires[who]), {}))
-        self._requests.append((f"{who} get", task))
-
-    async def _begin_post(self, who: str, length: int, part: bytes) -> None:
-        """The first bytes of a POST that stays open."""
-        wire = self._wires[who]
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        target = self._target(wire)
-        writer.write(f"POST {target} HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n".encode() + part)
-        wire.came.append(["begun"])
-        self._open_posts = (*getattr(self, "_open_posts", ()), writer, reader)
+    async def _begin_post(self, who: str, part: bytes) -> None:
+        """A POST whose body never ends."""
+        _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        target = self._target(self._wires[who])
+        writer.write(f"POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n".encode() + part)
+        self._begun.append(writer)
 
     async def _http(self, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
         """One request at any address."""
@@ -417,12 +403,12 @@ def _outcome(answer: Answer) -> str:
 
 
 def _sorted(came: list[Any]) -> list[Any]:
-    """Packets of different namespaces may come in any order, and so may the answer to a POST."""
+    """Packets of different namespaces may come in any order, and so may the answers to requests."""
     found: list[Any] = []
-    rest = [entry for entry in came if entry[0] != "post"]
+    rest = [entry for entry in came if entry[0] not in {"get", "post"}]
     for is_message, run in itertools.groupby(rest, key=lambda entry: entry[0] == "message"):
         found += sorted(run, key=lambda entry: str(entry[3]) if is_message else "")
-    return found + [entry for entry in came if entry[0] == "post"]
+    return found + [entry for entry in came if entry[0] in {"get", "post"}]
 
 
 class Server:
