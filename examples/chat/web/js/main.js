@@ -104,7 +104,8 @@ const actions = {
 function showRooms() {
   if ($("app").dataset.pane === "rooms") return;
   $("app").dataset.pane = "rooms";
-  if (!WIDE.matches) (document.querySelector(".row[aria-current]") ?? $("rooms-title")).focus();
+  if (WIDE.matches) return;
+  requestAnimationFrame(() => (document.querySelector(".row[aria-current]") ?? $("rooms-title")).focus()); // a room may be gone
 }
 
 async function loadPeople() {
