@@ -396,7 +396,6 @@ DIFFERENT: Final[tuple[Difference, ...]] = (
     *_different(
         "ends over polling",
         _poll(('42["hangup"]',), "failed 400", ""),
-        (Case("after a close", (*_QUIET, ("post", "a", b"1"), ("get", "a"))), "400", "200"),
         (Case("after junk", (*_QUIET, ("post", "a", b"40"), ("get", "a"))), "packet ends 200", "400"),
         (Case("junk of Engine.IO", (("poll", "a"), ("post", "a", b"x"))), "", "failed 400"),
         (

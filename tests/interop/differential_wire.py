@@ -292,9 +292,8 @@ class _Player:
         """A body as it is."""
         wire = self._wires[who]
         fields = {"Content-Type": "text/plain;charset=UTF-8", **(headers or {})}
-        task = asyncio.create_task(request(self._port, "POST", self._target(wire), fields, body))
-        await asyncio.wait({task}, timeout=1.0)
-        wire.came.append(["post", _outcome(task.result()) if task.done() else "waits"])
+        answer = request(self._port, "POST", self._target(wire), fields, body)
+        wire.came.append(["post", _outcome(await asyncio.wait_for(answer, WAIT_S))])
 
     async def _get(self, who: str) -> None:
         """One GET of its own."""
