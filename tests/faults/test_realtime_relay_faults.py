@@ -1,4 +1,5 @@
-"""Official clients behind balancers that are not sticky, while instances are killed and stopped and Redis restarts.
+"""Official clients behind balancers that are not sticky, while instances are killed and stopped, and Redis restarts or
+has no memory left.
 
 Whatever happens to a connection, within one nothing is lost, doubled or reordered in either direction; nobody is told
 that its session is unknown while the instance that holds it lives; everybody is back and answered afterwards; and when
@@ -25,6 +26,7 @@ from typing import Any
 
 import pytest
 
+from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
 from realtime_balanced import round_robin
 from realtime_fixtures import node_modules, node_script
@@ -37,6 +39,8 @@ CLIENTS = int(os.environ.get("FLOTTA_TEST_ROVERS", "40"))
 LENGTH_S = float(os.environ.get("FLOTTA_TEST_ROVING_S", "4"))
 SEED = int(os.environ.get("FLOTTA_TEST_SEED", "1"))
 STOP_S = 3.0
+FULL_S = 10.5
+"""Longer than leases last that cannot be written."""
 PROGRAM = Path(__file__).parent.parent / "realtime_roved_instance.py"
 UNKNOWN = '"code":1'
 CASES: list[tuple[str, str, tuple[str, ...]]] = [
@@ -49,6 +53,8 @@ if LENGTH_S >= 30:
         ("nginx", "streams", ("kill", "stop")),
         ("shared", "sharded", ("kill", "stop")),
         ("shared", "classic", ("redis", "stop")),
+        ("nginx", "sharded", ("memory",)),
+        ("shared", "streams", ("memory", "kill")),
     ]
 
 
@@ -179,6 +185,11 @@ async def _harm(places: list[Place], valkey: EmbeddedRedis, what: str, chance: r
         place.process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(STOP_S)
         place.process.send_signal(signal.SIGCONT)
+    elif what == "memory":
+        async with Redis.from_url(valkey.url) as redis:
+            await redis.config_set("maxmemory", 1)
+            await asyncio.sleep(FULL_S)
+            await redis.config_set("maxmemory", 0)
     else:
         await valkey.restart()
     await asyncio.sleep(0.5 + 2 * chance.random())  # the length of the calm between two harms
@@ -218,12 +229,14 @@ async def test_nobody_is_stuck_or_misled_while_instances_and_redis_fail(
         left = await _left(places)
     print(how, adapter, dict(done), {name: value for name, value in report.items() if isinstance(value, int)})
     print(*Counter((one["what"], one["text"][:90]) for one in report["errors"]).most_common(), sep="\n")
-    _check_clients(report, places, adapter, lossy="redis" in harms)
+    lossy = "redis" in harms or ("memory" in harms and adapter == "streams")
+    _check_clients(report, places, adapter, lossy=lossy)
     _check_instances(places, states, left, all_told=not {"kill", "redis"}.intersection(harms))
 
 
 def _check_clients(report: dict[str, Any], places: list[Place], adapter: str, *, lossy: bool) -> None:
-    """``lossy``: what is emitted while Redis is away is lost, and who waits for another instance is sent away."""
+    """``lossy``: what is emitted while Redis does not take it is lost for the others; and while Redis is away, whoever
+    waits for another instance is sent away."""
     assert (report["connected"], report["waiting"], report["lost"]) == (CLIENTS, 0, [])
     accepted = {"told"} if lossy else set()
     if adapter == "streams":  # an event is delivered when it has come back from the stream, an answer at once
