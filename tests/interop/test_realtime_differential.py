@@ -24,6 +24,8 @@ from realtime_fixtures import native, node_modules, node_script, serving
 
 __all__ = ["native", "node_modules"]
 
+pytestmark = pytest.mark.node
+
 ORIGIN: Final = "https://app.example.com"
 SEEDS: Final = range(4)
 WORDS_MAX: Final = 400

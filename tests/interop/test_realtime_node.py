@@ -101,6 +101,16 @@ async def test_values_and_bytes_come_back_as_they_went(node: NodePeer, native: b
     async with serving(sio, native=native) as port:
         await node.connect("a", port)
         assert await node.do("ask", name="a", args=["echo", *values]) == values
+        await node.connect("b", port, forceBase64=True)
+        assert await node.do("ask", name="b", args=["echo", *values]) == values
+
+
+async def test_number_may_be_the_name_of_an_event(node: NodePeer, native: bool) -> None:
+    sio = _server()
+    sio.on("7", lambda _sid, *data: data)
+    async with serving(sio, native=native) as port:
+        await node.connect("a", port)
+        assert await node.do("ask", name="a", args=[7, "x"]) == ["x"]
 
 
 async def test_server_asks_and_client_answers(node: NodePeer, native: bool) -> None:
