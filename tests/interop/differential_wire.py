@@ -54,7 +54,6 @@ class _Wire:
     """One connection, whatever its transport: what came since the last step, and what scripts refer to."""
 
     name: str
-    query: str = ""
     sid: str = ""
     asked: str = ""
     """The id of the last question."""

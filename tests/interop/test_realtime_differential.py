@@ -2,13 +2,15 @@
 back is the same, but for the differences that the page on moving from Node tells of.
 
 Statuses, kinds and order of packets, ends and what handlers see are compared (`differential_wire`). The scripts are in
-`differential_cases`; a few come from `differential_random`, which can write as many more as somebody has time for.
+`differential_cases`; a few come from `differential_random`, and for whoever has time many more:
+``DIFFERENTIAL_SEEDS="4 1000" pytest -o timeout=0 tests/interop/test_realtime_differential.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +29,7 @@ __all__ = ["native", "node_modules"]
 pytestmark = pytest.mark.node
 
 ORIGIN: Final = "https://app.example.com"
-SEEDS: Final = range(4)
+SEEDS: Final = range(*map(int, os.environ.get("DIFFERENTIAL_SEEDS", "0 4").split()))
 WORDS_MAX: Final = 400
 
 
