@@ -9,7 +9,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flotta.errors import WireError
@@ -199,6 +199,7 @@ def _read_all(message: Message) -> None:
 
 
 @given(_FORGED)
+@example({"uid": ""})
 def test_a_forged_message_raises_only_wire_error(fields: dict[str, Any]) -> None:
     fields = {"uid": "u", "nsp": "/", "type": 3, **fields} if fields.get("type") is None else fields
     with contextlib.suppress(WireError):
