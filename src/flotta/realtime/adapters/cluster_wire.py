@@ -172,7 +172,7 @@ def _checked(fields: dict[Any, Any], payload: bytes) -> Message:
         data = {}
     if not (isinstance(uid, str) and isinstance(namespace, str) and isinstance(data, dict)):
         raise WireError("cluster message", "wrong types", payload)
-    if not uid or not uid.isascii() or len(uid) > UID_LENGTH_MAX:  # it becomes part of a channel's name
+    if not uid.isascii() or len(uid) > UID_LENGTH_MAX:  # it becomes part of a channel's name
         raise WireError("cluster message", "the uid is none", payload)
     return Message(uid, namespace, kind, data)
 
