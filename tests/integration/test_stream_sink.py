@@ -290,6 +290,19 @@ async def test_a_foreign_trim_is_counted_as_a_gap(stream: Stream[bytes], redis: 
             await sink.ack(await anext(sink))
             seen += 1
         assert sink.stats.gap == 400
+        await until(lambda: sink.stats.buffered == 0)
+        await stream.add_many([("n", b"")] * 60)
+        await until(lambda: sink.stats.buffered == 10)
+        assert await redis.link.call("XTRIM", stream.key, "MAXLEN", 20) == 140
+        for _ in range(30):
+            await sink.ack(await anext(sink))
+        assert sink.stats.gap == 430
+        assert ((await stream.info()).sinks["k"].lag or 0) <= 20
+    async with stream.sink("k", buffer_max=10) as later:  # the group has passed all of it
+        await stream.add_many([("n", b"")] * 30)
+        for _ in range(30):
+            await later.ack(await anext(later))
+        assert later.stats.gap == 0
 
 
 async def test_pending_events_that_were_trimmed_are_counted_as_a_gap(stream: Stream[bytes], redis: Redis) -> None:

@@ -67,7 +67,7 @@ async def describe(link: Link, key: str, retention: RetentionStats | None) -> St
         added=about.get(b"entries-added"),
         memory_bytes=memory or 0,
         sinks={
-            group[b"name"].decode("utf-8", "replace"): _sink_info(group, summary)
+            group[b"name"].decode("utf-8", "replace"): _sink_info(group, summary, about[b"length"])
             for group, summary in zip(groups, pending, strict=True)
             if not (isinstance(summary, CommandError) and summary.code == "NOGROUP")  # destroyed in between
         },
@@ -81,14 +81,14 @@ def _absent(retention: RetentionStats | None) -> StreamInfo:
     )
 
 
-def _sink_info(group: Mapping[bytes, Any], summary: Any) -> SinkInfo:
+def _sink_info(group: Mapping[bytes, Any], summary: Any, length: int) -> SinkInfo:
     if isinstance(summary, CommandError):
         raise summary
-    oldest = summary[1]
+    oldest, lag = summary[1], group.get(b"lag")
     return SinkInfo(
         consumers=group[b"consumers"],
         pending=group[b"pending"],
-        lag=group.get(b"lag"),
+        lag=None if lag is None else min(lag, length),  # Redis 7 goes on to count what was trimmed
         last_delivered_id=group[b"last-delivered-id"].decode(),
         oldest_pending_id=None if oldest is None else oldest.decode(),
     )

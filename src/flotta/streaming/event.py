@@ -34,6 +34,7 @@ __all__ = [
     "dead_stream_name",
     "event_fields",
     "format_id",
+    "is_past_gap",
     "keepalive_map_name",
     "lease_key",
     "parse_entries",
@@ -309,6 +310,8 @@ def count_gap(stream: Mapping[bytes, Any], group: Mapping[bytes, Any]) -> int | 
 
     None where it cannot be told: servers before 7.0, a group that has not read yet, or events that were removed one by
     one. Added minus stored is the number of entries before the first one; the group has read ``entries-read`` of them.
+    Redis 7 never adds to ``entries-read`` what the group was not given, so there an old gap stays in the number; Valkey
+    corrects it with the group's next read.
     """
     added, read = stream.get(b"entries-added"), group.get(b"entries-read")
     if added is None or read is None:
@@ -318,3 +321,10 @@ def count_gap(stream: Mapping[bytes, Any], group: Mapping[bytes, Any]) -> int | 
     if first and deleted >= parse_id(first[0]):
         return None
     return max(0, int(added) - int(stream[b"length"]) - int(read))
+
+
+def is_past_gap(stream: Mapping[bytes, Any], group: Mapping[bytes, Any]) -> bool:
+    """Whether ``group`` was given an event behind the last one that was trimmed: what is missing, it has passed."""
+    first = stream[b"first-entry"]
+    next_id = first[0] if first else stream[b"last-generated-id"]
+    return parse_id(group[b"last-delivered-id"]) >= parse_id(next_id)

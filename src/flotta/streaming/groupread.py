@@ -7,12 +7,12 @@ is bounded by ``block_s`` and the link's time limit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from flotta.errors import CommandError
 from flotta.redis import Link
-from flotta.streaming.event import count_gap
+from flotta.streaming.event import count_gap, is_past_gap
 from flotta.streaming.options import SinkOptions
 from flotta.streaming.tail import unblock
 
@@ -32,6 +32,10 @@ class GroupReads:
         self._no_ack = ("NOACK",) if options.no_ack else ()
         self._blocked: asyncio.Future[Any] | None = None
         self._client_id: asyncio.Future[Any] | None = None
+        self._gaps_stay = False
+        """Whether this server goes on to count as missing what a group has passed."""
+        self._passed: dict[str, int] = {}
+        """How much of what is missing is no news, by the key of the stream."""
 
     async def new(self, keys: Sequence[str], count: int) -> dict[bytes, list[Any]]:
         """Up to ``count`` new events for each of ``keys``; waits for the first, at most ``block_s``."""
@@ -70,16 +74,31 @@ class GroupReads:
         asked.add_done_callback(_retrieve)
         return asked
 
-    def sum_gaps(self, replies: Sequence[Any]) -> int:
-        """The events that the answer to ``ask_gaps`` shows to be missing."""
-        missing = 0
-        for about, groups in zip(replies[::2], replies[1::2], strict=True):
+    def sum_gaps(self, keys: Sequence[str], replies: Sequence[Any]) -> int:
+        """The events that the answer to ``ask_gaps(keys)`` shows to be missing and no answer before it has shown.
+
+        Where it finds some, ask once more with the next read: only then is it known whether they stay in the number.
+        """
+        found = 0
+        for key, about, groups in zip(keys, replies[::2], replies[1::2], strict=True):
             if isinstance(about, CommandError) or isinstance(groups, CommandError):
                 continue  # the read beside it has met the same and raised
             for group in groups:
                 if group[b"name"].decode("utf-8", "replace") == self._group:
-                    missing += count_gap(about, group) or 0
-        return missing
+                    found += self._unseen(key, about, group)
+        return found
+
+    def _unseen(self, key: str, about: Mapping[bytes, Any], group: Mapping[bytes, Any]) -> int:
+        missing = count_gap(about, group)
+        if missing is None:
+            return 0
+        known = self._passed.get(key, 0)
+        if not is_past_gap(about, group):
+            self._passed[key] = missing
+            return max(0, missing - known)
+        self._gaps_stay = self._gaps_stay or missing > 0
+        self._passed[key] = max(known, missing) if self._gaps_stay else 0
+        return 0
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

@@ -348,7 +348,9 @@ class Sink(Generic[E]):
             await self._take(raw_key.decode(), entries, 1)
         self._lagging = full
         if gaps is not None:
-            self._counts.gap += self._reads.sum_gaps(await gaps)
+            found = self._reads.sum_gaps(keys, await gaps)
+            self._counts.gap += found
+            self._lagging = full or found > 0
 
     async def _recover_lost(self) -> None:
         """Ask again for what a lost reply held: this consumer's pending events above the last id that came in."""
