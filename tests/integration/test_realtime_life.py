@@ -7,9 +7,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from flotta.errors import Closed, NotStarted
 from flotta.realtime import Server
+from flotta.realtime.adapters import streams, streams_reader
+from flotta.realtime.relay import leases
 from flotta.redis import Redis
 from realtime_fixtures import serving, until
 from realtime_people import come
@@ -110,3 +113,21 @@ async def test_server_whose_start_failed_has_not_started_and_can_be_started_agai
     await sio.emit("news")
     assert await sio.presence.users() == []
     await sio.aclose()
+
+
+async def test_redis_that_is_closed_before_its_server_is_told_of_once(
+    valkey_url: str, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, interval in ((leases, "BEAT_S"), (streams, "UPKEEP_S"), (streams_reader, "BLOCK_S")):
+        monkeypatch.setattr(module, interval, 0.05)
+    names: dict[str, Any] = {"channel_prefix": unique, "stream_name": unique}
+    redis = Redis.from_url(valkey_url)
+    await redis.connect()
+    with capture_logs() as lines:
+        async with Server(redis, adapter="streams", presence=True, presence_ttl_s=1.0, **names):
+            await redis.aclose()
+            loops = ("relay lease", "presence beat", "realtime stream")
+            await until(lambda: not any(task.get_name().startswith(loops) for task in asyncio.all_tasks()))
+    told = [line["what"] for line in lines if line["event"] == "the Redis was closed before the server"]
+    assert sorted(told) == ["lease", "presence", "stream"]
+    assert [line for line in lines if line["log_level"] == "error"] == []

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, Final, final
 
-from flotta.errors import CommandError, NotApplied, RedisError, WireError
+from flotta.errors import Closed, CommandError, NotApplied, RedisError, WireError
 from flotta.realtime.adapters import AdapterStats, Broadcast, Node
 from flotta.realtime.adapters import cluster_wire as wire
 from flotta.realtime.adapters.channels import channel
@@ -344,6 +344,8 @@ class StreamsAdapter(ClusterAdapter):
                 await self._keep_up()
             except RedisError as error:
                 self._log.debug("the stream was not looked after", reason=str(error))
+            except Closed:
+                return  # the reader says it
             except Exception:  # noqa: BLE001 - our bug, but the stream must be looked after
                 self._log.exception("looking after the stream failed")
 

@@ -20,7 +20,7 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any, final
 
-from flotta.errors import CommandError, RedisError
+from flotta.errors import Closed, CommandError, RedisError
 from flotta.realtime.adapters.streams_wire import BEGIN, LOST, MARKER, READ, Entry, Read, read_entries, read_facts
 from flotta.realtime.recovery.plan import StreamFacts
 from flotta.realtime.recovery.session import Position
@@ -133,6 +133,10 @@ class StreamReader:
                 self._reads_well = False
                 pause_s = min(max(RETRY_MIN_S, 2 * pause_s), RETRY_MAX_S)
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+            except Closed:  # whoever gave the Redis has closed it first
+                self._reads_well = False
+                self._log.warning("the Redis was closed before the server", what="stream", stream=self._key)
+                return
             except Exception:  # noqa: BLE001 - our bug, but the events of all others must go on
                 self._log.exception("reading the stream failed", stream=self._key)
                 await asyncio.sleep(RETRY_MAX_S)

@@ -217,6 +217,8 @@ class SharedRegistry:
             try:
                 while self._leaving or self._updating:
                     await self._write_some()
+            except Closed:
+                return  # the beat says it
             except Exception as error:  # noqa: BLE001 - our bug, but what comes after it must be written
                 if not isinstance(error, RedisError):
                     self._log.exception("writing presence failed")
@@ -278,6 +280,9 @@ class SharedRegistry:
                 if not self._away:
                     self._log.warning("presence is not renewed until Redis is back", reason=str(error))
                 self._away = True
+            except Closed:  # whoever gave the Redis has closed it first
+                self._log.warning("the Redis was closed before the server", what="presence", instance=self._me)
+                return
             except Exception:  # noqa: BLE001 - our bug, but an instance that does not beat counts as dead
                 self._log.exception("renewing presence failed")
             else:

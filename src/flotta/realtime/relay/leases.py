@@ -20,7 +20,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, final
 
-from flotta.errors import ConfigError, RedisError
+from flotta.errors import Closed, ConfigError, RedisError
 from flotta.realtime.sampling import is_told
 from flotta.redis import Effect, Redis, Script
 
@@ -165,6 +165,9 @@ class Leases:
                 await self._refresh()
                 await self._look()
                 await self._compare()
+            except Closed:  # whoever gave the Redis has closed it first
+                self._log.warning("the Redis was closed before the server", what="lease", instance=self.instance)
+                return
             except Exception:  # noqa: BLE001 - our bug, but an instance without a lease counts as gone
                 self._log.exception("looking after the lease failed", instance=self.instance)
 
