@@ -299,9 +299,12 @@ def _has_name(data: list[Any]) -> bool:
     """Whether an event has a name that clients may use. A number (``socket.emit(7)``) is written as JavaScript would:
     for its emitters, too, ``7`` and ``"7"`` are one name."""
     name = data[0]
+    if isinstance(name, str):
+        return name not in RESERVED_EVENTS
     if type(name) in {int, float} and abs(name) <= EXACT_MAX and name == int(name):
-        name = data[0] = str(int(name))
-    return isinstance(name, str) and name not in RESERVED_EVENTS
+        data[0] = str(int(name))
+        return True
+    return False
 
 
 def _error(reason: str, data: str | bytes) -> PacketError:
