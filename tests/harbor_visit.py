@@ -48,7 +48,7 @@ class Visit:
             context.add_init_script(f"sessionStorage.setItem('harbor-session', '{session}')")
             context.add_init_script(RECORDER)
         self.page: Page = context.new_page()
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(30_000)
         self.page.on("pageerror", lambda error: self.complaints.append(f"exception: {error}"))
         self.page.on("console", self._console)
         self.page.goto(url)

@@ -18,7 +18,7 @@ from supervisor_service import wait_until
 pytestmark = pytest.mark.browser
 
 LINES = 30
-SOON_MS = 15_000
+SOON_MS = 30_000
 
 
 @pytest.fixture(scope="module")
