@@ -305,6 +305,29 @@ async def test_a_foreign_trim_is_counted_as_a_gap(stream: Stream[bytes], redis: 
         assert later.stats.gap == 0
 
 
+async def test_gap_behind_a_group_that_was_made_anew_is_counted_whole(stream: Stream[bytes], redis: Redis) -> None:
+    async with stream.sink("k", buffer_max=10) as sink:
+
+        async def take(count: int) -> None:
+            for _ in range(count):
+                await sink.ack(await anext(sink))
+
+        async def trim(added: int, kept: int) -> None:
+            await stream.add_many([("n", b"")] * added)
+            await until(lambda: sink.stats.buffered == 10)
+            await redis.link.call("XTRIM", stream.key, "MAXLEN", kept)
+            await take(10 + kept)
+
+        await trim(500, 90)
+        await redis.link.call("DEL", stream.key)
+        await until(lambda: sink.stats.regroups == 1)
+        await stream.add_many([("n", b"")] * 30)
+        await take(30)
+        assert sink.stats.gap == 400
+        await trim(100, 40)
+        assert sink.stats.gap == 450
+
+
 async def test_pending_events_that_were_trimmed_are_counted_as_a_gap(stream: Stream[bytes], redis: Redis) -> None:
     async with stream.sink("k", ack_grace_s=GRACE_S) as sink:
         await stream.add_many([("n", b"")] * 10)

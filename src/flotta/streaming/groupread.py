@@ -88,6 +88,10 @@ class GroupReads:
                     found += self._unseen(key, about, group)
         return found
 
+    def regrouped(self, key: str) -> None:
+        """The group was made anew, and with it what it counts."""
+        self._passed.pop(key, None)
+
     def _unseen(self, key: str, about: Mapping[bytes, Any], group: Mapping[bytes, Any]) -> int:
         missing = count_gap(about, group)
         if missing is None:

@@ -400,6 +400,7 @@ class Sink(Generic[E]):
             begin = seen if newest is not None and newest >= parse_id(seen) else "0-0"
             position = await self._enter(stream, begin)
             self._custody.regrouped(name)
+            self._reads.regrouped(stream.key)
             if not grouped:  # else another consumer was quicker
                 self._seen[stream.key] = position
                 self._counts.regroups += 1
