@@ -151,9 +151,10 @@ class Client(EngineClient):
         pid = None if socket.kept is None else socket.kept.pid
         actions = self._connection.on_event(sio.Accept(socket.namespace, socket.sid, pid), 0.0)
         self._perform_connection(actions)
-        if actions:
-            socket.release()
-        return bool(actions)
+        if not actions or self.sockets.get(socket.namespace) is not socket:  # the answer was too much for its transport
+            return False
+        socket.release()
+        return True
 
     def refuse(self, namespace: str, message: str, data: Any = None) -> None:
         """Answer with an error: there is no such namespace, or the client may not join it."""
