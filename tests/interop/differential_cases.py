@@ -93,7 +93,6 @@ _JOINED: Final[dict[str, tuple[Any, ...]]] = {
     "event after a refusal": ("40/guarded,", '42/guarded,1["echo"]'),
     "event of a namespace not joined": ('42/second,1["echo"]',),
     "event of an unknown namespace": ('42/nope,1["echo"]',),
-    "event while connecting": ("40/gated,", '42/gated,1["echo"]'),
     "kicked": ('42["kick"]', "40"),
     "kicked from one of two": ("40/second,", '42/second,["kick"]', '42["back",1]', "40/second,"),
     "many at once": (('421["echo",1]', '42["back",2]', '423["echo",3]', '42["back",4]'),),
@@ -306,6 +305,7 @@ AGREED: Final[tuple[Case, ...]] = (
 
 
 _ENDS: Final = "ends (disconnect broken)"
+_ENDS_POLL: Final = "packet ends (disconnect broken) failed 400"
 _LIVES: Final = "3 (event echo)"
 _DOES: Final = "3 (event echo) 3 (event echo)"
 _DOES_BYTES: Final = "6 (event echo) 3 (event echo)"
@@ -346,10 +346,17 @@ DIFFERENT: Final[tuple[Difference, ...]] = (
         "before the answer to CONNECT",
         _ws("41/gated,", _ENDS, _LIVES, "40/gated,"),
         _ws("40/gated,", _LIVES, _ENDS, "40/gated,"),
-        _poll(("40/second,", '42/second,1["echo"]'), "", "(connect) (disconnect broken)"),
+        _ws('42/gated,1["echo"]', _ENDS, _LIVES, "40/gated,"),
+        _ws('43/gated,1["echo"]', _ENDS, _LIVES, "40/gated,"),
+        _poll(("40/second,", '42/second,1["echo"]'), _ENDS_POLL, "0 3 (connect) (event echo) 3 (event echo)"),
+        _poll(("40/guarded,", '42/guarded,1["echo"]'), _ENDS_POLL, "4 3 (event echo)"),
+        (
+            Case("gate, an event waits", (("ws", "a"), ("send", "a", "40/gated,", '42/gated,1["echo"]'), ("release",))),
+            *("ends", "0 3 (connect) (event echo)"),
+        ),
         _poll(
             ("40/second,", "41/second,"),
-            "packet ends (disconnect broken) failed 400",
+            _ENDS_POLL,
             "(connect) (disconnect client namespace disconnect) 3 (event echo)",
         ),
     ),

@@ -216,7 +216,7 @@ def test_silent_client_is_pinged_then_ended() -> None:
         max_size=20,
     )
 )
-def test_connection_hands_events_up_only_while_connected(steps: list[str]) -> None:
+def test_connection_hands_events_up_from_its_connect_on_and_answers_only_while_connected(steps: list[str]) -> None:
     connection = Connection(0.0, attachments_max=16)
     aborted = False
     for step in steps:
@@ -228,9 +228,12 @@ def test_connection_hands_events_up_only_while_connected(steps: list[str]) -> No
             event = sio.Refuse("/", "no")
         elif step == "leave":
             event = sio.Leave("/")
-        for action in connection.on_event(event, 0.0):
-            assert not aborted
-            if isinstance(action, (sio.HandleEvent, sio.Acked)):
+        actions = connection.on_event(event, 0.0)
+        assert not (aborted and actions)
+        for action in actions:
+            if isinstance(action, sio.HandleEvent):
+                assert before[action.namespace] in {sio.State.CONNECTING, sio.State.CONNECTED}
+            elif isinstance(action, sio.Acked):
                 assert before[action.namespace] is sio.State.CONNECTED
             aborted = aborted or isinstance(action, sio.Abort)
 
@@ -243,6 +246,24 @@ def test_event_that_crossed_our_disconnect_is_dropped_but_one_before_connect_end
     assert connection.on_event(sio.Message('2["late"]'), 0.0) == ()
     fresh = Connection(0.0, attachments_max=16)
     assert isinstance(fresh.on_event(sio.Message('2["early"]'), 0.0)[0], sio.Abort)
+
+
+def test_event_that_does_not_wait_for_the_answer_to_its_connect_is_handed_up_until_a_refusal_is_sent() -> None:
+    connection = Connection(0.0, attachments_max=16)
+    connection.on_event(sio.Message("0"), 0.0)
+    assert connection.on_event(sio.Message('27["early"]'), 0.0) == (sio.HandleEvent("/", ["early"], 7),)
+    assert connection.on_event(sio.Message('30["of an earlier connection"]'), 0.0) == ()
+    connection.on_event(sio.Refuse("/", "no"), 0.0)
+    assert connection.on_event(sio.Message('2["late"]'), 0.0) == (sio.Abort(sio.PARSE_ERROR),)
+
+
+def test_who_is_let_go_without_a_word_while_the_connect_handler_decides_has_left() -> None:
+    connection = Connection(0.0, attachments_max=16)
+    connection.on_event(sio.Message("0"), 0.0)
+    assert connection.on_event(sio.Leave("/"), 0.0) == ()
+    assert connection.on_event(sio.Message('2["late"]'), 0.0) == ()
+    assert connection.on_event(sio.Accept("/", "sid"), 0.0) == ()
+    assert connection.on_event(sio.Message("0"), 0.0) == (sio.AskConnect("/", None),)
 
 
 def test_message_rate_allows_a_burst_of_one_second_and_no_more() -> None:

@@ -5,6 +5,10 @@ A client's events are handled one after the other by default (``handlers_max=1``
 Events of different clients, and of different namespaces of one client, run beside each other. Acknowledgements pass the
 queue, so a handler may wait for one.
 
+What a client sends right behind its CONNECT, without waiting for the answer, waits for the ``connect`` handler: all
+places of `handlers_max` count as taken until that is done. Accepted, its events are handled, those of a client that has
+left by itself meanwhile too; refused, they are forgotten.
+
 When ``backlog_max`` events of a socket wait, its connection is not read until half of them are done: TCP slows that
 client, memory stays bounded, nobody else notices.
 """
@@ -142,6 +146,7 @@ class Dispatcher(Running):
             self._begin_call(client)
             if space.gate is not None:
                 space.gate.come()
+            socket.running = self._handlers_max  # until `_begin_waiting`
             self._spawn(self._connect(client, socket, space, auth), f"connect {socket.sid}")
         else:
             client.accept(socket)
@@ -169,11 +174,13 @@ class Dispatcher(Running):
                 refusal = await recovery.admit(socket)
             if refusal is not None:
                 self._turn_away(client, socket, refusal)
-            elif not client.accept(socket):
+            elif client.accept(socket):
+                self._begin_waiting(socket, space.handlers)
+                if recovery is not None:
+                    await recovery.accepted(socket)
+            else:
                 # The client went while the handler ran; who was told of its coming is told of its going.
                 left = space.leaving.get(socket.sid)
-            elif recovery is not None:
-                await recovery.accepted(socket)
         except Exception:  # noqa: BLE001 - our bug, or an adapter's: nobody may be left in between
             self._failure("connect", socket)
             if socket.connecting:
@@ -181,12 +188,19 @@ class Dispatcher(Running):
             else:
                 client.close(Reason.TRANSPORT_ERROR, 1011)
         finally:
-            space.leaving.pop(socket.sid, None)
-            if space.gate is not None:
-                space.gate.go()
-            self._end_call(client)
+            self._decided(socket, space, left)
+
+    def _decided(self, socket: Socket, space: Space, left: Leaving | None) -> None:
+        """``left``: it would be in, but has gone meanwhile."""
+        space.leaving.pop(socket.sid, None)
         if left is not None:
+            self._begin_waiting(socket, space.handlers)
             self._say_goodbye(left, space)
+        elif socket.connecting:
+            self._forget_waiting(socket)
+        if space.gate is not None:
+            space.gate.go()
+        self._end_call(socket.client)
 
     def _turn_away(self, client: Client, socket: Socket, refusal: ConnectRefused) -> None:
         try:
@@ -242,9 +256,8 @@ class Dispatcher(Running):
 
     def left(self, leaving: Leaving, space: Space) -> None:
         """A socket has left: run its last handlers after those that run, and after the events that wait."""
-        if leaving.reason in SENT_AWAY and leaving.socket.backlog:
-            leaving.socket.backlog.clear()
-            self._relieve(leaving.socket)
+        if leaving.reason in SENT_AWAY:
+            self._forget_waiting(leaving.socket)
         if leaving.socket.connecting:
             space.leaving[leaving.socket.sid] = leaving  # `_connect` goes on with it
         else:
@@ -331,6 +344,24 @@ class Dispatcher(Running):
             if result is not None:
                 return job, ack_id, result
         return None
+
+    def _begin_waiting(self, socket: Socket, handlers: Handlers) -> None:
+        """The ``connect`` handler is done: handle what came meanwhile, so many at once as may be."""
+        socket.running = 0
+        while socket.backlog and socket.running < self._handlers_max:
+            socket.running += 1  # as in `_work`: what a handler brings about here comes after what waits
+            turn = self._next(socket, handlers)
+            if turn is None:
+                socket.running -= 1
+                return
+            task = _begin(self._work(socket, handlers, turn), f"handlers {socket.sid}")
+            if not task.done():
+                self._tasks.add(task)
+
+    def _forget_waiting(self, socket: Socket) -> None:
+        if socket.backlog:
+            socket.backlog.clear()
+            self._relieve(socket)
 
     def _relieve(self, socket: Socket) -> None:
         if socket.paused and len(socket.backlog or ()) <= self._backlog_max // 2:

@@ -3,7 +3,9 @@
 ``on_event(event, now_s) -> actions``; it never waits and knows no handler. After `Abort` every event gives nothing.
 
 States of a namespace: absent -> CONNECTING (asked, the handler decides) -> CONNECTED -> LEFT. Every (packet, state)
-pair is in `_TABLE`; a pair that the protocol forbids ends the connection. An event for a namespace that this side has
+pair is in `_TABLE`; a pair that the protocol forbids ends the connection. An event that does not wait for the answer
+to its CONNECT is handed up: the handlers' side keeps it until the ``connect`` handler is done. An acknowledgement there
+can only be for an earlier connection, and is dropped. An event for a namespace that this side has
 just left is not a fault: it crossed our DISCONNECT on the wire, and is dropped. So what was left is remembered, until
 there is no room: a client may go through any number of namespaces, and be in so many at once.
 """
@@ -90,7 +92,8 @@ class AskConnect(NamedTuple):
 
 
 class HandleEvent(NamedTuple):
-    """Run the event's handlers; if ``id`` is not None the client waits for an acknowledgement."""
+    """Run the event's handlers, after the ``connect`` handler if that still decides; if ``id`` is not None the client
+    waits for an acknowledgement."""
 
     namespace: str
     args: list[Any]
@@ -142,8 +145,10 @@ class _Move(Enum):
 _TABLE: dict[tuple[PacketType, State], _Move] = {
     (PacketType.CONNECT, State.ABSENT): _Move.ASK,
     (PacketType.CONNECT, State.LEFT): _Move.ASK,
+    (PacketType.EVENT, State.CONNECTING): _Move.HANDLE,
     (PacketType.EVENT, State.CONNECTED): _Move.HANDLE,
     (PacketType.EVENT, State.LEFT): _Move.DROP,
+    (PacketType.ACK, State.CONNECTING): _Move.DROP,
     (PacketType.ACK, State.CONNECTED): _Move.ACK,
     (PacketType.ACK, State.LEFT): _Move.DROP,
     (PacketType.DISCONNECT, State.CONNECTED): _Move.LEAVE,
@@ -253,9 +258,12 @@ class Connection:
         return (SendPacket(packet),)
 
     def _leave(self, namespace: str) -> tuple[Action, ...]:
-        if self.state(namespace) is not State.CONNECTED:
+        state = self.state(namespace)
+        if state not in {State.CONNECTING, State.CONNECTED}:
             return _NOTHING
         self._put_left(namespace)
+        if state is State.CONNECTING:
+            return _NOTHING  # it was never told that it is in
         return (SendPacket(self.encode(Packet(PacketType.DISCONNECT, namespace))),)
 
     def _abort(self, reason: str, error: PacketError | None = None) -> tuple[Action, ...]:
