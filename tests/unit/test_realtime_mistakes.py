@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -49,6 +51,13 @@ def test_options_come_all_in_one_or_singly(make: Callable[..., Any], options: An
 def test_a_number_that_is_none_is_refused_by_its_name(value: Any) -> None:
     with pytest.raises(ConfigError, match=re.escape("connections_max (realtime.ServerOptions)")):
         Server(connections_max=value)
+
+
+def test_metrics_without_their_package_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "flotta.realtime.metrics", raising=False)
+    monkeypatch.setitem(sys.modules, "prometheus_client.core", None)
+    with pytest.raises(ModuleNotFoundError, match=r'prometheus-client is missing: pip install "flotta\[server\]"'):
+        importlib.import_module("flotta.realtime.metrics")
 
 
 async def test_a_cap_on_connections_tells_what_limit_to_raise() -> None:
@@ -173,6 +182,25 @@ async def test_an_adapter_without_a_redis_is_told_at_the_start() -> None:
     (line,) = [line for line in lines if "no Redis" in line["event"]]
     assert line["adapter"] == "streams"
     assert "Server('redis://...')" in line["cure"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"recovery_s": 120.0}, True),  # the default, but said
+        ({"options": ServerOptions(recovery_s=60)}, True),
+        ({"recovery_s": 60, "adapter": "sharded"}, True),
+        ({"recovery_s": None}, False),
+        ({"adapter": "classic"}, False),
+        ({"recovery_s": 60, "adapter": "streams"}, False),
+    ],
+)
+async def test_recovery_without_the_streams_adapter_is_told_at_the_start(options: dict[str, Any], told: bool) -> None:
+    with capture_logs() as lines:
+        async with Server(**options):
+            pass
+    found = [line["cure"] for line in lines if "recovers" in line["event"]]
+    assert found == ["adapter='streams', or leave recovery_s out"] * told
 
 
 @pytest.mark.parametrize("value", [object(), {"a": {1, 2}}, [1j]])

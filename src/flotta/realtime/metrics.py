@@ -1,4 +1,5 @@
-"""The statistics of realtime servers in Prometheus' form, for any program. Needs ``prometheus-client``.
+"""The statistics of realtime servers in Prometheus' form, for any program. Needs ``prometheus-client``, of
+``flotta[server]``.
 
 ::
 
@@ -16,7 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+try:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+except ModuleNotFoundError as error:
+    told = 'prometheus-client is missing: pip install "flotta[server]"'
+    raise ModuleNotFoundError(told, name=error.name) from error
 
 from flotta.realtime.server import Server, ServerStats
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 from flotta.realtime.engine.options import EngineOptions
 
-__all__ = ["AdapterName", "ParserName", "ServerOptions", "ShardedMode"]
+__all__ = ["RECOVERY_S", "AdapterName", "ParserName", "ServerOptions", "ShardedMode"]
+
+RECOVERY_S: Final = 120.0
 
 AdapterName: TypeAlias = Literal["classic", "sharded", "streams"]
 ShardedMode: TypeAlias = Literal["static", "dynamic", "dynamic-private"]
@@ -80,7 +82,7 @@ class ServerOptions(EngineOptions):
     """Adapter ``"streams"``: about as many events are kept at most, whatever `recovery_s` says."""
     stream_read_count: int = 100
     """Adapter ``"streams"``: events per read."""
-    recovery_s: float | None = 120.0
+    recovery_s: float | None = RECOVERY_S
     """Adapter ``"streams"``: for how long after its connection was lost a client finds its session and what it missed.
     None: no recovery."""
     recovery_key_prefix: str = "sio:session:"

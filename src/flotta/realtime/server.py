@@ -26,7 +26,7 @@ from flotta.realtime.core import Core, State
 from flotta.realtime.engine.sessions import FILES_KEPT, connections_allowed
 from flotta.realtime.mount import Mount, engine_at
 from flotta.realtime.option_names import check_option_names, options_of
-from flotta.realtime.options import AdapterName, ServerOptions
+from flotta.realtime.options import RECOVERY_S, AdapterName, ServerOptions
 from flotta.realtime.people import PeopleStats
 from flotta.realtime.presence import Presence
 from flotta.realtime.presence.making import make_registry
@@ -127,6 +127,7 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
             raise TypeError("logger is a structlog logger; leave it out for the default one")
         check_option_names(single_options, (field.name for field in fields(ServerOptions)))
         self.options = options_of(ServerOptions, options, single_options)
+        self._recovery_told = "recovery_s" in single_options or self.options.recovery_s != RECOVERY_S
         self._log = logger or structlog.get_logger("flotta.realtime")
         self._redis_given = redis
         self._redis_owned: Redis | None = None
@@ -170,11 +171,18 @@ class Server(Registering, Sending, Sockets, Cluster, PeopleApi, Familiar):
                 await self._close_redis()
                 raise
             self._adapter = adapter
-            wanted, capped = self.options.connections_max, self._core.connections_max
-            if capped < wanted:
-                cure = f"ulimit -n {wanted + FILES_KEPT}, or a lower connections_max"
-                told = "connections_max is capped by the open-file limit"
-                self._log.warning(told, wanted=wanted, capped=capped, cure=cure)
+            self._warn_of_options()
+
+    def _warn_of_options(self) -> None:
+        wanted, capped = self.options.connections_max, self._core.connections_max
+        if capped < wanted:
+            cure = f"ulimit -n {wanted + FILES_KEPT}, or a lower connections_max"
+            told = "connections_max is capped by the open-file limit"
+            self._log.warning(told, wanted=wanted, capped=capped, cure=cure)
+        recovery_s, adapter = self.options.recovery_s, self.options.adapter
+        if self._recovery_told and recovery_s is not None and self._core.keeper is None and adapter != "streams":
+            told, cure = "only the streams adapter recovers clients", "adapter='streams', or leave recovery_s out"
+            self._log.warning(told, recovery_s=recovery_s, adapter=adapter, cure=cure)
 
     async def _make_adapter(self, redis: str | Redis | None) -> Adapter:
         if redis is None:
