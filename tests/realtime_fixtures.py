@@ -60,12 +60,14 @@ async def serving(
             await task
         yield listening.getsockname()[1] if listening.family != socket.AF_UNIX else 0
     finally:
-        if drain:
-            await sio.drain(0.5)
-        web.ending.set()
-        await asyncio.wait_for(task, 30)
-        listening.close()
-        await sio.aclose()
+        try:
+            if drain:
+                await sio.drain(0.5)
+            web.ending.set()
+            await asyncio.wait_for(task, 30)
+        finally:
+            listening.close()
+            await sio.aclose()
 
 
 def _listening(port: int) -> socket.socket:
