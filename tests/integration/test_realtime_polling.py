@@ -442,14 +442,12 @@ async def test_who_is_sent_away_hears_it_through_another_instance(valkey_url: st
         assert (await client.get()).json()["code"] == 1
 
 
-async def test_client_that_is_cut_off_by_its_acceptance_is_told_of_to_its_handler() -> None:
+@pytest.mark.parametrize("before", [["connect"], []])
+async def test_client_that_is_cut_off_by_its_acceptance_is_told_of_to_its_handler(before: list[str]) -> None:
     sio = Server(send_bytes_max=2_000, volatile_bytes_max=1_000)
     told: list[str] = []
-
-    @sio.event(namespace="/room")
-    async def connect(sid: str, environ: dict[str, Any], auth: Any) -> None:
-        told.append("connect")
-        await sio.emit("fill", "x" * 1_980, to=client_sid)  # with the answer to come it is too much
+    for event in before:
+        sio.on(event, lambda *_: told.append("connect"), namespace="/room")
 
     @sio.event(namespace="/room")
     def disconnect(sid: str, reason: str) -> None:
@@ -457,8 +455,9 @@ async def test_client_that_is_cut_off_by_its_acceptance_is_told_of_to_its_handle
 
     async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
         client = Polling(http, port)
-        await client.open()
-        client_sid = json.loads((await client.get_after("40")).text[2:])["sid"]
+        await client.join()
+        await sio.emit("fill", "x" * 1_980)  # with the answer to come it is too much
         await client.post("40/room,")
         await until(lambda: sio.stats.connections == 0)
-        await until(lambda: told == ["connect", "slow client"])
+        await until(lambda: told == [*before, "slow client"])
+        assert not sio._core.spaces["/room"].leaving

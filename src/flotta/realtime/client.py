@@ -150,11 +150,11 @@ class Client(EngineClient):
             return False
         pid = None if socket.kept is None else socket.kept.pid
         actions = self._connection.on_event(sio.Accept(socket.namespace, socket.sid, pid), 0.0)
-        self._perform_connection(actions)
-        if not actions or self.sockets.get(socket.namespace) is not socket:  # the answer was too much for its transport
-            return False
-        socket.release()
-        return True
+        if actions:
+            socket.connecting = False  # before the answer, which may be too much for its transport: then it leaves
+            self._perform_connection(actions)
+            socket.release()
+        return bool(actions)
 
     def refuse(self, namespace: str, message: str, data: Any = None) -> None:
         """Answer with an error: there is no such namespace, or the client may not join it."""
@@ -288,7 +288,6 @@ class Socket:
 
     def release(self) -> None:
         """The client is in. What waits for it is sent; with recovery by whoever looks that it can take so much."""
-        self.connecting = False
         if self.kept is None or not (self.kept.missed or self._held):
             self.flow()
 
