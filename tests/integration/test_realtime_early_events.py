@@ -150,6 +150,21 @@ async def test_who_leaves_right_behind_them_has_said_them_and_who_is_sent_away_h
         await socket.close()
 
 
+async def test_one_of_them_may_bring_the_end_of_those_behind_it() -> None:
+    stage = Stage()
+    stage.sio.on("kick", stage.sio.disconnect)
+    async with serving(stage.sio, native=True) as port:
+        socket = await _open(port)
+        for packet in ("40", '42["echo",1]', '42["kick"]', '42["echo",2]'):
+            await socket.send(packet)
+        await until(lambda: stage.waiting == 3)
+        await stage.decide()
+        assert stage.seen == ["connect", "decided", 1, ("left", "server namespace disconnect")]
+        assert str(await _next(socket)).startswith("40{")
+        assert await _next(socket) == "41"
+        await socket.close()
+
+
 async def test_an_answer_to_an_earlier_connection_is_dropped_there() -> None:
     stage = Stage()
     async with serving(stage.sio, native=True) as port:
