@@ -106,10 +106,22 @@ async def test_server_below_a_path_is_reached_there_only_and_past_its_guards(pla
         assert sio.stats.opened == 1
 
 
-@pytest.mark.parametrize(("at", "reached"), [("/socket.io", "/socket.io"), ("/", "/socket.io"), ("/a", "/a/socket.io")])
-async def test_server_is_reached_below_its_mount_and_at_a_mount_that_is_its_own_path(at: str, reached: str) -> None:
+@pytest.mark.parametrize("root_path", ["", "/api"])  # the latter is what a proxy has taken off
+@pytest.mark.parametrize(
+    ("at", "reached"),
+    [
+        ("/socket.io", "/socket.io"),
+        ("/", "/socket.io"),
+        ("/a", "/a/socket.io"),
+        ("/a/socket.io", "/a/socket.io"),
+    ],
+)
+async def test_server_is_reached_below_its_mount_and_at_a_mount_that_ends_in_its_own_path(
+    at: str, reached: str, root_path: str
+) -> None:
     sio = Server()
-    async with serving(sio, native=True, whole=_starlette(sio, at, sio.app()), drain=False) as port:
+    app = _starlette(sio, at, sio.app())
+    async with serving(sio, native=True, whole=app, drain=False, root_path=root_path) as port:
         async with _open(sio, port, reached) as native:
             assert not native
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:

@@ -77,7 +77,7 @@ class Mount:
     def _is_ours(self, scope: Scope) -> bool:
         # ASGI: path holds root_path, which a mount in another app has put there.
         whole, root, own = scope["path"].rstrip("/"), scope.get("root_path", ""), self._core.options.path
-        return bool(whole.removeprefix(root) == own or whole == root == own)  # or mounted right at its own path
+        return bool(whole.removeprefix(root) == own or (whole == root and root.endswith(own)))  # mounted right at it
 
 
 @final
