@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, final
 from flotta.errors import WireError
 from flotta.realtime.adapters import Broadcast, Command, SocketFacts, Target
 from flotta.realtime.adapters.wire import (
+    TELL_GONE,
     UID_LENGTH_MAX,
     answer_fields,
     is_count,
@@ -85,10 +86,6 @@ COMMANDS: Final = {
     RequestType.REMOTE_DISCONNECT: Command.DISCONNECT,
 }
 _REQUESTS: Final = {command: kind for kind, command in COMMANDS.items()}
-
-
-TELL_GONE: Final = "gone"
-"""What a question has that wants to hear of clients that leave. Who does not know it passes over it, as Node does."""
 
 
 @final

@@ -22,6 +22,7 @@ from flotta.errors import WireError
 from flotta.realtime.adapters import Broadcast, Command, SocketFacts, Target
 from flotta.realtime.adapters.wire import (
     ASK_S_DEFAULT,
+    TELL_GONE,
     UID_LENGTH_MAX,
     Binary,
     answer_fields,
@@ -103,9 +104,6 @@ class MessageType(IntEnum):
     BROADCAST_GONE = 105
     """Flotta's: a client that was asked has left without an answer. Said only to who has asked for it (`TELL_GONE`)."""
 
-
-TELL_GONE: Final = "gone"
-"""What a question has that wants to hear of clients that leave. Who does not know it passes over it, as Node does."""
 
 _TYPES: Final = {int(kind): kind for kind in MessageType}
 _COMMANDS: Final = {

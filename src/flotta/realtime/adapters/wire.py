@@ -25,6 +25,7 @@ __all__ = [
     "ASK_S_DEFAULT",
     "ASK_S_MAX",
     "COUNT_MAX",
+    "TELL_GONE",
     "UID_LENGTH_MAX",
     "Binary",
     "answer_fields",
@@ -54,6 +55,8 @@ ASK_S_MAX = 600.0
 UID_LENGTH_MAX: Final = 64
 COUNT_MAX: Final = 10_000_000
 """More clients than this no server has asked."""
+TELL_GONE: Final = "gone"
+"""What a question has that wants to hear of clients that leave. Who does not know it passes over it, as Node does."""
 
 
 class Binary(TypeError):
