@@ -410,6 +410,27 @@ async def test_who_is_sent_away_may_still_say_that_it_goes_and_what_it_had_to_sa
         assert (await faulty.post("1")).json()["code"] == 1
 
 
+@pytest.mark.parametrize("polls", [True, False])
+async def test_who_is_sent_away_in_mid_upgrade_and_polls_no_more_is_refused(polls: bool) -> None:
+    # The official client that has paused polling for a WebSocket which is gone begins anew when a POST of it fails, and
+    # otherwise only when it has missed a ping.
+    sio = Server()
+    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
+        client = Polling(http, port)
+        await client.join()
+        pending = asyncio.create_task(client.get())
+        await until(lambda: all(each.transport.getting for each in sio._core.clients.values()))
+        async with ws_connect(client.url.replace("http:", "ws:").replace("=polling", "=websocket")) as socket:
+            await socket.send("2probe")
+            assert await socket.recv() == "3probe"
+            assert (await pending).text == "6"
+            await sio.disconnect_sockets(close=True)
+            if polls:  # it had given up the WebSocket
+                assert (await client.get()).text == "41"
+            answer = await client.post("1")
+            assert answer.status_code == (200 if polls else 400)
+
+
 async def test_requests_after_the_end_are_waited_for_so_long_and_of_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flotta.realtime.engine.sessions.PARTED_MAX", 2)
     sio = Server()

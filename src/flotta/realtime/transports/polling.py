@@ -68,6 +68,7 @@ class PollingTransport:
         "client",
         "getting",
         "parting",
+        "paused",
         "posting",
         "reading",
         "relayed",
@@ -86,6 +87,8 @@ class PollingTransport:
         self.client: EngineClient | None = None
         self.getting = False
         self.posting = False
+        self.paused = False
+        """The client was told that it may switch, and no GET has come since then."""
         self.parting: Callable[[], None] | None = None
         """Call it, and the requests of a session that has ended still come here for a while."""
         self.relayed: Relayed | None = None
@@ -130,6 +133,7 @@ class PollingTransport:
         """Let no GET wait while the client upgrades: it goes on when the one that is under way has come back, and a
         GET may still be on its way here when the probe is answered."""
         self._releasing = on
+        self.paused = self.paused or on
         self._wake.set()
 
     def pause(self) -> None:
@@ -188,6 +192,7 @@ class PollingTransport:
 
     async def take(self) -> str:
         """Wait for something to send and take all of it, as a polling body."""
+        self.paused = self._releasing
         if self._releasing and not self._pending:
             await self._wait_for_switch()
         while not self._pending and not self._releasing:
@@ -231,11 +236,12 @@ async def _after_the_end(
     core: AnyEngine, facts: Facts, transport: PollingTransport, receive: Receive, answer: _Answer
 ) -> None:
     """Serve a request of a session that has ended: a GET hears the end once, what a POST brings is let fall. Official
-    clients send the next GET before they look at what the last one brought, so that their POST may come after both."""
-    if facts.method == "POST":
+    clients send the next GET before they look at what the last one brought, so that their POST may come after both. One
+    that has paused polling for a WebSocket which is gone never polls again: only a refused POST lets it begin anew."""
+    if facts.method == "POST" and not transport.paused:
         assert transport.client is not None
         await _post(core, transport.client, transport, receive, answer)
-    elif transport.has_last_words and not transport.getting:
+    elif facts.method == "GET" and transport.has_last_words and not transport.getting:
         last = await transport.take()
         transport.part()
         await answer.send(200, last.encode())
