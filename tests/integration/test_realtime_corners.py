@@ -463,7 +463,7 @@ async def test_client_whose_end_fails_does_not_stop_the_heartbeat_of_the_others(
         with monkeypatch.context() as patched, capture_logs() as lines:
             for end in ("close", "expel"):
                 patched.setattr(Client, end, lambda *_: 1 / 0)
-            await until(lambda: len([line for line in lines if "heartbeat" in line["event"]]) >= 2)
+            await until(lambda: len({line["sid"] for line in lines if "heartbeat" in line["event"]}) == 2)
         late = await _open(port)
         await asyncio.wait_for(late.wait_closed(), 5)
         assert sio.stats.ended == {"connect timeout": 1}
