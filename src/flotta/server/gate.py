@@ -93,7 +93,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            own = self._own.get(scope["path"].removeprefix(scope.get("root_path", "")))
+            own = self._own.get(_path_of(scope))
             if own is not None and scope["method"] in ("GET", "HEAD"):
                 await self._reply(await own(scope), scope, send)
             else:
@@ -142,7 +142,7 @@ class Gate:
             self.requests.in_flight -= 1
             self.requests.count(scope["method"], status, time.perf_counter() - began)
             if status == _STATUS_NOT_FOUND:
-                self._answers.not_found(scope["path"].removeprefix(scope.get("root_path", "")))
+                self._answers.not_found(_path_of(scope))
 
     async def _reply(self, reply: Reply, scope: Scope, send: Send) -> None:
         status, content_type, body = reply
@@ -178,6 +178,12 @@ class Gate:
         if self._token is not None and scheme.lower() == b"bearer":
             return hmac.compare_digest(token.strip(), self._token)
         return not (_FORWARDED & headers.keys()) and _is_loopback(client)
+
+
+def _path_of(scope: Scope) -> str:
+    """As the application sees it. ASGI: ``path`` holds ``root_path``."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _closing(headers: Any) -> list[tuple[bytes, bytes]]:
