@@ -69,6 +69,14 @@ async def _clients(sio: Server, count: int = 1) -> AsyncIterator[list[Client]]:
             await client.socket.close()
 
 
+async def _come_and_go(sio: Server, client: Client) -> None:
+    """Join the namespace and leave it while the server still decides."""
+    await client.socket.send("40")
+    await until(lambda: len(sio._core.spaces["/"].rooms) == 1)
+    await client.socket.send("41")
+    await until(lambda: len(sio._core.spaces["/"].rooms) == 0)
+
+
 class Opened:
     """An adapter of one's own that notes which namespaces it was told of."""
 
@@ -639,10 +647,7 @@ async def test_client_that_goes_while_its_connect_handler_runs_is_known_in_disco
         told.append((reason, await sio.get_session(sid)))
 
     async with _clients(sio) as (client,):
-        await client.socket.send("40")
-        await until(lambda: len(sio._core.spaces["/"].rooms) == 1)
-        await client.socket.send("41")
-        await until(lambda: len(sio._core.spaces["/"].rooms) == 0)
+        await _come_and_go(sio, client)
         go.set()
         await until(lambda: told)
         assert told == [("client namespace disconnect", {"user": "ada"})]
@@ -669,10 +674,7 @@ async def test_client_that_goes_while_middleware_decides_is_told_of_to_nobody() 
         told.append("disconnect")
 
     async with _clients(sio) as (client,):
-        await client.socket.send("40")
-        await until(lambda: len(sio._core.spaces["/"].rooms) == 1)
-        await client.socket.send("41")
-        await until(lambda: len(sio._core.spaces["/"].rooms) == 0)
+        await _come_and_go(sio, client)
         go.set()
         await until(lambda: not sio.stats.handlers_running)
         assert told == []

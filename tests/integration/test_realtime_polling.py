@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -285,26 +286,9 @@ async def test_one_body_holds_any_number_of_packets() -> None:
         assert seen == list(range(5_000))
 
 
-async def test_second_post_beside_one_under_way_ends_the_session() -> None:
-    sio = Server(backlog_max=1)
-    gate = asyncio.Event()
-
-    @sio.event
-    async def slow(sid: str) -> None:
-        await gate.wait()
-
-    async with serving(sio, native=True) as port, httpx.AsyncClient() as http:
-        client = Polling(http, port)
-        await client.join()
-        first = asyncio.create_task(client.post('42["slow"]\x1e42["slow"]\x1e42["slow"]'))
-        await until(lambda: any(each.pauses for each in sio._core.clients.values()))
-        assert (await client.post("3")).status_code == 400
-        gate.set()
-        await first
-        await until(lambda: sio.stats.connections == 0)
-
-
-async def test_post_that_outlasts_the_upgrade_opens_no_way_back_to_polling() -> None:
+@asynccontextmanager
+async def _long_post() -> AsyncIterator[tuple[Server, Polling, asyncio.Task[httpx.Response], asyncio.Event]]:
+    """A client whose POST holds more events than may wait for handlers: it is answered once the event is set."""
     sio = Server(backlog_max=1)
     gate = asyncio.Event()
 
@@ -317,6 +301,19 @@ async def test_post_that_outlasts_the_upgrade_opens_no_way_back_to_polling() -> 
         await client.join()
         post = asyncio.create_task(client.post('42["slow"]\x1e42["slow"]\x1e42["slow"]'))
         await until(lambda: any(each.pauses for each in sio._core.clients.values()))
+        yield sio, client, post, gate
+
+
+async def test_second_post_beside_one_under_way_ends_the_session() -> None:
+    async with _long_post() as (sio, client, first, gate):
+        assert (await client.post("3")).status_code == 400
+        gate.set()
+        await first
+        await until(lambda: sio.stats.connections == 0)
+
+
+async def test_post_that_outlasts_the_upgrade_opens_no_way_back_to_polling() -> None:
+    async with _long_post() as (sio, client, post, gate):
         ws_url = client.url.replace("http:", "ws:").replace("transport=polling", "transport=websocket")
         async with ws_connect(ws_url) as socket:
             await socket.send("2probe")

@@ -14,6 +14,7 @@ from flotta.realtime import Server
 from flotta.realtime.engine.request import Request
 from flotta.realtime.engineio.handshake import Refused
 from flotta.realtime.relay import asks, leases, pace
+from flotta.realtime.relay.relay import Relay
 from flotta.realtime.relay.wire import Answer, Echo
 from flotta.redis import Redis
 from flotta.redis.embedded import EmbeddedRedis
@@ -186,14 +187,18 @@ async def test_junk_inside_a_message_is_counted_like_junk_outside(valkey_url: st
         assert await asking == "reply"
 
 
+def _without_beats(sio: Server) -> Relay:
+    """The relay of a server whose leases the test looks after."""
+    relay = sio._relay
+    assert relay is not None
+    assert relay._leases._beating is not None
+    relay._leases._beating.cancel()
+    return relay
+
+
 async def test_lease_that_redis_lost_is_claimed_again_and_nobody_is_given_up(valkey_url: str, unique: str) -> None:
     async with pair(valkey_url, unique) as two:
-        home, there = two.home._relay, two.there._relay
-        assert home is not None
-        assert there is not None
-        for relay in (home, there):
-            assert relay._leases._beating is not None
-            relay._leases._beating.cancel()  # the test beats
+        home, there = _without_beats(two.home), _without_beats(two.there)
         sid = await two.join()
         waiting = asyncio.create_task(two.get(sid))
         await until(lambda: there.stats.waiting == 1)
@@ -218,8 +223,7 @@ async def test_who_is_gone_is_seen_on_a_cluster_of_one_node_too(unique: str) -> 
             while "cluster_state:ok" not in str(await admin.link.call("CLUSTER", "INFO")):
                 await asyncio.sleep(0.01)
         async with pair(server.url, unique) as two:
-            there: Any = two.there._relay
-            there._leases._beating.cancel()  # the test beats
+            there: Any = _without_beats(two.there)
             gone: list[str] = []
             there._leases._watched, there._leases._on_gone = lambda: ["home", "dead"], gone.append
             await there._leases._look()
@@ -228,12 +232,7 @@ async def test_who_is_gone_is_seen_on_a_cluster_of_one_node_too(unique: str) -> 
 
 async def test_nobody_is_given_up_while_redis_has_no_memory_for_leases(own_valkey: EmbeddedRedis, unique: str) -> None:
     async with pair(own_valkey.url, unique) as two:
-        home, there = two.home._relay, two.there._relay
-        assert home is not None
-        assert there is not None
-        for relay in (home, there):
-            assert relay._leases._beating is not None
-            relay._leases._beating.cancel()  # the test beats
+        home, there = _without_beats(two.home), _without_beats(two.there)
         waiting = asyncio.create_task(two.get(await two.join()))
         await until(lambda: there.stats.waiting == 1)
         await two.clients[0].config_set("maxmemory", 1)
